@@ -1,0 +1,1 @@
+//! The producer: the job contract and everything that hands a job in.

@@ -1,0 +1,1 @@
+//! The worker: admission, quotas, batching, the Qwen3 engine, writing, audit and completion.
