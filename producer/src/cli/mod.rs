@@ -1,0 +1,76 @@
+//! `vecmill`, the program that people type: one file a command.
+
+mod cancel;
+mod connection;
+mod get;
+mod list;
+mod output;
+mod status;
+mod submit;
+
+use std::process::ExitCode;
+
+use clap::{CommandFactory, Parser, Subcommand};
+
+use self::output::Failure;
+
+const EXAMPLES: &str = "\
+Examples:
+  vecmill submit corpus.jsonl                      submit a corpus, go on at once
+  zcat logs.txt.gz | vecmill submit - --format lines --dimensions 256
+  vecmill submit s3://my-bucket/corpus.parquet --text-field body --wait
+  vecmill status 5d41402abc4b2a76b9719d911017c592 --watch
+  vecmill get 5d41402abc4b2a76b9719d911017c592 --out vectors/
+  vecmill list --json
+
+Settings come from the environment: VECMILL_API_KEY (or VECMILL_API_KEY_FILE), VECMILL_SIGNER_URL,
+VECMILL_AMQP_URL (or VECMILL_AMQP_URL_FILE), VECMILL_S3_ENDPOINT, VECMILL_S3_BUCKET and the usual AWS_* variables.
+
+Exit codes: 0 done; 1 failed, try again later; 2 wrong usage or settings; 3 refused by the signer;
+4 the input was refused; 5 the job ended without being completed.";
+
+/// Embed text in bulk: submit a corpus, watch it, fetch the vectors.
+#[derive(Debug, Parser)]
+#[command(name = "vecmill", version, after_help = EXAMPLES)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Cut a corpus into chunks, have it signed and queue it for embedding
+    Submit(submit::Args),
+    /// Show where a job stands
+    Status(status::Args),
+    /// Fetch a job's vectors; of a running job, the parts finished so far
+    Get(get::Args),
+    /// Cancel a job; what is finished stays
+    Cancel(cancel::Args),
+    /// List the tenant's jobs
+    List(list::Args),
+    /// Print a completion script for a shell
+    Completions {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
+}
+
+/// Runs a command; the exit code tells how it went.
+pub async fn run(cli: Cli) -> ExitCode {
+    let result = match cli.command {
+        Command::Submit(args) => submit::run(args).await,
+        Command::Status(args) => status::run(args).await,
+        Command::Get(args) => get::run(args).await,
+        Command::Cancel(args) => cancel::run(args).await,
+        Command::List(args) => list::run(args).await,
+        Command::Completions { shell } => {
+            clap_complete::generate(shell, &mut Cli::command(), "vecmill", &mut std::io::stdout());
+            Ok(())
+        }
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => failure.report(),
+    }
+}

@@ -1,0 +1,111 @@
+//! How commands speak: results on standard output, everything else on standard error, failures as exit codes.
+
+use std::{io::IsTerminal, process::ExitCode, time::Duration};
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use serde::Serialize;
+use vecmill_signer::client::ClientError;
+
+use crate::{
+    fetch::FetchError, prepare::PrepareError, status::StatusError, store::StoreError, submit::SubmitError,
+};
+
+/// Why a command ends without having done its work.
+#[derive(Debug)]
+pub(super) enum Failure {
+    /// Something is not there at the moment; the same command may work later.
+    Unavailable(String),
+    /// Settings are missing or wrong; all of them, a sentence each.
+    Settings(Vec<String>),
+    /// The signer said no.
+    Refused(String),
+    /// The input is at fault.
+    Input(String),
+    /// The job ended without being completed.
+    NotCompleted(String),
+}
+
+impl Failure {
+    pub(super) fn report(self) -> ExitCode {
+        let (code, sentences) = match self {
+            Self::Unavailable(sentence) => (1, vec![sentence]),
+            Self::Settings(sentences) => (2, sentences),
+            Self::Refused(sentence) => (3, vec![sentence]),
+            Self::Input(sentence) => (4, vec![sentence]),
+            Self::NotCompleted(sentence) => (5, vec![sentence]),
+        };
+        for sentence in sentences {
+            eprintln!("vecmill: {sentence}");
+        }
+        ExitCode::from(code)
+    }
+}
+
+impl From<ClientError> for Failure {
+    fn from(error: ClientError) -> Self {
+        match error {
+            ClientError::Refused { .. } => Self::Refused(error.to_string()),
+            _ => Self::Unavailable(error.to_string()),
+        }
+    }
+}
+
+impl From<StoreError> for Failure {
+    fn from(error: StoreError) -> Self {
+        Self::Unavailable(error.to_string())
+    }
+}
+
+impl From<StatusError> for Failure {
+    fn from(error: StatusError) -> Self {
+        Self::Unavailable(error.to_string())
+    }
+}
+
+impl From<FetchError> for Failure {
+    fn from(error: FetchError) -> Self {
+        Self::Unavailable(error.to_string())
+    }
+}
+
+impl From<SubmitError> for Failure {
+    fn from(error: SubmitError) -> Self {
+        match error {
+            SubmitError::Spec(error) => Self::Settings(vec![error.to_string()]),
+            SubmitError::Signer(error) => error.into(),
+            SubmitError::Prepare(
+                PrepareError::Strict { .. } | PrepareError::Empty { .. } | PrepareError::Read(_) | PrepareError::Source(_),
+            ) => Self::Input(error.to_string()),
+            error => Self::Unavailable(error.to_string()),
+        }
+    }
+}
+
+/// Prints a result as JSON on one line.
+pub(super) fn print_json(result: &impl Serialize) {
+    println!("{}", serde_json::to_string(result).unwrap_or_default());
+}
+
+/// A bar on standard error; silent where nobody looks.
+pub(super) fn bar(length: u64, unit: &str) -> ProgressBar {
+    let bar = ProgressBar::with_draw_target(Some(length), draw_target());
+    let template = format!("{{msg:12}} {{wide_bar}} {{human_pos}}/{{human_len}} {unit} {{per_sec}} {{eta}}");
+    bar.with_style(ProgressStyle::with_template(&template).unwrap_or_else(|_| ProgressStyle::default_bar()))
+}
+
+/// A spinner with a count, for work of unknown length.
+pub(super) fn spinner(message: &'static str) -> ProgressBar {
+    let spinner = ProgressBar::with_draw_target(None, draw_target()).with_message(message);
+    let style = ProgressStyle::with_template("{msg:12} {spinner} {human_pos} texts {per_sec}");
+    spinner.enable_steady_tick(Duration::from_millis(120));
+    spinner.with_style(style.unwrap_or_else(|_| ProgressStyle::default_spinner()))
+}
+
+fn draw_target() -> ProgressDrawTarget {
+    if std::io::stderr().is_terminal() { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() }
+}
+
+/// 1234567 as 1,234,567.
+pub(super) fn grouped(number: u64) -> String {
+    indicatif::HumanCount(number).to_string()
+}

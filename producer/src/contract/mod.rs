@@ -1,0 +1,23 @@
+//! The job contract: what a producer writes and a worker reads, and the other way round.
+//!
+//! Everything that crosses a process border is a type in this module, carries a version, and is read with
+//! unknown versions refused. The crates on both sides use these types; nothing is described twice.
+
+mod chunk;
+mod layout;
+mod manifest;
+mod message;
+mod outcome;
+mod spec;
+
+pub use chunk::{CHUNK_TEXT_BYTES_MAX, ChunkError, ChunkRow, ChunkWriter, read_chunk};
+pub(crate) use layout::chunk_of_key;
+pub use layout::{JobKeys, job_of_key, refusal_key, tenant_jobs_prefix};
+pub use manifest::{CHUNKS_MAX, ChunkEntry, Input, MANIFEST_BYTES_MAX, Manifest, ManifestError};
+pub use message::{ATTEMPT_HEADER, ChunkMessage, MESSAGE_BYTES_MAX, MessageError, REASON_HEADER, RUNG_HEADER};
+pub use outcome::{Cancelled, ChunkResult, DeadChunk, FinalManifest, PartEntry, RowError, Submission};
+pub use spec::{Dtype, JobSpec, SpecError};
+
+/// The version of every document in this module. A reader refuses any other: a later version comes with
+/// its own reader, never with a guess.
+pub const CONTRACT_VERSION: u32 = 1;

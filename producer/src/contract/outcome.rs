@@ -1,0 +1,125 @@
+//! What becomes of a job: the records that workers leave on S3 and that status is read from.
+
+use serde::{Deserialize, Serialize};
+use vecmill_signer::claims::{Digest, JobId};
+
+use super::JobSpec;
+
+/// `submission.json`: when a job was handed in and until when its grant lives.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Submission {
+    /// [`super::CONTRACT_VERSION`].
+    pub version: u32,
+    /// When, as RFC 3339.
+    pub submitted_at: jiff::Timestamp,
+    /// When the grant expires: chunks not done by then are never computed.
+    pub expires_at: jiff::Timestamp,
+    /// Set once every chunk's message was confirmed by the broker.
+    pub published: bool,
+    /// What the submitter called the input.
+    pub name: String,
+}
+
+/// `cancelled.json`: the tenant wants no more of the job.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Cancelled {
+    /// When, as RFC 3339.
+    pub at: jiff::Timestamp,
+}
+
+/// `done/chunk-….json`: a chunk's vectors and audit record are durable.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ChunkResult {
+    /// [`super::CONTRACT_VERSION`].
+    pub version: u32,
+    /// The chunk's number.
+    pub chunk: u32,
+    /// Rows with a vector.
+    pub rows: u32,
+    /// Rows that failed; each is a line of the chunk's errors object.
+    pub failed: u32,
+    /// Exact tokens, as charged to the tenant.
+    pub tokens: u64,
+    /// Bytes of the Parquet part.
+    pub part_bytes: u64,
+    /// SHA-256 of the Parquet part.
+    pub part_sha256: Digest,
+    /// SHA-256 of the vectors' little-endian bytes in row order.
+    pub vectors_sha256: Digest,
+    /// The revision of the model that computed them.
+    pub revision: String,
+}
+
+/// `dead/chunk-….json`: a chunk was given up, and why.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeadChunk {
+    /// The chunk's number.
+    pub chunk: u32,
+    /// A stable word that a program can branch on, for example `bad_digest`.
+    pub code: String,
+    /// A sentence for a person.
+    pub reason: String,
+    /// When, as RFC 3339.
+    pub at: jiff::Timestamp,
+}
+
+/// A line of an errors or rejected object: one row that has no vector.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RowError {
+    /// Where the row stood in the input, counted from 1.
+    pub line: u64,
+    /// The tenant's id for it, where it could be read.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub id: Option<String>,
+    /// A stable word that a program can branch on, for example `too_long`.
+    pub code: String,
+    /// A sentence for a person; never the text itself.
+    pub message: String,
+}
+
+/// One part in the [`FinalManifest`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PartEntry {
+    /// The part's place under the job's prefix.
+    pub path: String,
+    /// The chunk's number.
+    pub chunk: u32,
+    /// Rows with a vector.
+    pub rows: u32,
+    /// Rows that failed.
+    pub failed: u32,
+    /// Exact tokens.
+    pub tokens: u64,
+    /// Bytes of the part.
+    pub bytes: u64,
+    /// SHA-256 of the part.
+    pub sha256: Digest,
+}
+
+/// `_manifest.json`: the whole result of a job.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FinalManifest {
+    /// [`super::CONTRACT_VERSION`].
+    pub version: u32,
+    /// The job.
+    pub job: JobId,
+    /// The job's parameters.
+    pub spec: JobSpec,
+    /// Revisions of the model that computed the parts; more than one only when the fleet was
+    /// updated in mid-job.
+    pub revisions: Vec<String>,
+    /// SHA-256 of the manifest that the grant vouched for.
+    pub manifest_sha256: Digest,
+    /// Rows with a vector.
+    pub rows: u64,
+    /// Rows that failed.
+    pub failed: u64,
+    /// Input rows that the producer could not use.
+    pub rejected: u64,
+    /// Exact tokens.
+    pub tokens: u64,
+    /// The parts in input order.
+    pub parts: Vec<PartEntry>,
+    /// Chunks that were given up.
+    pub dead: Vec<DeadChunk>,
+}

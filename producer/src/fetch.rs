@@ -1,0 +1,149 @@
+//! Fetching a job's vectors: the parts, the summary, and one file with every row that has no vector.
+
+use std::{
+    io::Write,
+    path::{Path, PathBuf},
+};
+
+use futures_util::{StreamExt, TryStreamExt, stream};
+use serde::Serialize;
+use vecmill_signer::claims::Digest;
+
+use crate::{
+    contract::{FinalManifest, JobKeys, MANIFEST_BYTES_MAX},
+    store::{Object, Store, StoreError},
+};
+
+/// Downloads at once.
+const DOWNLOADS_MAX: usize = 8;
+/// Most bytes of a block of row errors; the writers cut far below.
+const ERRORS_BYTES_MAX: usize = 64 << 20;
+
+/// What was fetched.
+#[derive(Clone, Debug, Serialize)]
+pub struct Fetched {
+    /// The folder.
+    pub dir: PathBuf,
+    /// Parts in the folder now.
+    pub parts: usize,
+    /// Of these, parts that were there already.
+    pub kept: usize,
+    /// Bytes downloaded.
+    pub bytes: u64,
+    /// Rows without a vector, in `errors.jsonl`.
+    pub errors: u64,
+    /// Whether the job is complete; if not, these are the parts finished so far.
+    pub complete: bool,
+}
+
+/// Why a fetch failed. What has been fetched stays, and the next fetch goes on from there.
+#[derive(Debug, thiserror::Error)]
+pub enum FetchError {
+    /// S3 failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The folder can't be written.
+    #[error("{path} can't be written: {error}")]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        error: std::io::Error,
+    },
+    /// A part is not the one that the summary lists.
+    #[error("{key} hashes to {found}, the job's summary says {expected}: fetch again, and report it if it stays so")]
+    Digest {
+        /// The part.
+        key: String,
+        /// In the summary.
+        expected: Digest,
+        /// As downloaded.
+        found: Digest,
+    },
+}
+
+/// Downloads what is there of the job into `dir`, checking every part of a complete job against its digest.
+/// `progress` is called with (parts there, parts in all).
+pub async fn fetch(
+    store: &Store,
+    keys: &JobKeys,
+    dir: &Path,
+    progress: impl Fn(usize, usize),
+) -> Result<Fetched, FetchError> {
+    std::fs::create_dir_all(dir).map_err(|error| FetchError::Write { path: dir.to_owned(), error })?;
+    let summary: Option<FinalManifest> = store.get_json(&keys.final_manifest(), 2 * MANIFEST_BYTES_MAX).await?;
+    let complete = store.exists(&keys.success()).await?;
+    let parts = store.list(&keys.parts_prefix(), None).await?;
+    let digests: std::collections::HashMap<String, Digest> = summary
+        .iter()
+        .flat_map(|summary| &summary.parts)
+        .map(|part| (format!("{}{}", keys.prefix(), part.path), part.sha256))
+        .collect();
+    let mut fetched =
+        Fetched { dir: dir.to_owned(), parts: parts.len(), kept: 0, bytes: 0, errors: 0, complete };
+    let mut downloads = stream::iter(&parts)
+        .map(|part| fetch_part(store, part, dir, digests.get(&part.key).copied()))
+        .buffer_unordered(DOWNLOADS_MAX);
+    let mut there = 0;
+    while let Some(bytes) = downloads.try_next().await? {
+        there += 1;
+        progress(there, parts.len());
+        match bytes {
+            Some(bytes) => fetched.bytes += bytes,
+            None => fetched.kept += 1,
+        }
+    }
+    drop(downloads);
+    fetched.errors = fetch_errors(store, keys, dir).await?;
+    if let Some(summary) = summary {
+        let path = dir.join("_manifest.json");
+        let bytes = serde_json::to_vec_pretty(&summary).unwrap_or_default();
+        std::fs::write(&path, bytes).map_err(|error| FetchError::Write { path, error })?;
+    }
+    Ok(fetched)
+}
+
+/// Downloads one part unless it is there; gives the bytes downloaded.
+async fn fetch_part(
+    store: &Store,
+    part: &Object,
+    dir: &Path,
+    expected: Option<Digest>,
+) -> Result<Option<u64>, FetchError> {
+    let name = part.key.rsplit('/').next().unwrap_or_default();
+    let path = dir.join(name);
+    if let (Some(expected), Ok(bytes)) = (expected, std::fs::read(&path))
+        && Digest::of(&bytes) == expected
+    {
+        return Ok(None);
+    }
+    // Beside its place first, so that a part under its own name is always whole.
+    let partial = dir.join(format!(".{name}.partial"));
+    let (bytes, found) = store.download(None, &part.key, &partial).await?;
+    if let Some(expected) = expected
+        && expected != found
+    {
+        return Err(FetchError::Digest { key: part.key.clone(), expected, found });
+    }
+    std::fs::rename(&partial, &path).map_err(|error| FetchError::Write { path, error })?;
+    Ok(Some(bytes))
+}
+
+/// Gathers rejected and failed rows into `errors.jsonl`; gives their number. No file when there are none.
+async fn fetch_errors(store: &Store, keys: &JobKeys, dir: &Path) -> Result<u64, FetchError> {
+    let path = dir.join("errors.jsonl");
+    let mut objects = store.list(&keys.rejected_prefix(), None).await?;
+    objects.extend(store.list(&keys.errors_prefix(), None).await?);
+    if objects.is_empty() {
+        return Ok(0);
+    }
+    let write = |error| FetchError::Write { path: path.clone(), error };
+    let mut file = std::fs::File::create(&path).map_err(write)?;
+    let mut errors = 0;
+    for object in objects {
+        let Some(lines) = store.get(&object.key, ERRORS_BYTES_MAX).await? else { continue };
+        errors += lines.iter().filter(|&&byte| byte == b'\n').count() as u64;
+        file.write_all(&lines).map_err(write)?;
+    }
+    Ok(errors)
+}

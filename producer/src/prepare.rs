@@ -1,0 +1,208 @@
+//! From a corpus to a manifest on S3: the part of submitting that needs no broker.
+
+use serde::Serialize;
+use vecmill_signer::claims::{Digest, JobId, TenantId};
+
+use crate::{
+    contract::{CONTRACT_VERSION, Input, JobKeys, JobSpec, MANIFEST_BYTES_MAX, Manifest, ManifestError},
+    read::{self, BadRow, InputFormat, ReadError, ReadOptions},
+    source::{Source, SourceError, Spooled},
+    split::{Cut, SplitError, split},
+    store::{Store, StoreError},
+};
+
+/// What to embed and how to read it.
+#[derive(Clone, Debug)]
+pub struct Corpus {
+    /// Where it is.
+    pub source: Source,
+    /// How to read it.
+    pub format: InputFormat,
+    /// Which fields to read.
+    pub options: ReadOptions,
+    /// Where to cut it.
+    pub cut: Cut,
+    /// Refuse the whole job when any row is bad.
+    pub strict: bool,
+}
+
+/// A step of the work, for progress and reports.
+#[derive(Clone, Debug)]
+pub enum Event {
+    /// The corpus has been read once; its size in bytes.
+    Hashed(u64),
+    /// A row that can't be used.
+    Rejected(BadRow),
+    /// A chunk has reached S3; its rows.
+    Uploaded(u32),
+    /// This many messages are about to be published.
+    Publishing(u32),
+    /// The broker has confirmed one.
+    Published,
+}
+
+/// A corpus that lies on S3 in chunks, with the manifest to sign.
+#[derive(Debug)]
+pub struct Prepared {
+    /// The job.
+    pub job: JobId,
+    /// Its keys.
+    pub keys: JobKeys,
+    /// What the input is called.
+    pub name: String,
+    /// The manifest.
+    pub manifest: Manifest,
+    /// SHA-256 of the manifest's bytes on S3.
+    pub manifest_sha256: Digest,
+    /// Whether it was there already.
+    pub known: bool,
+}
+
+/// Why no manifest was written.
+#[derive(Debug, thiserror::Error)]
+pub enum PrepareError {
+    /// The corpus can't be had.
+    #[error(transparent)]
+    Source(#[from] SourceError),
+    /// The corpus can't be read.
+    #[error(transparent)]
+    Read(#[from] ReadError),
+    /// The corpus can't be cut.
+    #[error(transparent)]
+    Split(#[from] SplitError),
+    /// S3 failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The manifest on S3 is not one.
+    #[error(transparent)]
+    Manifest(#[from] ManifestError),
+    /// `strict`, and there are bad rows; all have been reported.
+    #[error("{name} has {bad} bad rows and --strict was given: nothing was submitted; mend them or leave --strict out")]
+    Strict {
+        /// The corpus.
+        name: String,
+        /// How many.
+        bad: u64,
+    },
+    /// Not one good row.
+    #[error("{name} has no row that can be embedded ({bad} bad rows): nothing was submitted")]
+    Empty {
+        /// The corpus.
+        name: String,
+        /// How many rows are bad.
+        bad: u64,
+    },
+}
+
+/// The job's identity. The same corpus, read and cut the same way with the same parameters by the same tenant,
+/// is the same job, however often and from wherever it is handed in.
+pub fn job_id(tenant: &TenantId, spec: &JobSpec, input: &Input, options: &ReadOptions, cut: Cut) -> JobId {
+    #[derive(Serialize)]
+    struct Identity<'a> {
+        version: u32,
+        tenant: &'a TenantId,
+        spec: &'a JobSpec,
+        input: &'a Input,
+        id_field: &'a str,
+        text_field: &'a str,
+        chunk_rows: u32,
+        chunk_bytes: u32,
+    }
+    let identity = Identity {
+        version: CONTRACT_VERSION,
+        tenant,
+        spec,
+        input,
+        id_field: &options.id_field,
+        text_field: &options.text_field,
+        chunk_rows: cut.chunk_rows,
+        chunk_bytes: cut.chunk_bytes,
+    };
+    let bytes = serde_json::to_vec(&identity).unwrap_or_default();
+    JobId::from_digest(Digest::of(&bytes).as_bytes())
+}
+
+/// Brings a corpus to S3 as chunks and a manifest, unless that has been done before.
+pub async fn prepare(
+    store: &Store,
+    tenant: &TenantId,
+    spec: &JobSpec,
+    corpus: &Corpus,
+    report: impl Fn(Event) + Send + Clone + 'static,
+) -> Result<Prepared, PrepareError> {
+    let spooled = corpus.source.spool(store).await?;
+    report(Event::Hashed(spooled.bytes));
+    let input = Input { sha256: spooled.sha256, bytes: spooled.bytes, format: corpus.format };
+    let job = job_id(tenant, spec, &input, &corpus.options, corpus.cut);
+    let keys = JobKeys::new(tenant, &job);
+    let name = spooled.name.clone();
+
+    if let Some(bytes) = store.get(&keys.manifest(), MANIFEST_BYTES_MAX).await? {
+        let manifest = Manifest::parse(&bytes)?;
+        if corpus.strict && manifest.rejected > 0 {
+            return Err(PrepareError::Strict { name, bad: manifest.rejected });
+        }
+        return Ok(Prepared { job, keys, name, manifest, manifest_sha256: Digest::of(&bytes), known: true });
+    }
+    if corpus.strict {
+        refuse_bad_rows(&spooled, corpus, report.clone()).await?;
+    }
+    let rows = open(&spooled, corpus).await?;
+    let rejecting = report.clone();
+    let cut = split(
+        store,
+        &keys,
+        rows,
+        corpus.cut,
+        move |bad| rejecting(Event::Rejected(bad.clone())),
+        |rows| report(Event::Uploaded(rows)),
+    )
+    .await?;
+    if cut.rows == 0 {
+        return Err(PrepareError::Empty { name, bad: cut.rejected });
+    }
+    let manifest = Manifest {
+        version: CONTRACT_VERSION,
+        job: job.clone(),
+        spec: spec.clone(),
+        input,
+        rows: cut.rows,
+        rejected: cut.rejected,
+        chunks: cut.chunks,
+    };
+    let bytes = manifest.to_bytes();
+    let manifest_sha256 = Digest::of(&bytes);
+    // Last, when every chunk is there: a manifest on S3 means that the corpus is complete.
+    store.put(&keys.manifest(), bytes, "application/json").await?;
+    Ok(Prepared { job, keys, name, manifest, manifest_sha256, known: false })
+}
+
+async fn open(spooled: &Spooled, corpus: &Corpus) -> Result<read::Rows, ReadError> {
+    let (path, format, options) = (spooled.path.clone(), corpus.format, corpus.options.clone());
+    let opened = tokio::task::spawn_blocking(move || read::open(&path, format, &options)).await;
+    opened.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))
+}
+
+/// A pass over the whole corpus before anything is written, so that a refused job leaves nothing behind.
+async fn refuse_bad_rows(
+    spooled: &Spooled,
+    corpus: &Corpus,
+    report: impl Fn(Event) + Send + 'static,
+) -> Result<(), PrepareError> {
+    let rows = open(spooled, corpus).await?;
+    let counted = tokio::task::spawn_blocking(move || {
+        let mut bad = 0;
+        for row in rows {
+            if let Err(row) = row? {
+                report(Event::Rejected(row));
+                bad += 1;
+            }
+        }
+        Ok::<u64, ReadError>(bad)
+    });
+    let bad = counted.await.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))?;
+    match bad {
+        0 => Ok(()),
+        bad => Err(PrepareError::Strict { name: spooled.name.clone(), bad }),
+    }
+}

@@ -1,0 +1,164 @@
+//! Where a corpus comes from: a file, standard input, or an S3 object.
+//!
+//! A corpus is read twice, first for its digest (the job's identity) and then for its rows, and Parquet needs to
+//! seek. So what is not a file is first spooled into one: disk is cheap, memory stays flat.
+
+use std::{
+    io::Read,
+    path::{Path, PathBuf},
+};
+
+use tempfile::TempPath;
+use vecmill_signer::claims::Digest;
+
+use crate::{
+    digest::Hasher,
+    store::{Store, StoreError},
+};
+
+/// Bytes read at once while hashing or spooling.
+const BLOCK_BYTES: usize = 1 << 20;
+
+/// A place to read a corpus from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// A local file.
+    File(PathBuf),
+    /// Standard input, named `-`.
+    Stdin,
+    /// `s3://bucket/key`.
+    S3 {
+        /// The bucket.
+        bucket: String,
+        /// The object's key.
+        key: String,
+    },
+}
+
+/// Why a corpus can't be had.
+#[derive(Debug, thiserror::Error)]
+pub enum SourceError {
+    /// Opening or reading failed.
+    #[error("{name} can't be read: {error}")]
+    Read {
+        /// The corpus.
+        name: String,
+        /// Why.
+        error: std::io::Error,
+    },
+    /// The temporary file could not be written.
+    #[error("{name} can't be spooled to a temporary file (set TMPDIR to a folder with room for it): {error}")]
+    Spool {
+        /// The corpus.
+        name: String,
+        /// Why.
+        error: std::io::Error,
+    },
+    /// S3 failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// A corpus on local disk with its digest.
+#[derive(Debug)]
+pub struct Spooled {
+    /// The file to read.
+    pub path: PathBuf,
+    /// Bytes of the corpus as it came.
+    pub bytes: u64,
+    /// SHA-256 of those bytes.
+    pub sha256: Digest,
+    /// What the user called it.
+    pub name: String,
+    /// Keeps the temporary file, if there is one, until the corpus has been cut.
+    _spool: Option<TempPath>,
+}
+
+impl std::str::FromStr for Source {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        if text == "-" {
+            return Ok(Self::Stdin);
+        }
+        let Some(rest) = text.strip_prefix("s3://") else { return Ok(Self::File(text.into())) };
+        match rest.split_once('/') {
+            Some((bucket, key)) if !bucket.is_empty() && !key.is_empty() => {
+                Ok(Self::S3 { bucket: bucket.to_owned(), key: key.to_owned() })
+            }
+            _ => Err(format!("{text:?} names no object: write s3://bucket/key")),
+        }
+    }
+}
+
+impl std::fmt::Display for Source {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::File(path) => write!(f, "{}", path.display()),
+            Self::Stdin => f.write_str("standard input"),
+            Self::S3 { bucket, key } => write!(f, "s3://{bucket}/{key}"),
+        }
+    }
+}
+
+impl Source {
+    /// Brings the corpus to local disk where it is not there already, and hashes it. Blocking work runs on a
+    /// thread of its own.
+    pub async fn spool(&self, store: &Store) -> Result<Spooled, SourceError> {
+        let name = self.to_string();
+        if let Self::S3 { bucket, key } = self {
+            let path = temporary(&name)?;
+            let (bytes, sha256) = store.download(Some(bucket), key, &path).await?;
+            return Ok(Spooled { path: path.to_path_buf(), bytes, sha256, name, _spool: Some(path) });
+        }
+        let source = self.clone();
+        let joined = tokio::task::spawn_blocking(move || match &source {
+            Self::File(path) => hash_file(path, name),
+            _ => spool_stdin(name),
+        });
+        joined.await.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))
+    }
+}
+
+fn hash_file(path: &Path, name: String) -> Result<Spooled, SourceError> {
+    let read = |error| SourceError::Read { name: name.clone(), error };
+    let file = std::fs::File::open(path).map_err(read)?;
+    if file.metadata().map_err(read)?.is_dir() {
+        return Err(read(std::io::Error::other("it is a folder; name a file")));
+    }
+    let (bytes, sha256) = copy(file, |_| Ok(())).map_err(read)?;
+    Ok(Spooled { path: path.to_owned(), bytes, sha256, name, _spool: None })
+}
+
+fn spool_stdin(name: String) -> Result<Spooled, SourceError> {
+    let path = temporary(&name)?;
+    let mut file =
+        std::fs::File::create(&path).map_err(|error| SourceError::Spool { name: name.clone(), error })?;
+    let (bytes, sha256) = copy(std::io::stdin().lock(), |block| std::io::Write::write_all(&mut file, block))
+        .map_err(|error| SourceError::Read { name: name.clone(), error })?;
+    Ok(Spooled { path: path.to_path_buf(), bytes, sha256, name, _spool: Some(path) })
+}
+
+fn temporary(name: &str) -> Result<TempPath, SourceError> {
+    let file = tempfile::Builder::new().prefix("vecmill-").tempfile();
+    Ok(file.map_err(|error| SourceError::Spool { name: name.to_owned(), error })?.into_temp_path())
+}
+
+fn copy(
+    mut from: impl Read,
+    mut to: impl FnMut(&[u8]) -> std::io::Result<()>,
+) -> std::io::Result<(u64, Digest)> {
+    let mut hasher = Hasher::default();
+    let mut block = vec![0; BLOCK_BYTES];
+    loop {
+        match from.read(&mut block) {
+            Ok(0) => return Ok(hasher.finish()),
+            Ok(bytes) => {
+                hasher.update(&block[..bytes]);
+                to(&block[..bytes])?;
+            }
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+}

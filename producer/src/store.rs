@@ -1,0 +1,265 @@
+//! S3, as Vecmill uses it: whole small objects under keys that the contract makes, and listings.
+
+use std::{path::Path, time::Duration};
+
+use aws_sdk_s3::{
+    Client,
+    config::{
+        BehaviorVersion, Region, RequestChecksumCalculation, ResponseChecksumValidation, retry::RetryConfig,
+        timeout::TimeoutConfig,
+    },
+    error::{DisplayErrorContext, ProvideErrorMetadata, SdkError},
+    primitives::ByteStream,
+};
+use bytes::Bytes;
+use serde::{Serialize, de::DeserializeOwned};
+use tokio::io::AsyncWriteExt;
+use vecmill_signer::claims::Digest;
+
+/// Tries of one S3 request inside the SDK. Longer outages are the wait ladder's business, which holds no
+/// memory and no connection.
+const ATTEMPTS_MAX: u32 = 3;
+
+/// Where the objects lie. Credentials come from the SDK's standard chain (environment, profile, pod identity).
+#[derive(Clone, Debug, PartialEq, Eq, clap::Args)]
+pub struct StoreSettings {
+    /// URL of the S3-compatible server; leave out for AWS itself
+    #[arg(long = "s3-endpoint", env = "VECMILL_S3_ENDPOINT", value_name = "URL")]
+    pub endpoint: Option<String>,
+    /// Bucket in which all of Vecmill's objects lie
+    #[arg(long = "s3-bucket", env = "VECMILL_S3_BUCKET", value_name = "NAME", default_value = "vecmill")]
+    pub bucket: String,
+    /// Region of the bucket
+    #[arg(long = "s3-region", env = "AWS_REGION", value_name = "NAME", default_value = "us-east-1")]
+    pub region: String,
+}
+
+impl StoreSettings {
+    /// What is wrong with the settings, a sentence each.
+    pub fn mistakes(&self) -> Vec<String> {
+        let mut mistakes = Vec::new();
+        if let Some(url) = &self.endpoint
+            && !(url.starts_with("http://") || url.starts_with("https://"))
+        {
+            mistakes.push(format!("--s3-endpoint (VECMILL_S3_ENDPOINT) is {url:?}: it must begin with http:// or https://"));
+        }
+        if self.bucket.is_empty() {
+            mistakes.push("--s3-bucket (VECMILL_S3_BUCKET) is empty: name the bucket".to_owned());
+        }
+        mistakes
+    }
+}
+
+/// S3 could not do what was asked.
+#[derive(Debug, thiserror::Error)]
+#[error("S3 could not {action} {key}: {message}")]
+pub struct StoreError {
+    action: &'static str,
+    key: String,
+    message: String,
+}
+
+impl StoreError {
+    fn new<E, R>(action: &'static str, key: &str, error: SdkError<E, R>) -> Self
+    where
+        E: ProvideErrorMetadata + std::error::Error + 'static,
+        R: std::fmt::Debug,
+    {
+        let message = match error.code() {
+            Some(code) => format!("{code}: {}", error.message().unwrap_or("no further word")),
+            None => DisplayErrorContext(&error).to_string(),
+        };
+        Self { action, key: key.to_owned(), message }
+    }
+
+    fn other(action: &'static str, key: &str, message: impl ToString) -> Self {
+        Self { action, key: key.to_owned(), message: message.to_string() }
+    }
+}
+
+/// An object in a listing.
+#[derive(Clone, Debug)]
+pub struct Object {
+    /// Its key.
+    pub key: String,
+    /// Its size in bytes.
+    pub bytes: u64,
+    /// When it was last written, as Unix seconds.
+    pub modified_s: f64,
+}
+
+/// One bucket on an S3-compatible server. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Store {
+    client: Client,
+    bucket: String,
+}
+
+impl Store {
+    /// Sets up a client; sends nothing yet.
+    pub async fn connect(settings: &StoreSettings) -> Self {
+        let timeouts = TimeoutConfig::builder()
+            .connect_timeout(Duration::from_secs(3))
+            .read_timeout(Duration::from_secs(30))
+            .operation_attempt_timeout(Duration::from_secs(120))
+            .build();
+        let shared = aws_config::defaults(BehaviorVersion::latest())
+            .region(Region::new(settings.region.clone()))
+            .timeout_config(timeouts)
+            .retry_config(RetryConfig::standard().with_max_attempts(ATTEMPTS_MAX))
+            .load()
+            .await;
+        let mut config = aws_sdk_s3::config::Builder::from(&shared);
+        if let Some(endpoint) = &settings.endpoint {
+            // Several S3-compatible servers reject or corrupt the SDK's CRC trailers; our own SHA-256 covers
+            // every object whose bytes matter.
+            config = config
+                .endpoint_url(endpoint)
+                .force_path_style(true)
+                .request_checksum_calculation(RequestChecksumCalculation::WhenRequired)
+                .response_checksum_validation(ResponseChecksumValidation::WhenRequired);
+        }
+        Self::from_client(Client::from_conf(config.build()), settings.bucket.clone())
+    }
+
+    /// A store over a client made elsewhere (local mode's server in the process).
+    pub fn from_client(client: Client, bucket: String) -> Self {
+        Self { client, bucket }
+    }
+
+    /// Whether the bucket answers.
+    pub async fn ping(&self) -> Result<(), StoreError> {
+        match self.client.head_bucket().bucket(&self.bucket).send().await {
+            Ok(_) => Ok(()),
+            Err(error) => Err(StoreError::new("open the bucket", &self.bucket, error)),
+        }
+    }
+
+    /// An object's bytes, or `None` where there is none. More than `bytes_max` is an error.
+    pub async fn get(&self, key: &str, bytes_max: usize) -> Result<Option<Bytes>, StoreError> {
+        let answer = match self.client.get_object().bucket(&self.bucket).key(key).send().await {
+            Ok(answer) => answer,
+            Err(error) if error.as_service_error().is_some_and(|error| error.is_no_such_key()) => return Ok(None),
+            Err(error) => return Err(StoreError::new("read", key, error)),
+        };
+        let bytes = answer.content_length().unwrap_or_default();
+        if bytes > bytes_max as i64 {
+            return Err(StoreError::other("read", key, format!("it has {bytes} bytes, at most {bytes_max} are taken")));
+        }
+        let body = answer.body.collect().await.map_err(|error| StoreError::other("read", key, error))?;
+        Ok(Some(body.into_bytes()))
+    }
+
+    /// A JSON document, or `None` where there is none.
+    pub async fn get_json<T: DeserializeOwned>(&self, key: &str, bytes_max: usize) -> Result<Option<T>, StoreError> {
+        let Some(bytes) = self.get(key, bytes_max).await? else { return Ok(None) };
+        serde_json::from_slice(&bytes).map(Some).map_err(|error| StoreError::other("understand", key, error))
+    }
+
+    /// Writes an object, whole.
+    pub async fn put(&self, key: &str, bytes: impl Into<Bytes>, content_type: &str) -> Result<(), StoreError> {
+        let put = self.client.put_object().bucket(&self.bucket).key(key).content_type(content_type);
+        match put.body(ByteStream::from(bytes.into())).send().await {
+            Ok(_) => Ok(()),
+            Err(error) => Err(StoreError::new("write", key, error)),
+        }
+    }
+
+    /// Writes a JSON document.
+    pub async fn put_json<T: Serialize>(&self, key: &str, document: &T) -> Result<(), StoreError> {
+        let bytes = serde_json::to_vec(document).map_err(|error| StoreError::other("encode", key, error))?;
+        self.put(key, bytes, "application/json").await
+    }
+
+    /// Whether an object is there.
+    pub async fn exists(&self, key: &str) -> Result<bool, StoreError> {
+        match self.client.head_object().bucket(&self.bucket).key(key).send().await {
+            Ok(_) => Ok(true),
+            Err(error) if error.as_service_error().is_some_and(|error| error.is_not_found()) => Ok(false),
+            Err(error) => Err(StoreError::new("look for", key, error)),
+        }
+    }
+
+    /// Removes an object; one that is not there is no error.
+    pub async fn delete(&self, key: &str) -> Result<(), StoreError> {
+        match self.client.delete_object().bucket(&self.bucket).key(key).send().await {
+            Ok(_) => Ok(()),
+            Err(error) => Err(StoreError::new("delete", key, error)),
+        }
+    }
+
+    /// All objects under `prefix` in the keys' order, those after `start_after` where given.
+    pub async fn list(&self, prefix: &str, start_after: Option<&str>) -> Result<Vec<Object>, StoreError> {
+        let mut objects = Vec::new();
+        let mut token: Option<String> = None;
+        loop {
+            let page = self
+                .client
+                .list_objects_v2()
+                .bucket(&self.bucket)
+                .prefix(prefix)
+                .set_start_after(start_after.map(str::to_owned))
+                .set_continuation_token(token.take())
+                .send()
+                .await
+                .map_err(|error| StoreError::new("list", prefix, error))?;
+            for object in page.contents() {
+                objects.push(Object {
+                    key: object.key().unwrap_or_default().to_owned(),
+                    bytes: object.size().unwrap_or_default() as u64,
+                    modified_s: object.last_modified().map(|time| time.as_secs_f64()).unwrap_or_default(),
+                });
+            }
+            match page.next_continuation_token() {
+                Some(next) if page.is_truncated() == Some(true) => token = Some(next.to_owned()),
+                _ => return Ok(objects),
+            }
+        }
+    }
+
+    /// The "folders" directly under `prefix`, each with its trailing slash.
+    pub async fn list_folders(&self, prefix: &str) -> Result<Vec<String>, StoreError> {
+        let mut folders = Vec::new();
+        let mut token: Option<String> = None;
+        loop {
+            let page = self
+                .client
+                .list_objects_v2()
+                .bucket(&self.bucket)
+                .prefix(prefix)
+                .delimiter("/")
+                .set_continuation_token(token.take())
+                .send()
+                .await
+                .map_err(|error| StoreError::new("list", prefix, error))?;
+            folders.extend(page.common_prefixes().iter().filter_map(|folder| folder.prefix().map(str::to_owned)));
+            match page.next_continuation_token() {
+                Some(next) if page.is_truncated() == Some(true) => token = Some(next.to_owned()),
+                _ => return Ok(folders),
+            }
+        }
+    }
+
+    /// Streams an object of any bucket that the credentials open into a file; gives its size and SHA-256.
+    pub async fn download(&self, bucket: Option<&str>, key: &str, path: &Path) -> Result<(u64, Digest), StoreError> {
+        let bucket = bucket.unwrap_or(&self.bucket);
+        let answer = self
+            .client
+            .get_object()
+            .bucket(bucket)
+            .key(key)
+            .send()
+            .await
+            .map_err(|error| StoreError::new("read", &format!("s3://{bucket}/{key}"), error))?;
+        let failed = |error: &dyn std::fmt::Display| StoreError::other("download", key, error);
+        let mut body = answer.body;
+        let mut file = tokio::fs::File::create(path).await.map_err(|error| failed(&error))?;
+        let mut hasher = crate::digest::Hasher::default();
+        while let Some(bytes) = body.try_next().await.map_err(|error| failed(&error))? {
+            hasher.update(&bytes);
+            file.write_all(&bytes).await.map_err(|error| failed(&error))?;
+        }
+        file.flush().await.map_err(|error| failed(&error))?;
+        Ok(hasher.finish())
+    }
+}

@@ -1,0 +1,168 @@
+//! Submitting: prepare, have it signed, publish one small message a chunk. Idempotent at every step.
+
+use std::collections::HashSet;
+
+use vecmill_signer::{
+    claims::{JobId, Scope, TenantId},
+    client::{ClientError, GrantRequest, SignerClient},
+};
+
+use crate::{
+    contract::{CONTRACT_VERSION, ChunkMessage, JobSpec, Manifest, SpecError, Submission},
+    prepare::{Corpus, Event, PrepareError, Prepared, prepare},
+    publish::{PublishError, Publisher, connect},
+    status::{JobState, JobStatus, StatusError},
+    store::{Store, StoreError},
+    topology::BrokerSettings,
+};
+
+/// What a submission came to.
+#[derive(Clone, Debug, serde::Serialize)]
+pub struct Submitted {
+    /// The job.
+    pub job: JobId,
+    /// The tenant that it belongs to.
+    pub tenant: TenantId,
+    /// Texts in the job.
+    pub rows: u64,
+    /// Input rows that could not be used.
+    pub rejected: u64,
+    /// Chunks in the job.
+    pub chunks: u32,
+    /// Messages published just now: all chunks of a new job, those not done of one taken up again, none of one
+    /// that runs or is complete.
+    pub published: u32,
+    /// The job's state before: a new job is `validating`.
+    pub was: JobState,
+}
+
+/// Why a job was not submitted.
+#[derive(Debug, thiserror::Error)]
+pub enum SubmitError {
+    /// The parameters are out of range.
+    #[error(transparent)]
+    Spec(#[from] SpecError),
+    /// The corpus could not be prepared.
+    #[error(transparent)]
+    Prepare(#[from] PrepareError),
+    /// The signer refused or can't be reached.
+    #[error(transparent)]
+    Signer(#[from] ClientError),
+    /// The broker failed. What was confirmed is there; submit the same corpus again to send the rest.
+    #[error("{0} (submit the same corpus again: what is there already is not sent or computed twice)")]
+    Publish(#[from] PublishError),
+    /// S3 failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The job's state can't be read.
+    #[error(transparent)]
+    Status(#[from] StatusError),
+}
+
+/// How to submit.
+#[derive(Clone, Debug)]
+pub struct Submit {
+    /// The job's parameters.
+    pub spec: JobSpec,
+    /// What to embed.
+    pub corpus: Corpus,
+    /// Seconds within which the job must be done; its grant lives as long.
+    pub window_s: u64,
+    /// Send the messages of a running job again, for a broker that lost its queues.
+    pub republish: bool,
+}
+
+/// Submits a job, or takes it up again where it was.
+pub async fn submit(
+    store: &Store,
+    signer: &SignerClient,
+    broker: &BrokerSettings,
+    what: Submit,
+    report: impl Fn(Event) + Send + Clone + 'static,
+) -> Result<Submitted, SubmitError> {
+    what.spec.check()?;
+    let access = signer.access_token(&[Scope::JobsSubmit]).await?;
+    let tenant = access.tenant.clone();
+    let prepared = prepare(store, &tenant, &what.spec, &what.corpus, report.clone()).await?;
+    let status = JobStatus::read(store, &tenant, &prepared.job).await?;
+    let mut submitted = Submitted {
+        job: prepared.job.clone(),
+        tenant,
+        rows: prepared.manifest.rows,
+        rejected: prepared.manifest.rejected,
+        chunks: prepared.manifest.chunk_count(),
+        published: 0,
+        was: status.state,
+    };
+    let takes_up = match status.state {
+        JobState::Completed => false,
+        JobState::Queued | JobState::Running | JobState::Finalizing => what.republish,
+        JobState::Validating | JobState::Failed | JobState::Expired | JobState::Cancelled => true,
+    };
+    if !takes_up {
+        return Ok(submitted);
+    }
+
+    // Splitting may have outlived the first token.
+    let access = signer.access_token(&[Scope::JobsSubmit]).await?;
+    let request = GrantRequest {
+        job: prepared.job.clone(),
+        manifest_sha256: prepared.manifest_sha256,
+        model: what.spec.model.clone(),
+        dimensions: what.spec.dimensions,
+        rows: prepared.manifest.rows,
+        window_s: what.window_s,
+    };
+    let grant = signer.job_grant(&access, &request).await?;
+    let missing = clear_the_way(store, &prepared).await?;
+    let mut submission = Submission {
+        version: CONTRACT_VERSION,
+        submitted_at: jiff::Timestamp::now(),
+        expires_at: jiff::Timestamp::from_second(grant.expires_at as i64).unwrap_or(jiff::Timestamp::MAX),
+        published: false,
+        name: prepared.name.clone(),
+    };
+    store.put_json(&prepared.keys.submission(), &submission).await?;
+
+    report(Event::Publishing(missing.len() as u32));
+    let url = broker.amqp_url.as_deref().unwrap_or_default();
+    let connection = connect(url, "vecmill submit").await.map_err(PublishError::from)?;
+    let publisher = Publisher::open(&connection).await.map_err(PublishError::from)?;
+    let topology = broker.topology();
+    publisher.declare(&topology).await.map_err(PublishError::from)?;
+    let messages = missing.iter().map(|&chunk| message(&prepared.manifest, chunk, &grant.grant).to_bytes());
+    let lane = topology.lane_key_of(grant.lane);
+    publisher.publish_all(&topology.jobs_exchange(), &lane, messages, || report(Event::Published)).await?;
+    submission.published = true;
+    store.put_json(&prepared.keys.submission(), &submission).await?;
+    submitted.published = missing.len() as u32;
+    Ok(submitted)
+}
+
+/// The message of one chunk.
+pub fn message(manifest: &Manifest, chunk: u32, grant: &str) -> ChunkMessage {
+    ChunkMessage {
+        version: CONTRACT_VERSION,
+        job: manifest.job.to_string(),
+        chunk,
+        sha256: manifest.chunks[chunk as usize].sha256,
+        grant: grant.to_owned(),
+    }
+}
+
+/// Removes what ended an earlier run (the cancellation, the dead chunks' records, the summary that names them)
+/// and gives the chunks that are not done.
+pub async fn clear_the_way(store: &Store, prepared: &Prepared) -> Result<Vec<u32>, StoreError> {
+    let keys = &prepared.keys;
+    let dead = store.list(&keys.dead_prefix(), None).await?;
+    for object in &dead {
+        store.delete(&object.key).await?;
+    }
+    if !dead.is_empty() {
+        store.delete(&keys.final_manifest()).await?;
+    }
+    store.delete(&keys.cancelled()).await?;
+    let done = store.list(&keys.done_prefix(), None).await?;
+    let done: HashSet<u32> = done.iter().filter_map(|object| crate::contract::chunk_of_key(&object.key)).collect();
+    Ok((0..prepared.manifest.chunk_count()).filter(|chunk| !done.contains(chunk)).collect())
+}

@@ -1,0 +1,213 @@
+//! The queues: lanes, the wait ladder, and the dead letters.
+//!
+//! ```text
+//!             {ns}.jobs (direct)                {ns}.wait.5s (fanout)
+//! producer ──key 03──▶ {ns}.lane.03 ──▶ worker ──key 03──▶ {ns}.wait.5s ──TTL──▶ {ns}.jobs ──key 03──▶ ...
+//!                            │ delivery limit     └──▶ {ns}.dead (fanout) ──▶ {ns}.dead
+//!                            └──────────────────────▶
+//! ```
+//! A wait queue has one fixed TTL and hands its messages back under the routing key they came with, so one
+//! ladder serves all lanes. Per-message TTLs would only expire at the queue's head.
+
+use std::time::Duration;
+
+use lapin::{
+    Channel, ExchangeKind,
+    options::{ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions},
+    types::{AMQPValue, FieldTable},
+};
+
+/// Most lanes. Each is a quorum queue; RabbitMQ asks for a topology review above 5,000.
+pub const LANES_MAX: u16 = 256;
+
+/// Most messages in one queue: at about 1.2 KiB each, 1.2 GiB on the broker's disk. A full lane refuses the
+/// publisher, which waits and says so.
+const QUEUE_MESSAGES_MAX: i64 = 1_000_000;
+
+/// The broker's own bound on redeliveries. The worker gives a chunk up before, with a reason that status can
+/// show; this catches a chunk that no worker lives long enough to count.
+const DELIVERY_LIMIT: i64 = 20;
+
+/// The broker and the names on it.
+#[derive(Clone, Debug, PartialEq, Eq, clap::Args)]
+pub struct BrokerSettings {
+    /// URL of RabbitMQ with user and password, from VECMILL_AMQP_URL or the file VECMILL_AMQP_URL_FILE names: a
+    /// secret has no flag.
+    #[arg(skip = crate::secret::secret("VECMILL_AMQP_URL"))]
+    pub amqp_url: Option<String>,
+    /// First word of all queue and exchange names
+    #[arg(long, env = "VECMILL_AMQP_NAMESPACE", value_name = "NAME", default_value = "vecmill")]
+    pub amqp_namespace: String,
+    /// Number of lanes; a tenant has one of its own while there are no more tenants than lanes
+    #[arg(long, env = "VECMILL_LANES", value_name = "N", default_value_t = 16)]
+    pub lanes: u16,
+    /// Waiting times of the retry ladder, in seconds
+    #[arg(long, env = "VECMILL_WAIT_LADDER", value_name = "S,S,..", value_delimiter = ',', default_value = "5,30,120,600")]
+    pub wait_ladder: Vec<u32>,
+}
+
+impl BrokerSettings {
+    /// What is wrong with the settings, a sentence each.
+    pub fn mistakes(&self) -> Vec<String> {
+        let mut mistakes = Vec::new();
+        match &self.amqp_url {
+            None => mistakes.push("VECMILL_AMQP_URL is not set: give RabbitMQ's URL, for example amqp://user:password@127.0.0.1:5672/%2f".to_owned()),
+            Some(url) if !(url.starts_with("amqp://") || url.starts_with("amqps://")) => {
+                mistakes.push("VECMILL_AMQP_URL must begin with amqp:// or amqps://".to_owned());
+            }
+            Some(_) => {}
+        }
+        if !(1..=LANES_MAX).contains(&self.lanes) {
+            mistakes.push(format!("--lanes (VECMILL_LANES) is {}: it must be 1 to {LANES_MAX}", self.lanes));
+        }
+        let rising = self.wait_ladder.windows(2).all(|pair| pair[0] < pair[1]);
+        if self.wait_ladder.is_empty() || self.wait_ladder.contains(&0) || !rising || self.wait_ladder.len() > 8 {
+            mistakes.push("--wait-ladder (VECMILL_WAIT_LADDER) must be 1 to 8 rising numbers of seconds, for example 5,30,120,600".to_owned());
+        }
+        if !self.amqp_namespace.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte)) || self.amqp_namespace.is_empty() {
+            mistakes.push("--amqp-namespace (VECMILL_AMQP_NAMESPACE) must be letters, digits, '.', '_' or '-'".to_owned());
+        }
+        mistakes
+    }
+
+    /// The names on the broker.
+    pub fn topology(&self) -> Topology {
+        Topology { namespace: self.amqp_namespace.clone(), lanes: self.lanes, ladder_s: self.wait_ladder.clone() }
+    }
+}
+
+/// The names of exchanges and queues.
+#[derive(Clone, Debug)]
+pub struct Topology {
+    namespace: String,
+    lanes: u16,
+    ladder_s: Vec<u32>,
+}
+
+impl Topology {
+    /// The lanes' routing keys.
+    pub fn lane_keys(&self) -> impl Iterator<Item = String> + '_ {
+        (0..self.lanes).map(lane_key)
+    }
+
+    /// The routing key of the lane that serves a tenant with this lane number (from its grant).
+    pub fn lane_key_of(&self, lane: u32) -> String {
+        lane_key((lane % u32::from(self.lanes)) as u16)
+    }
+
+    /// The queue of a lane.
+    pub fn lane_queue(&self, key: &str) -> String {
+        format!("{}.lane.{key}", self.namespace)
+    }
+
+    /// The exchange to which chunks are published under their lane's key.
+    pub fn jobs_exchange(&self) -> String {
+        format!("{}.jobs", self.namespace)
+    }
+
+    /// The exchange and the queue of the dead letters.
+    pub fn dead(&self) -> String {
+        format!("{}.dead", self.namespace)
+    }
+
+    /// The exchange and the queue of the shortest rung that lasts at least `wait`, else of the longest.
+    pub fn rung_for(&self, wait: Duration) -> String {
+        let wanted = self.ladder_s.iter().find(|&&rung_s| Duration::from_secs(rung_s.into()) >= wait);
+        self.wait_name(*wanted.or(self.ladder_s.last()).unwrap_or(&5))
+    }
+
+    /// The rung for the given number of earlier tries: the first at 0, and the last from then on.
+    pub fn rung(&self, tries: u32) -> String {
+        let index = (tries as usize).min(self.ladder_s.len().saturating_sub(1));
+        self.wait_name(self.ladder_s.get(index).copied().unwrap_or(5))
+    }
+
+    fn wait_name(&self, rung_s: u32) -> String {
+        format!("{}.wait.{rung_s}s", self.namespace)
+    }
+
+    /// Declares everything. Harmless when it is there already with the same arguments.
+    pub async fn declare(&self, channel: &Channel) -> Result<(), lapin::Error> {
+        self.exchange(channel, &self.jobs_exchange(), ExchangeKind::Direct).await?;
+        self.exchange(channel, &self.dead(), ExchangeKind::Fanout).await?;
+        self.queue(channel, &self.dead(), quorum()).await?;
+        self.bind(channel, &self.dead(), &self.dead(), "").await?;
+        for rung_s in &self.ladder_s {
+            let name = self.wait_name(*rung_s);
+            let mut arguments = dead_lettering(self.jobs_exchange());
+            arguments.insert("x-message-ttl".into(), AMQPValue::LongLongInt(i64::from(*rung_s) * 1000));
+            self.exchange(channel, &name, ExchangeKind::Fanout).await?;
+            self.queue(channel, &name, arguments).await?;
+            self.bind(channel, &name, &name, "").await?;
+        }
+        for key in self.lane_keys() {
+            let name = self.lane_queue(&key);
+            let mut arguments = dead_lettering(self.dead());
+            arguments.insert("x-delivery-limit".into(), AMQPValue::LongLongInt(DELIVERY_LIMIT));
+            self.queue(channel, &name, arguments).await?;
+            self.bind(channel, &name, &self.jobs_exchange(), &key).await?;
+        }
+        Ok(())
+    }
+
+    async fn exchange(&self, channel: &Channel, name: &str, kind: ExchangeKind) -> Result<(), lapin::Error> {
+        let options = ExchangeDeclareOptions { durable: true, ..Default::default() };
+        channel.exchange_declare(name.into(), kind, options, FieldTable::default()).await
+    }
+
+    async fn queue(&self, channel: &Channel, name: &str, arguments: FieldTable) -> Result<(), lapin::Error> {
+        channel.queue_declare(name.into(), QueueDeclareOptions::durable(), arguments).await.map(drop)
+    }
+
+    async fn bind(&self, channel: &Channel, queue: &str, exchange: &str, key: &str) -> Result<(), lapin::Error> {
+        channel.queue_bind(queue.into(), exchange.into(), key.into(), QueueBindOptions::default(), FieldTable::default()).await
+    }
+}
+
+fn lane_key(lane: u16) -> String {
+    format!("{lane:02}")
+}
+
+/// A quorum queue that refuses what it can't hold.
+fn quorum() -> FieldTable {
+    let mut arguments = FieldTable::default();
+    arguments.insert("x-queue-type".into(), AMQPValue::LongString("quorum".into()));
+    arguments.insert("x-max-length".into(), AMQPValue::LongLongInt(QUEUE_MESSAGES_MAX));
+    // Also what at-least-once dead-lettering requires: with drop-head it silently is at-most-once.
+    arguments.insert("x-overflow".into(), AMQPValue::LongString("reject-publish".into()));
+    arguments
+}
+
+/// A quorum queue whose expired or undeliverable messages go to `exchange`, none of them lost.
+fn dead_lettering(exchange: String) -> FieldTable {
+    let mut arguments = quorum();
+    arguments.insert("x-dead-letter-exchange".into(), AMQPValue::LongString(exchange.into()));
+    arguments.insert("x-dead-letter-strategy".into(), AMQPValue::LongString("at-least-once".into()));
+    arguments
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn topology() -> Topology {
+        Topology { namespace: "v".into(), lanes: 4, ladder_s: vec![5, 30, 120] }
+    }
+
+    #[test]
+    fn rungs_fit_the_wait_and_end_at_the_last() {
+        let topology = topology();
+        assert_eq!(topology.rung_for(Duration::from_millis(1)), "v.wait.5s");
+        assert_eq!(topology.rung_for(Duration::from_secs(5)), "v.wait.5s");
+        assert_eq!(topology.rung_for(Duration::from_millis(5_001)), "v.wait.30s");
+        assert_eq!(topology.rung_for(Duration::from_secs(86_400)), "v.wait.120s");
+        assert_eq!([0, 1, 2, 3, 99].map(|tries| topology.rung(tries)), ["v.wait.5s", "v.wait.30s", "v.wait.120s", "v.wait.120s", "v.wait.120s"]);
+    }
+
+    #[test]
+    fn each_tenant_has_its_own_lane_until_they_run_out() {
+        let topology = topology();
+        assert_eq!([0, 1, 3, 4, 5].map(|lane| topology.lane_key_of(lane)), ["00", "01", "03", "00", "01"]);
+        assert_eq!(topology.lane_keys().collect::<Vec<_>>(), ["00", "01", "02", "03"]);
+    }
+}

@@ -1,0 +1,155 @@
+//! Audit records: who had what computed when, in counts and digests, never in text.
+
+use serde::{Deserialize, Serialize};
+use vecmill_producer::{
+    contract::{JobKeys, refusal_key},
+    store::{Store, StoreError},
+};
+use vecmill_signer::{
+    claims::{Digest, JobId, TenantId},
+    verify::VerifiedGrant,
+};
+
+/// The version of the records.
+const AUDIT_VERSION: u32 = 1;
+
+/// What was decided.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Decision {
+    /// Computed and stored.
+    Embedded,
+    /// Not computed: the job is cancelled.
+    Cancelled,
+    /// Not computed: given up.
+    Dead,
+    /// Not computed: the message proves no right to be.
+    Refused,
+}
+
+/// One record. What a refused message claims is not in it: it is not known to be true.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AuditRecord {
+    /// The version of the record.
+    pub version: u32,
+    /// When, as RFC 3339 in UTC.
+    pub time: jiff::Timestamp,
+    /// What was decided.
+    pub decision: Decision,
+    /// The way in: `jobs`.
+    pub endpoint: String,
+    /// The worker that decided.
+    pub worker: String,
+    /// The tenant, from the verified grant.
+    pub tenant: Option<TenantId>,
+    /// The API key that the job was submitted with.
+    pub key_id: Option<String>,
+    /// The client's address as the signer saw it.
+    pub client_addr: Option<String>,
+    /// The job.
+    pub job: Option<JobId>,
+    /// The chunk's number.
+    pub chunk: Option<u32>,
+    /// The grant: its id, which is the job's, and the second it was issued.
+    pub grant: Option<String>,
+    /// The model's name.
+    pub model: Option<String>,
+    /// The model's revision.
+    pub revision: Option<String>,
+    /// Rows with a vector.
+    pub rows: u32,
+    /// Rows that failed.
+    pub failed: u32,
+    /// Exact tokens.
+    pub tokens: u64,
+    /// Length of each vector.
+    pub dimensions: Option<u32>,
+    /// SHA-256 of the chunk's object, or of the refused message.
+    pub input_sha256: Option<Digest>,
+    /// SHA-256 of the vectors' bytes.
+    pub output_sha256: Option<Digest>,
+    /// Milliseconds from receipt to this record.
+    pub latency_ms: u64,
+    /// A stable word for the reason, where the decision has one.
+    pub code: Option<String>,
+    /// The reason as a sentence.
+    pub reason: Option<String>,
+}
+
+impl AuditRecord {
+    /// A record of a decision about a message that proves nothing.
+    pub fn refused(worker: &str, message_sha256: Digest, code: &str, reason: &str) -> Self {
+        Self {
+            version: AUDIT_VERSION,
+            time: jiff::Timestamp::now(),
+            decision: Decision::Refused,
+            endpoint: "jobs".to_owned(),
+            worker: worker.to_owned(),
+            tenant: None,
+            key_id: None,
+            client_addr: None,
+            job: None,
+            chunk: None,
+            grant: None,
+            model: None,
+            revision: None,
+            rows: 0,
+            failed: 0,
+            tokens: 0,
+            dimensions: None,
+            input_sha256: Some(message_sha256),
+            output_sha256: None,
+            latency_ms: 0,
+            code: Some(code.to_owned()),
+            reason: Some(reason.to_owned()),
+        }
+    }
+
+    /// A record of a decision about a chunk whose grant is verified.
+    pub fn of_chunk(worker: &str, decision: Decision, grant: &VerifiedGrant, chunk: u32) -> Self {
+        Self {
+            version: AUDIT_VERSION,
+            time: jiff::Timestamp::now(),
+            decision,
+            endpoint: "jobs".to_owned(),
+            worker: worker.to_owned(),
+            tenant: Some(grant.tenant().clone()),
+            key_id: Some(grant.key_id().to_owned()),
+            client_addr: grant.client_addr().map(str::to_owned),
+            job: Some(grant.job().clone()),
+            chunk: Some(chunk),
+            grant: Some(format!("{}@{}", grant.job(), grant.issued_at())),
+            model: Some(grant.model().to_owned()),
+            revision: None,
+            rows: 0,
+            failed: 0,
+            tokens: 0,
+            dimensions: Some(grant.dimensions()),
+            input_sha256: None,
+            output_sha256: None,
+            latency_ms: 0,
+            code: None,
+            reason: None,
+        }
+    }
+
+    /// Writes the record of a chunk under its job, and as an event. Unaudited means unserved: an error here must
+    /// keep the delivery from being acknowledged.
+    pub async fn write_for(&self, store: &Store, keys: &JobKeys, chunk: u32) -> Result<(), StoreError> {
+        self.write(store, &keys.audit(chunk)).await
+    }
+
+    /// Writes the record of a refused message, under the day and the message's digest.
+    pub async fn write_refusal(&self, store: &Store) -> Result<(), StoreError> {
+        let day = self.time.strftime("%Y-%m-%d").to_string();
+        let message = self.input_sha256.map(|digest| digest.to_string()).unwrap_or_default();
+        self.write(store, &refusal_key(&day, &message)).await
+    }
+
+    async fn write(&self, store: &Store, key: &str) -> Result<(), StoreError> {
+        let mut line = serde_json::to_vec(self).unwrap_or_default();
+        tracing::info!(target: "vecmill::audit", record = %String::from_utf8_lossy(&line), "audit");
+        line.push(b'\n');
+        store.put(key, line, "application/x-ndjson").await
+    }
+}

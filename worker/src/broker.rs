@@ -1,0 +1,225 @@
+//! RabbitMQ's side of the channel: consuming the lanes, and settling what the pipeline decides.
+//!
+//! A message is never requeued to wait: requeueing counts towards the delivery limit on some versions and returns the
+//! message to the head. It is published to a wait queue or back to its lane, the broker confirms, and only then is the
+//! original acknowledged. A crash in between costs a duplicate, which finds the chunk's result there.
+
+use std::{sync::Arc, time::Duration};
+
+use futures_util::{StreamExt, stream};
+use lapin::{
+    BasicProperties, Connection, Consumer,
+    message::Delivery as Message,
+    options::{BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicQosOptions},
+    types::{AMQPValue, FieldTable},
+};
+use tokio::{
+    sync::{mpsc, oneshot, watch},
+    task::JoinSet,
+};
+use tracing::{info, warn};
+use vecmill_producer::{
+    contract::{ATTEMPT_HEADER, REASON_HEADER, RUNG_HEADER},
+    publish::{PublishError, Publisher, connect, number},
+    topology::Topology,
+};
+
+use crate::{
+    delivery::{Delivery, Settle},
+    health::{Health, Need},
+};
+
+/// Between two attempts to connect: within the 5 seconds in which a worker must be back.
+const RECONNECT_AFTER: Duration = Duration::from_secs(2);
+/// A dead letter's reason, as a header, is at most this long.
+const REASON_BYTES_MAX: usize = 512;
+
+/// How to consume.
+#[derive(Clone, Debug)]
+pub struct Consume {
+    /// RabbitMQ's URL.
+    pub url: String,
+    /// The names on it.
+    pub topology: Topology,
+    /// Unsettled chunks of one lane that this worker holds. Two keep the model fed while one is written.
+    pub prefetch: u16,
+    /// The connection's name on the broker.
+    pub worker: String,
+}
+
+/// Consumes all lanes until `stop` says so, connecting again whenever the connection is lost. Returns when everything
+/// delivered has been settled.
+pub async fn consume(
+    settings: Consume,
+    deliveries: mpsc::Sender<Delivery>,
+    health: Arc<Health>,
+    mut stop: watch::Receiver<bool>,
+) {
+    while !*stop.borrow() {
+        match session(&settings, &deliveries, &health, stop.clone()).await {
+            Ok(()) => {}
+            Err(error) => {
+                health.lacks(Need::Broker, &error.to_string());
+                warn!(%error, "RabbitMQ is away; connecting again");
+                tokio::select! {
+                    () = tokio::time::sleep(RECONNECT_AFTER) => {}
+                    _ = stop.wait_for(|&stop| stop) => {}
+                }
+            }
+        }
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+enum SessionError {
+    #[error("{0}")]
+    Broker(#[from] lapin::Error),
+    #[error("the broker cancelled the consumer of {0}: was its queue deleted?")]
+    Cancelled(String),
+}
+
+/// What settling needs of a session.
+struct Desk {
+    publisher: Publisher,
+    topology: Topology,
+}
+
+async fn session(
+    settings: &Consume,
+    deliveries: &mpsc::Sender<Delivery>,
+    health: &Health,
+    mut stop: watch::Receiver<bool>,
+) -> Result<(), SessionError> {
+    let connection = connect(&settings.url, &settings.worker).await?;
+    let publisher = Publisher::open(&connection).await?;
+    publisher.declare(&settings.topology).await?;
+    let consumers = consumers(settings, &connection).await?;
+    let tags: Vec<_> = consumers.iter().map(|(_, consumer)| consumer.tag()).collect();
+    let channel = consumers.first().map(|(channel, _)| channel.clone());
+    // A consumer's stream that ends is an event here, not silence.
+    let streams = consumers.into_iter().map(|(_, consumer)| {
+        let queue = consumer.queue().to_string();
+        consumer.map(Some).chain(stream::iter([None])).map(move |message| (queue.clone(), message)).boxed()
+    });
+    let mut messages = stream::select_all(streams);
+    let desk = Arc::new(Desk { publisher, topology: settings.topology.clone() });
+    let mut unsettled = JoinSet::new();
+    health.has(Need::Broker);
+    info!(lanes = tags.len(), prefetch = settings.prefetch, "consuming");
+
+    let ended = loop {
+        tokio::select! {
+            message = messages.next() => match message {
+                Some((_, Some(Ok(message)))) => {
+                    let (settle, settled) = oneshot::channel();
+                    let delivery = receive(&message, settle);
+                    unsettled.spawn(settle_message(desk.clone(), message, settled));
+                    if deliveries.send(delivery).await.is_err() {
+                        break Ok(());
+                    }
+                }
+                Some((_, Some(Err(error)))) => break Err(error.into()),
+                Some((queue, None)) => break Err(SessionError::Cancelled(queue)),
+                None => break Ok(()),
+            },
+            Some(_) = unsettled.join_next() => {}
+            _ = stop.wait_for(|&stop| stop) => break Ok(()),
+        }
+    };
+    if ended.is_ok()
+        && let Some(channel) = channel
+    {
+        for tag in tags {
+            channel.basic_cancel(tag, BasicCancelOptions::default()).await?;
+        }
+        while unsettled.join_next().await.is_some() {}
+        connection.close(200, "drained".into()).await?;
+    }
+    // After a broken session, what is still in the pipeline settles into nothing and is delivered again.
+    ended
+}
+
+async fn consumers(settings: &Consume, connection: &Connection) -> Result<Vec<(lapin::Channel, Consumer)>, lapin::Error> {
+    let channel = connection.create_channel().await?;
+    // Not global: the bound is each consumer's own, so that one lane's backlog takes no other lane's places.
+    channel.basic_qos(settings.prefetch, BasicQosOptions::default()).await?;
+    let mut consumers = Vec::new();
+    for key in settings.topology.lane_keys() {
+        let queue = settings.topology.lane_queue(&key);
+        let tag = format!("{}-{key}", settings.worker);
+        let consumer = channel
+            .basic_consume(queue.as_str().into(), tag.as_str().into(), BasicConsumeOptions::default(), FieldTable::default())
+            .await?;
+        consumers.push((channel.clone(), consumer));
+    }
+    Ok(consumers)
+}
+
+fn receive(message: &Message, settle: oneshot::Sender<Settle>) -> Delivery {
+    Delivery {
+        body: message.data.clone().into(),
+        attempt: header(&message.properties, ATTEMPT_HEADER),
+        lost_deliveries: header(&message.properties, "x-delivery-count"),
+        settle,
+    }
+}
+
+fn header(properties: &BasicProperties, name: &str) -> u32 {
+    let value = properties.headers().as_ref().and_then(|headers| headers.inner().get(name));
+    match value {
+        Some(AMQPValue::LongUInt(value)) => *value,
+        Some(AMQPValue::LongInt(value)) => (*value).try_into().unwrap_or(0),
+        Some(AMQPValue::LongLongInt(value)) => (*value).try_into().unwrap_or(0),
+        Some(AMQPValue::ShortInt(value)) => (*value).try_into().unwrap_or(0),
+        Some(AMQPValue::ShortShortInt(value)) => (*value).try_into().unwrap_or(0),
+        _ => 0,
+    }
+}
+
+async fn settle_message(desk: Arc<Desk>, message: Message, settled: oneshot::Receiver<Settle>) {
+    // The pipeline's task died without a word: a fault of ours, which may pass.
+    let settle = settled.await.unwrap_or_else(|_| Settle::Retry { reason: "the chunk's task ended early".to_owned() });
+    let moved = match &settle {
+        Settle::Done => Ok(()),
+        other => desk.send_on(&message, other).await,
+    };
+    if let Err(error) = moved {
+        // Unacknowledged, it comes back when the channel closes.
+        warn!(%error, "a chunk could not be sent on; the broker will deliver it again");
+        return;
+    }
+    match message.acker.ack(BasicAckOptions::default()).await {
+        Ok(true) => {}
+        // The channel is gone, and with it the right to acknowledge: the redelivery finds the result there.
+        Ok(false) => warn!("an acknowledgement came too late; the chunk will be delivered again"),
+        Err(error) => warn!(%error, "an acknowledgement failed; the chunk will be delivered again"),
+    }
+}
+
+impl Desk {
+    /// Publishes the message to where it goes next and waits for the confirm.
+    async fn send_on(&self, message: &Message, settle: &Settle) -> Result<(), PublishError> {
+        let lane = message.routing_key.as_str();
+        let attempt = header(&message.properties, ATTEMPT_HEADER);
+        let rung = header(&message.properties, RUNG_HEADER);
+        let (exchange, headers) = match settle {
+            Settle::Done | Settle::HandBack => (self.topology.jobs_exchange(), [(ATTEMPT_HEADER, number(attempt)), (RUNG_HEADER, number(rung))]),
+            Settle::Later { wait } => {
+                (self.topology.rung_for(*wait), [(ATTEMPT_HEADER, number(attempt)), (RUNG_HEADER, number(rung + 1))])
+            }
+            Settle::Retry { .. } => {
+                (self.topology.rung(attempt), [(ATTEMPT_HEADER, number(attempt + 1)), (RUNG_HEADER, number(rung))])
+            }
+            Settle::Dead { code, reason } => {
+                let mut reason = format!("{code}: {reason}");
+                reason.truncate(reason.floor_char_boundary(REASON_BYTES_MAX));
+                (self.topology.dead(), [(ATTEMPT_HEADER, number(attempt)), (REASON_HEADER, AMQPValue::LongString(reason.into()))])
+            }
+        };
+        let mut table = FieldTable::default();
+        for (name, value) in headers {
+            table.insert(name.into(), value);
+        }
+        self.publisher.publish(&exchange, lane, &message.data, table).await
+    }
+}

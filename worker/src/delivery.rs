@@ -1,0 +1,48 @@
+//! The seam between transport and work: a delivery comes over a channel and is settled once.
+//!
+//! RabbitMQ fills the channel in production ([`crate::broker`]), a loop over a folder in local mode. Nothing behind
+//! the channel knows which.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::sync::oneshot;
+
+/// One chunk's message, to be settled once.
+#[derive(Debug)]
+pub struct Delivery {
+    /// The message, untrusted.
+    pub body: Bytes,
+    /// How often the chunk has failed in a way that may pass.
+    pub attempt: u32,
+    /// How often the message was delivered before without being settled: workers that died, connections that broke.
+    pub lost_deliveries: u32,
+    /// Where the settlement goes. Dropped without a word, it counts as [`Settle::Retry`].
+    pub settle: oneshot::Sender<Settle>,
+}
+
+/// What becomes of a delivery.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Settle {
+    /// The chunk needs nothing more: its result is durable, or it was cancelled.
+    Done,
+    /// Not now: over quota, or something needed for admission is away. Spends no attempt.
+    Later {
+        /// At least this long from now.
+        wait: Duration,
+    },
+    /// It failed in a way that may pass. Spends an attempt.
+    Retry {
+        /// Why, for the operator.
+        reason: String,
+    },
+    /// It can never succeed, or has failed too often.
+    Dead {
+        /// A stable word.
+        code: String,
+        /// Why, for the operator.
+        reason: String,
+    },
+    /// This worker is going away and has not begun it.
+    HandBack,
+}

@@ -1,0 +1,102 @@
+//! What a worker counts. No label names a tenant or a job: their number has no bound.
+
+use std::sync::atomic::AtomicU64;
+
+use prometheus_client::{
+    encoding::{EncodeLabelSet, EncodeLabelValue, text::encode},
+    metrics::{
+        counter::Counter,
+        family::Family,
+        gauge::Gauge,
+        histogram::{Histogram, exponential_buckets},
+    },
+    registry::{Registry, Unit},
+};
+
+/// How a delivery ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
+pub enum Outcome {
+    /// Embedded and durable.
+    Embedded,
+    /// Found done.
+    AlreadyDone,
+    /// Its job is cancelled.
+    Cancelled,
+    /// Over quota, or something needed is away.
+    Later,
+    /// Failed, to be tried again.
+    Retry,
+    /// Refused: the message proves no right to be computed.
+    Refused,
+    /// Given up.
+    Dead,
+    /// Handed back by a worker that goes away.
+    HandedBack,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OutcomeLabel {
+    outcome: Outcome,
+}
+
+/// The worker's counters.
+#[derive(Debug)]
+pub struct Metrics {
+    registry: Registry,
+    chunks: Family<OutcomeLabel, Counter>,
+    /// Deliveries being worked on.
+    pub chunks_in_flight: Gauge,
+    /// Rows with a vector.
+    pub rows: Counter,
+    /// Rows that failed.
+    pub rows_failed: Counter,
+    /// Exact tokens through the model.
+    pub tokens: Counter,
+    /// Seconds in which the model computed; its rate is the model's share of time, 1 being never idle.
+    pub model_busy: Counter<f64, AtomicU64>,
+    /// Tokens in a batch.
+    pub batch_tokens: Histogram,
+    /// Seconds from receipt to acknowledgement of an embedded chunk.
+    pub chunk_seconds: Histogram,
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        let mut metrics = Self {
+            registry: Registry::with_prefix("vecmill_worker"),
+            chunks: Family::default(),
+            chunks_in_flight: Gauge::default(),
+            rows: Counter::default(),
+            rows_failed: Counter::default(),
+            tokens: Counter::default(),
+            model_busy: Counter::default(),
+            batch_tokens: Histogram::new(exponential_buckets(64.0, 2.0, 11)),
+            chunk_seconds: Histogram::new(exponential_buckets(0.05, 2.0, 14)),
+        };
+        let registry = &mut metrics.registry;
+        registry.register("chunks", "Deliveries settled, by outcome", metrics.chunks.clone());
+        registry.register("chunks_in_flight", "Deliveries being worked on", metrics.chunks_in_flight.clone());
+        registry.register("rows", "Rows with a vector", metrics.rows.clone());
+        registry.register("rows_failed", "Rows that failed", metrics.rows_failed.clone());
+        registry.register("tokens", "Exact tokens through the model", metrics.tokens.clone());
+        registry.register_with_unit("model_busy", "Time in which the model computed", Unit::Seconds, metrics.model_busy.clone());
+        registry.register("batch_tokens", "Tokens in a batch", metrics.batch_tokens.clone());
+        registry.register_with_unit("chunk", "From receipt to settlement of an embedded chunk", Unit::Seconds, metrics.chunk_seconds.clone());
+        metrics
+    }
+}
+
+impl Metrics {
+    /// Counts a settled delivery.
+    pub fn settled(&self, outcome: Outcome) {
+        self.chunks.get_or_create(&OutcomeLabel { outcome }).inc();
+    }
+
+    /// The counters in the OpenMetrics text format.
+    pub fn exposition(&self) -> String {
+        let mut text = String::new();
+        // Writing to a string does not fail.
+        let _ = encode(&mut text, &self.registry);
+        text
+    }
+}
