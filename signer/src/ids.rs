@@ -1,0 +1,213 @@
+//! Names and digests that are checked once, where they enter, and trusted by type from then on.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
+
+/// Longest tenant name: a tenant is one label of a host name, so it fits queue names, key prefixes and bucket names.
+const TENANT_LEN_MAX: usize = 63;
+/// Bytes of a job id before hex coding. 128 bits: ids made from digests don't collide by chance.
+const JOB_ID_BYTES: usize = 16;
+
+/// Why a name or digest was refused. The offending text is not repeated: it may be a tenant's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum IdError {
+    /// Not a tenant name.
+    #[error("a tenant name is 1 to 63 characters of a-z, 0-9 and '-', and does not start with '-'")]
+    Tenant,
+    /// Not a job id.
+    #[error("a job id is exactly 32 characters of 0-9 and a-f")]
+    Job,
+    /// Not a SHA-256 digest.
+    #[error("a SHA-256 digest is exactly 64 characters of 0-9 and a-f")]
+    Digest,
+}
+
+/// A tenant's name: `[a-z0-9][a-z0-9-]{0,62}`. Safe as it stands in an object key, a queue name and a Redis key.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct TenantId(String);
+
+/// A job's id: 32 lowercase hex characters. It is also the grant's `jti`.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct JobId(String);
+
+/// A SHA-256 digest, written as 64 lowercase hex characters.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Digest([u8; 32]);
+
+impl TenantId {
+    /// The name as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl TryFrom<String> for TenantId {
+    type Error = IdError;
+
+    fn try_from(name: String) -> Result<Self, IdError> {
+        let allowed = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
+        let good = (1..=TENANT_LEN_MAX).contains(&name.len()) && !name.starts_with('-') && name.bytes().all(allowed);
+        if good { Ok(Self(name)) } else { Err(IdError::Tenant) }
+    }
+}
+
+impl JobId {
+    /// The id that a digest names: its first 16 bytes.
+    pub fn from_digest(digest: &[u8; 32]) -> Self {
+        Self(hex(&digest[..JOB_ID_BYTES]))
+    }
+
+    /// The id as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl TryFrom<String> for JobId {
+    type Error = IdError;
+
+    fn try_from(id: String) -> Result<Self, IdError> {
+        if id.len() == 2 * JOB_ID_BYTES && id.bytes().all(is_lower_hex) { Ok(Self(id)) } else { Err(IdError::Job) }
+    }
+}
+
+impl Digest {
+    /// The SHA-256 of `bytes`.
+    pub fn of(bytes: &[u8]) -> Self {
+        Self(Sha256::digest(bytes).into())
+    }
+
+    /// A digest computed elsewhere, for input that is hashed as it streams.
+    pub fn from_bytes(bytes: [u8; 32]) -> Self {
+        Self(bytes)
+    }
+
+    /// The 32 bytes.
+    pub fn as_bytes(&self) -> &[u8; 32] {
+        &self.0
+    }
+}
+
+impl TryFrom<String> for Digest {
+    type Error = IdError;
+
+    fn try_from(text: String) -> Result<Self, IdError> {
+        text.parse()
+    }
+}
+
+impl FromStr for Digest {
+    type Err = IdError;
+
+    fn from_str(text: &str) -> Result<Self, IdError> {
+        let mut bytes = [0; 32];
+        if text.len() != 64 || !text.bytes().all(is_lower_hex) {
+            return Err(IdError::Digest);
+        }
+        for (byte, pair) in bytes.iter_mut().zip(text.as_bytes().chunks_exact(2)) {
+            *byte = hex_value(pair[0]) << 4 | hex_value(pair[1]);
+        }
+        Ok(Self(bytes))
+    }
+}
+
+impl fmt::Display for Digest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&hex(&self.0))
+    }
+}
+
+impl fmt::Debug for Digest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Digest({self})")
+    }
+}
+
+impl From<Digest> for String {
+    fn from(digest: Digest) -> Self {
+        digest.to_string()
+    }
+}
+
+macro_rules! text_traits {
+    ($name:ident) => {
+        impl FromStr for $name {
+            type Err = IdError;
+
+            fn from_str(text: &str) -> Result<Self, IdError> {
+                Self::try_from(text.to_owned())
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(&self.0)
+            }
+        }
+
+        impl From<$name> for String {
+            fn from(id: $name) -> Self {
+                id.0
+            }
+        }
+    };
+}
+
+text_traits!(TenantId);
+text_traits!(JobId);
+
+fn is_lower_hex(byte: u8) -> bool {
+    matches!(byte, b'0'..=b'9' | b'a'..=b'f')
+}
+
+/// The value of one hex digit that [`is_lower_hex`] has passed.
+fn hex_value(digit: u8) -> u8 {
+    if digit.is_ascii_digit() { digit - b'0' } else { digit - b'a' + 10 }
+}
+
+/// Lowercase hex of any bytes.
+fn hex(bytes: &[u8]) -> String {
+    const DIGITS: &[u8; 16] = b"0123456789abcdef";
+    bytes.iter().flat_map(|byte| [byte >> 4, byte & 15]).map(|nibble| char::from(DIGITS[usize::from(nibble)])).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tenant_names_are_one_host_label() {
+        for good in ["a", "acme", "0-9", &"a".repeat(63)] {
+            assert_eq!(good.parse::<TenantId>().expect("valid name").as_str(), good);
+        }
+        for bad in ["", "-a", "A", "a/b", "a.b", "a b", "é", &"a".repeat(64)] {
+            assert_eq!(bad.parse::<TenantId>(), Err(IdError::Tenant), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn job_ids_are_32_lower_hex() {
+        assert_eq!(JobId::from_digest(&[0xab; 32]).as_str(), "ab".repeat(16));
+        for bad in ["", "ab", &"AB".repeat(16), &"g0".repeat(16), &"ab".repeat(17)] {
+            assert_eq!(bad.parse::<JobId>(), Err(IdError::Job), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn digest_text_is_its_bytes() {
+        // The SHA-256 of the empty string, FIPS 180-4's well-known value.
+        let empty = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
+        assert_eq!(Digest::of(b"").to_string(), empty);
+        assert_eq!(empty.parse(), Ok(Digest::of(b"")));
+        assert_eq!(empty.to_uppercase().parse::<Digest>(), Err(IdError::Digest));
+        let json = serde_json::to_string(&Digest::of(b"")).expect("serializes");
+        assert_eq!(json, format!("\"{empty}\""));
+        assert!(serde_json::from_str::<Digest>("\"00\"").is_err());
+    }
+}

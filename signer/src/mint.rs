@@ -1,0 +1,136 @@
+//! Signing tokens. Only the signer, local mode and tests construct a [`Minter`].
+
+use aws_lc_rs::rand;
+use jsonwebtoken::{Algorithm, Header, encode};
+use serde::Serialize;
+
+use crate::claims::{
+    ACCESS_AUDIENCE, ACCESS_TYPE, AccessClaims, GRANT_AUDIENCE, GRANT_TYPE, GrantClaims, JobId, Limits, Scope, TenantId,
+};
+pub use crate::keys::{KeyError, KeySet, SigningKey};
+use crate::time::unix_now;
+pub use crate::wire::GrantRequest;
+
+/// How long an access token lives: long enough for one exchange of calls, short enough that a stolen one is soon worthless.
+pub const ACCESS_LIFETIME_S: u64 = 300;
+
+/// Whom an access token is for.
+#[derive(Debug, Clone)]
+pub struct AccessRequest {
+    /// The tenant.
+    pub tenant: TenantId,
+    /// What the holder may do.
+    pub scopes: Vec<Scope>,
+    /// The API key that asks.
+    pub key_id: String,
+    /// Address of the socket that asks.
+    pub client_addr: Option<String>,
+}
+
+/// What the signer adds to a [`GrantRequest`]: everything that the caller must not be able to choose.
+#[derive(Debug, Clone)]
+pub struct Grantee {
+    /// The tenant, from a verified access token.
+    pub tenant: TenantId,
+    /// The API key behind that access token.
+    pub key_id: String,
+    /// Address of the socket that asks.
+    pub client_addr: Option<String>,
+    /// Queue lane of the tenant.
+    pub lane: u32,
+    /// Quota of the tenant.
+    pub limits: Limits,
+    /// Revocation epoch of the tenant.
+    pub epoch: u64,
+}
+
+/// A token could not be signed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the token could not be signed")]
+pub struct MintError;
+
+/// Signs tokens with one private key under one issuer name. It does not judge: policy is checked before.
+#[derive(Debug)]
+pub struct Minter {
+    issuer: String,
+    key: SigningKey,
+}
+
+impl Minter {
+    /// A minter for `issuer`. Verifiers must be told the same name.
+    pub fn new(issuer: String, key: SigningKey) -> Self {
+        install_crypto();
+        Self { issuer, key }
+    }
+
+    /// The issuer name.
+    pub fn issuer(&self) -> &str {
+        &self.issuer
+    }
+
+    /// The public half of the key that signs.
+    pub fn public_keys(&self) -> KeySet {
+        let mut keys = KeySet::default();
+        keys.insert(*self.key.public());
+        keys
+    }
+
+    /// Signs an access token that lives [`ACCESS_LIFETIME_S`].
+    pub fn mint_access(&self, request: AccessRequest) -> Result<(String, AccessClaims), MintError> {
+        let now = unix_now();
+        let mut id = [0; 32];
+        rand::fill(&mut id).map_err(|_| MintError)?;
+        let claims = AccessClaims {
+            iss: self.issuer.clone(),
+            sub: request.tenant,
+            aud: ACCESS_AUDIENCE.to_owned(),
+            // The same shape as a job's id: 128 random bits in hex.
+            jti: JobId::from_digest(&id).into(),
+            iat: now,
+            nbf: now,
+            exp: now + ACCESS_LIFETIME_S,
+            scope: Scope::join(&request.scopes),
+            key_id: request.key_id,
+            client_addr: request.client_addr,
+        };
+        Ok((self.sign(ACCESS_TYPE, &claims)?, claims))
+    }
+
+    /// Signs a grant for the job in `request` that lives `window_s`.
+    pub fn mint_grant(&self, grantee: Grantee, request: GrantRequest) -> Result<(String, GrantClaims), MintError> {
+        let now = unix_now();
+        let claims = GrantClaims {
+            iss: self.issuer.clone(),
+            sub: grantee.tenant,
+            aud: GRANT_AUDIENCE.to_owned(),
+            jti: request.job,
+            iat: now,
+            nbf: now,
+            exp: now.saturating_add(request.window_s),
+            manifest_sha256: request.manifest_sha256,
+            model: request.model,
+            dimensions: request.dimensions,
+            rows: request.rows,
+            key_id: grantee.key_id,
+            client_addr: grantee.client_addr,
+            lane: grantee.lane,
+            limits: grantee.limits,
+            epoch: grantee.epoch,
+        };
+        Ok((self.sign(GRANT_TYPE, &claims)?, claims))
+    }
+
+    fn sign(&self, typ: &str, claims: &impl Serialize) -> Result<String, MintError> {
+        let mut header = Header::new(Algorithm::EdDSA);
+        header.typ = Some(typ.to_owned());
+        header.kid = Some(self.key.kid().to_owned());
+        encode(&header, claims, self.key.encoding()).map_err(|_| MintError)
+    }
+}
+
+/// Chooses jsonwebtoken's crypto by name. Left to itself it guesses from cargo features, and panics at first use once any
+/// crate in the build turns on a second one.
+pub(crate) fn install_crypto() {
+    // An error means that a provider is installed already, which is what we want.
+    let _ = jsonwebtoken::crypto::aws_lc::DEFAULT_PROVIDER.install_default();
+}

@@ -1,0 +1,302 @@
+//! Checking tokens. The only place where a [`VerifiedAccess`] or [`VerifiedGrant`] is made, so that holding one is proof.
+//!
+//! The order is fixed, cheap and untrusting first: length, header (pinned algorithm, exact type, no field that steers the
+//! check), key from the pinned set, signature, then typed claims, issuer, audience and times.
+
+use jsonwebtoken::errors::ErrorKind;
+use jsonwebtoken::{Algorithm, DecodingKey, Validation, decode};
+use serde::de::DeserializeOwned;
+
+use crate::claims::{
+    ACCESS_AUDIENCE, ACCESS_TYPE, AccessClaims, Digest, GRANT_AUDIENCE, GRANT_TYPE, GrantClaims, JobId, Limits, Scope,
+    TenantId,
+};
+use crate::header::{is_kid, kid_of};
+pub use crate::keys::KeySet;
+use crate::mint::install_crypto;
+pub use crate::refusal::Refusal;
+pub use crate::remote_keys::RemoteKeys;
+use crate::time::unix_now;
+
+/// Longest token that is parsed at all. Ours are under 1 KiB; a 20 MB claim would cost seconds to refuse.
+const TOKEN_LEN_MAX: usize = 8 * 1024;
+/// Clocks of two machines may differ by this much. NTP keeps them far closer.
+const LEEWAY_S: u64 = 30;
+/// An access token never lives longer: twice what we mint, to allow for a setting.
+const ACCESS_LIFETIME_S_MAX: u64 = 600;
+/// A grant never lives longer: a completion window of a week, and a day for what was submitted late.
+pub(crate) const GRANT_LIFETIME_S_MAX: u64 = 8 * 24 * 3600;
+
+/// Where public keys come from.
+#[derive(Debug, Clone)]
+pub enum Keys {
+    /// Known at start: local mode, tests, and the signer itself.
+    Fixed(KeySet),
+    /// Fetched from the signer and cached.
+    Remote(RemoteKeys),
+}
+
+/// Checks tokens of one issuer. Cheap to clone; clones share the key cache.
+#[derive(Debug, Clone)]
+pub struct Verifier {
+    issuer: String,
+    keys: Keys,
+}
+
+impl Verifier {
+    /// A verifier of the tokens that `issuer` signs with `keys`.
+    pub fn new(issuer: String, keys: Keys) -> Self {
+        install_crypto();
+        Self { issuer, keys }
+    }
+
+    /// Checks an access token against the clock.
+    pub async fn access(&self, token: &str) -> Result<VerifiedAccess, Refusal> {
+        self.access_at(token, unix_now()).await
+    }
+
+    /// Checks an access token as of a stated time, Unix seconds.
+    pub async fn access_at(&self, token: &str, now: u64) -> Result<VerifiedAccess, Refusal> {
+        let key = self.key_for(token, ACCESS_TYPE).await?;
+        let claims: AccessClaims = self.checked(token, &key, ACCESS_AUDIENCE)?;
+        let times = Times { iat: claims.iat, nbf: claims.nbf, exp: claims.exp };
+        self.check(&claims.iss, &claims.aud, ACCESS_AUDIENCE, times, ACCESS_LIFETIME_S_MAX, now)?;
+        if claims.jti.parse::<JobId>().is_err() || !is_kid(&claims.key_id) {
+            return Err(Refusal::BadClaims);
+        }
+        Ok(VerifiedAccess { claims })
+    }
+
+    /// Checks a job grant against the clock. Revocation and the manifest's digest are the caller's next steps.
+    pub async fn grant(&self, token: &str) -> Result<VerifiedGrant, Refusal> {
+        self.grant_at(token, unix_now()).await
+    }
+
+    /// Checks a job grant as of a stated time, Unix seconds: what a replay of an audit asks.
+    pub async fn grant_at(&self, token: &str, now: u64) -> Result<VerifiedGrant, Refusal> {
+        let key = self.key_for(token, GRANT_TYPE).await?;
+        let claims: GrantClaims = self.checked(token, &key, GRANT_AUDIENCE)?;
+        let times = Times { iat: claims.iat, nbf: claims.nbf, exp: claims.exp };
+        self.check(&claims.iss, &claims.aud, GRANT_AUDIENCE, times, GRANT_LIFETIME_S_MAX, now)?;
+        if claims.dimensions == 0 || claims.model.is_empty() || !is_kid(&claims.key_id) {
+            return Err(Refusal::BadClaims);
+        }
+        Ok(VerifiedGrant { claims })
+    }
+
+    /// Whether keys are at hand, fetching them if need be: for a readiness probe, and to fail early at start.
+    pub async fn ready(&self) -> Result<(), Refusal> {
+        match &self.keys {
+            Keys::Fixed(keys) if keys.is_empty() => Err(Refusal::KeysUnavailable("no key is configured".to_owned())),
+            Keys::Fixed(_) => Ok(()),
+            Keys::Remote(remote) => remote.ready().await,
+        }
+    }
+
+    /// Length and header, then the pinned key that the header names.
+    async fn key_for(&self, token: &str, typ: &str) -> Result<DecodingKey, Refusal> {
+        if token.len() > TOKEN_LEN_MAX {
+            return Err(Refusal::TooLong);
+        }
+        let kid = kid_of(token, typ)?;
+        match &self.keys {
+            Keys::Fixed(keys) => keys.decoding_key(&kid).ok_or(Refusal::UnknownKey),
+            Keys::Remote(remote) => remote.decoding_key(&kid).await,
+        }
+    }
+
+    /// Signature, then claims into a struct that refuses unknown, missing, repeated and mistyped ones.
+    fn checked<C: DeserializeOwned>(&self, token: &str, key: &DecodingKey, audience: &str) -> Result<C, Refusal> {
+        match decode::<C>(token, key, &pins(&self.issuer, audience)) {
+            Ok(data) => Ok(data.claims),
+            Err(error) => Err(match error.kind() {
+                ErrorKind::InvalidSignature => Refusal::BadSignature,
+                ErrorKind::InvalidAlgorithm | ErrorKind::InvalidAlgorithmName => Refusal::WrongAlgorithm,
+                ErrorKind::InvalidIssuer => Refusal::WrongIssuer,
+                ErrorKind::InvalidAudience => Refusal::WrongAudience,
+                ErrorKind::Base64(_) | ErrorKind::InvalidToken | ErrorKind::Utf8(_) => Refusal::Malformed,
+                _ => Refusal::BadClaims,
+            }),
+        }
+    }
+
+    /// Issuer, audience and times once more, on typed values: the library skips an `iss` or `aud` that it can't read.
+    fn check(
+        &self,
+        iss: &str,
+        aud: &str,
+        audience: &str,
+        times: Times,
+        lifetime_s_max: u64,
+        now: u64,
+    ) -> Result<(), Refusal> {
+        if iss != self.issuer {
+            return Err(Refusal::WrongIssuer);
+        }
+        if aud != audience {
+            return Err(Refusal::WrongAudience);
+        }
+        times.check(lifetime_s_max, now)
+    }
+}
+
+/// What the library checks: every field is set, none is left to a default. Times are off here because [`Times::check`]
+/// does them, with exact boundaries and a stated clock.
+fn pins(issuer: &str, audience: &str) -> Validation {
+    let mut pins = Validation::new(Algorithm::EdDSA);
+    pins.algorithms = vec![Algorithm::EdDSA];
+    pins.set_issuer(&[issuer]);
+    pins.set_audience(&[audience]);
+    pins.set_required_spec_claims(&["exp", "nbf", "iss", "aud", "sub"]);
+    pins.sub = None;
+    pins.validate_aud = true;
+    pins.validate_exp = false;
+    pins.validate_nbf = false;
+    pins.leeway = 0;
+    pins.reject_tokens_expiring_in_less_than = 0;
+    pins
+}
+
+/// The three times of a token, Unix seconds.
+#[derive(Clone, Copy)]
+struct Times {
+    iat: u64,
+    nbf: u64,
+    exp: u64,
+}
+
+impl Times {
+    fn check(self, lifetime_s_max: u64, now: u64) -> Result<(), Refusal> {
+        let begin = self.iat.min(self.nbf);
+        if self.exp <= self.iat.max(self.nbf) {
+            return Err(Refusal::BadClaims);
+        }
+        if self.exp - begin > lifetime_s_max {
+            return Err(Refusal::LifetimeTooLong);
+        }
+        // RFC 7519: "on or after" `exp` it must not be accepted. Leeway moves the edge, not its kind.
+        if now >= self.exp.saturating_add(LEEWAY_S) {
+            return Err(Refusal::Expired);
+        }
+        if now.saturating_add(LEEWAY_S) < self.iat.max(self.nbf) {
+            return Err(Refusal::NotYetValid);
+        }
+        Ok(())
+    }
+}
+
+/// An access token that passed every check.
+#[derive(Debug, Clone)]
+pub struct VerifiedAccess {
+    claims: AccessClaims,
+}
+
+impl VerifiedAccess {
+    /// The tenant.
+    pub fn tenant(&self) -> &TenantId {
+        &self.claims.sub
+    }
+
+    /// The API key behind the token.
+    pub fn key_id(&self) -> &str {
+        &self.claims.key_id
+    }
+
+    /// Address of the socket that asked for the token.
+    pub fn client_addr(&self) -> Option<&str> {
+        self.claims.client_addr.as_deref()
+    }
+
+    /// Whether the token carries `scope`.
+    pub fn has_scope(&self, scope: Scope) -> bool {
+        self.claims.scope.split(' ').any(|name| name == scope.as_str())
+    }
+
+    /// The token's own id.
+    pub fn token_id(&self) -> &str {
+        &self.claims.jti
+    }
+
+    /// When it was issued, Unix seconds.
+    pub fn issued_at(&self) -> u64 {
+        self.claims.iat
+    }
+
+    /// When it expires, Unix seconds.
+    pub fn expires_at(&self) -> u64 {
+        self.claims.exp
+    }
+}
+
+/// A job grant that passed every check a token can be put to by itself.
+#[derive(Debug, Clone)]
+pub struct VerifiedGrant {
+    claims: GrantClaims,
+}
+
+impl VerifiedGrant {
+    /// The tenant.
+    pub fn tenant(&self) -> &TenantId {
+        &self.claims.sub
+    }
+
+    /// The job, which is also the grant's own id.
+    pub fn job(&self) -> &JobId {
+        &self.claims.jti
+    }
+
+    /// The API key that asked.
+    pub fn key_id(&self) -> &str {
+        &self.claims.key_id
+    }
+
+    /// Address of the socket that asked.
+    pub fn client_addr(&self) -> Option<&str> {
+        self.claims.client_addr.as_deref()
+    }
+
+    /// SHA-256 of the manifest's raw bytes.
+    pub fn manifest_sha256(&self) -> Digest {
+        self.claims.manifest_sha256
+    }
+
+    /// The model.
+    pub fn model(&self) -> &str {
+        &self.claims.model
+    }
+
+    /// Length of each vector.
+    pub fn dimensions(&self) -> u32 {
+        self.claims.dimensions
+    }
+
+    /// Ceiling on the job's rows.
+    pub fn rows(&self) -> u64 {
+        self.claims.rows
+    }
+
+    /// Queue lane of the tenant.
+    pub fn lane(&self) -> u32 {
+        self.claims.lane
+    }
+
+    /// Token quota of the tenant.
+    pub fn limits(&self) -> Limits {
+        self.claims.limits
+    }
+
+    /// Revocation epoch of the tenant at minting.
+    pub fn epoch(&self) -> u64 {
+        self.claims.epoch
+    }
+
+    /// When it was issued, Unix seconds.
+    pub fn issued_at(&self) -> u64 {
+        self.claims.iat
+    }
+
+    /// When it expires, Unix seconds.
+    pub fn expires_at(&self) -> u64 {
+        self.claims.exp
+    }
+}
