@@ -1,6 +1,6 @@
 //! Where a job stands, read from S3 alone: Redis may be flushed and RabbitMQ replaced, and this stays true.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 
 use futures_util::{StreamExt, TryStreamExt, stream};
 use serde::Serialize;
@@ -206,7 +206,10 @@ impl Watch {
         status.chunks = manifest.chunk_count();
 
         let done = self.store.list(&self.keys.done_prefix(), None).await?;
-        let dead = self.store.list(&self.keys.dead_prefix(), None).await?;
+        let mut dead = self.store.list(&self.keys.dead_prefix(), None).await?;
+        // A chunk that was given up once and done later counts as done.
+        let numbers: HashSet<_> = done.iter().map(|object| chunk_of_key(&object.key)).collect();
+        dead.retain(|object| !numbers.contains(&chunk_of_key(&object.key)));
         status.chunks_done = done.len() as u32;
         status.chunks_dead = dead.len() as u32;
         status.rows_done = done.iter().map(|object| u64::from(rows_of(manifest, object))).sum();

@@ -131,7 +131,7 @@ pub fn refusal_key(day: &str, message_sha256: &str) -> String {
 }
 
 /// The chunk number at the end of a `done/`, `dead/`, `errors/` or `vectors/` key.
-pub(crate) fn chunk_of_key(key: &str) -> Option<u32> {
+pub fn chunk_of_key(key: &str) -> Option<u32> {
     let name = key.rsplit('/').next()?;
     name.split_once('-')?.1.split('.').next()?.parse().ok()
 }

@@ -11,8 +11,7 @@ mod outcome;
 mod spec;
 
 pub use chunk::{CHUNK_TEXT_BYTES_MAX, ChunkError, ChunkRow, ChunkWriter, read_chunk};
-pub(crate) use layout::chunk_of_key;
-pub use layout::{JobKeys, job_of_key, refusal_key, tenant_jobs_prefix};
+pub use layout::{JobKeys, chunk_of_key, job_of_key, refusal_key, tenant_jobs_prefix};
 pub use manifest::{CHUNKS_MAX, ChunkEntry, Input, MANIFEST_BYTES_MAX, Manifest, ManifestError};
 pub use message::{ATTEMPT_HEADER, ChunkMessage, MESSAGE_BYTES_MAX, MessageError, REASON_HEADER, RUNG_HEADER};
 pub use outcome::{Cancelled, ChunkResult, DeadChunk, FinalManifest, PartEntry, RowError, Submission};

@@ -1,0 +1,175 @@
+//! Admission: from an untrusted message to rows that may be computed. Nothing is believed before it is verified, and
+//! nothing is computed or charged before everything is.
+
+use std::{sync::Arc, time::Duration};
+
+use vecmill_producer::{
+    contract::{ChunkEntry, ChunkMessage, ChunkRow, JobKeys, Manifest, read_chunk},
+    store::StoreError,
+};
+use vecmill_signer::{
+    claims::Digest,
+    verify::{Refusal, VerifiedGrant},
+};
+
+use super::Pipeline;
+use crate::{
+    delivery::Delivery,
+    health::Need,
+    manifests::ManifestTrouble,
+    quota::{Ask, Charge, Limits, QuotaError, Verdict},
+};
+
+/// Deliveries lost before a chunk counts as one that kills workers. Broker restarts and killed pods also lose
+/// deliveries, so one or two prove nothing.
+const LOST_DELIVERIES_MAX: u32 = 5;
+/// How long a chunk waits outside when something that admission needs is away.
+const AWAY_WAIT: Duration = Duration::from_secs(5);
+
+/// A chunk whose grant is verified: whose it is and where its objects lie.
+pub(super) struct Claim {
+    pub(super) grant: VerifiedGrant,
+    pub(super) keys: JobKeys,
+    pub(super) chunk: u32,
+    sha256: Digest,
+}
+
+/// A chunk that belongs to its job as the signer vouched for it.
+pub(super) struct Admitted {
+    pub(super) manifest: Arc<Manifest>,
+    pub(super) entry: ChunkEntry,
+}
+
+/// Why a chunk is not computed now.
+pub(super) enum Stop {
+    /// The message proves no right to be computed. Nothing it claims may have an effect.
+    Refused { code: &'static str, reason: String },
+    /// It can never be computed; its job's status will say so.
+    Dead { code: &'static str, reason: String },
+    /// It failed in a way that may pass.
+    Transient { reason: String },
+    /// Not now.
+    Later { wait: Duration },
+    /// This worker goes away.
+    HandBack,
+}
+
+impl From<StoreError> for Stop {
+    fn from(error: StoreError) -> Self {
+        Self::Transient { reason: error.to_string() }
+    }
+}
+
+impl Pipeline {
+    /// Reads the message and verifies its grant. No I/O is caused by what the message claims.
+    pub(super) async fn verify(&self, delivery: &Delivery) -> Result<Claim, Stop> {
+        let message = ChunkMessage::parse(&delivery.body)
+            .map_err(|error| Stop::Refused { code: "malformed", reason: error.to_string() })?;
+        let verifying = self.patiently(Need::Keys, async || match self.parts.verifier.grant(&message.grant).await {
+            Err(refusal) if refusal.is_transient() => Err(refusal),
+            decided => Ok::<Result<VerifiedGrant, Refusal>, Refusal>(decided),
+        });
+        let grant = match verifying.await {
+            Ok(Ok(grant)) => grant,
+            Ok(Err(refusal)) => return Err(Stop::Refused { code: refusal.code(), reason: refusal.to_string() }),
+            Err(_) => return Err(Stop::Later { wait: AWAY_WAIT }),
+        };
+        if message.job != grant.job().as_str() {
+            return Err(Stop::Refused { code: "wrong_job", reason: "the message's job is not its grant's".to_owned() });
+        }
+        let keys = JobKeys::new(grant.tenant(), grant.job());
+        Ok(Claim { keys, chunk: message.chunk, sha256: message.sha256, grant })
+    }
+
+    /// Checks that this worker can compute the chunk, and that the chunk is the job's.
+    pub(super) async fn admit(&self, delivery: &Delivery, claim: &Claim) -> Result<Admitted, Stop> {
+        let (model, hidden) = (&self.parts.model, self.parts.embedder.info().hidden);
+        if claim.grant.model() != model {
+            let reason = format!("the job is for model {}, these workers serve {model}", claim.grant.model());
+            return Err(Stop::Dead { code: "wrong_model", reason });
+        }
+        if claim.grant.dimensions() as usize > hidden {
+            let reason = format!("the job asks for {} dimensions, the model has {hidden}", claim.grant.dimensions());
+            return Err(Stop::Dead { code: "too_many_dimensions", reason });
+        }
+        let manifest = match self.manifests.of(&claim.grant).await {
+            Ok(manifest) => manifest,
+            Err(ManifestTrouble::Store(error)) => return Err(error.into()),
+            Err(error @ ManifestTrouble::Missing) => {
+                return Err(Stop::Dead { code: "manifest_missing", reason: error.to_string() });
+            }
+            Err(error) => return Err(Stop::Dead { code: "bad_manifest", reason: error.to_string() }),
+        };
+        let Some(entry) = manifest.chunks.get(claim.chunk as usize).copied() else {
+            let reason = format!("the message is for chunk {}, the job has {}", claim.chunk, manifest.chunks.len());
+            return Err(Stop::Refused { code: "no_such_chunk", reason });
+        };
+        // Not the job's fault: a message that was tampered with must not be able to kill a chunk.
+        if entry.sha256 != claim.sha256 {
+            let reason = "the message's digest is not the manifest's".to_owned();
+            return Err(Stop::Refused { code: "tampered", reason });
+        }
+        if delivery.lost_deliveries >= LOST_DELIVERIES_MAX {
+            let reason = format!("{} workers took the chunk and none settled it: it may kill them", delivery.lost_deliveries);
+            return Err(Stop::Dead { code: "poison", reason });
+        }
+        Ok(Admitted { manifest, entry })
+    }
+
+    /// Fetches the chunk's rows, which must be those of the manifest.
+    pub(super) async fn fetch(&self, claim: &Claim, entry: ChunkEntry) -> Result<Vec<ChunkRow>, Stop> {
+        let key = claim.keys.chunk(claim.chunk);
+        let object = match self.parts.store.get(&key, entry.bytes as usize).await? {
+            Some(object) => object,
+            None => {
+                let reason = "the chunk is not on S3: it was deleted".to_owned();
+                return Err(Stop::Dead { code: "chunk_missing", reason });
+            }
+        };
+        let decoded = tokio::task::spawn_blocking(move || {
+            let found = Digest::of(&object);
+            if found != entry.sha256 {
+                let reason = format!("the chunk hashes to {found}, the manifest says {}", entry.sha256);
+                return Err(Stop::Dead { code: "bad_digest", reason });
+            }
+            read_chunk(&object, entry.rows)
+                .map_err(|error| Stop::Dead { code: "unreadable_chunk", reason: error.to_string() })
+        });
+        decoded.await.unwrap_or_else(|_| Err(Stop::Transient { reason: "decoding the chunk ended early".to_owned() }))
+    }
+
+    /// Charges the tenant for the chunk's exact tokens, once, however often the chunk comes.
+    pub(super) async fn charge(&self, claim: &Claim, tokens: u64) -> Result<(), Stop> {
+        if tokens == 0 {
+            return Ok(());
+        }
+        let limits = claim.grant.limits();
+        let charge = Charge {
+            tenant: claim.grant.tenant().to_string(),
+            job: claim.grant.job().to_string(),
+            chunk: claim.chunk,
+            tokens,
+            limits: Limits {
+                tokens_per_minute: limits.tokens_per_minute,
+                tokens_burst: limits.tokens_burst,
+                tokens_per_day: limits.tokens_per_day,
+            },
+            keep_s: claim.grant.expires_at().saturating_sub(claim.grant.issued_at()),
+        };
+        let asking = self.patiently(Need::Quota, async || {
+            let (reply, answer) = tokio::sync::oneshot::channel();
+            let ask = Ask { charge: charge.clone(), reply };
+            self.parts.quota.send(ask).await.map_err(|_| quota_gone())?;
+            answer.await.map_err(|_| quota_gone())?
+        });
+        match asking.await {
+            Ok(Verdict::Charged | Verdict::AlreadyCharged) => Ok(()),
+            Ok(Verdict::Later { wait_ms, .. }) => Err(Stop::Later { wait: Duration::from_millis(wait_ms) }),
+            Err(_) => Err(Stop::Later { wait: AWAY_WAIT }),
+        }
+    }
+}
+
+fn quota_gone() -> QuotaError {
+    QuotaError::Unavailable("the quota's task has ended".to_owned())
+}

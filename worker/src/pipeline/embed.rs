@@ -1,0 +1,104 @@
+//! From rows to vectors: tokens off the model's thread, hidden states on it, cut and norm off it again.
+
+use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::Arc,
+};
+
+use vecmill_producer::contract::{ChunkRow, JobSpec, RowError};
+
+use super::{Pipeline, admit::Stop};
+use crate::{
+    embedder::Hiddens,
+    engine::{TokenizeError, Tokenizer, finish},
+};
+
+/// A chunk's rows as token ids. A row that has none keeps its place as a failure.
+pub(super) struct Tokenized {
+    rows: Vec<ChunkRow>,
+    tokens: Vec<Result<Vec<u32>, RowError>>,
+}
+
+/// A chunk's rows with their vectors.
+pub(super) struct Embedded {
+    pub(super) ids: Vec<String>,
+    pub(super) vectors: Vec<Vec<f32>>,
+    pub(super) tokens: Vec<u32>,
+    pub(super) failed: Vec<RowError>,
+}
+
+impl Tokenized {
+    /// Exact tokens of the rows that can be computed.
+    pub(super) fn total(&self) -> u64 {
+        self.tokens.iter().flatten().map(|tokens| tokens.len() as u64).sum()
+    }
+
+    /// The rows that can be computed, in order; their failures stay.
+    pub(super) fn take_good(&mut self) -> Vec<Vec<u32>> {
+        self.tokens.iter_mut().filter_map(|row| row.as_mut().ok().map(std::mem::take)).collect()
+    }
+}
+
+impl Pipeline {
+    /// Tokenizes on a blocking thread, a bounded number of chunks at once.
+    pub(super) async fn tokenize(&self, rows: Vec<ChunkRow>, spec: &JobSpec) -> Result<Tokenized, Stop> {
+        let ended = |_| Stop::Transient { reason: "tokenizing ended early".to_owned() };
+        let permit = Arc::clone(&self.tokenizing).acquire_owned().await.map_err(|_| Stop::HandBack)?;
+        let tokenizer = self.parts.tokenizer.clone();
+        let instruction = spec.instruction.clone();
+        let tokenized = tokio::task::spawn_blocking(move || {
+            let tokens = rows.iter().map(|row| tokenize_row(&tokenizer, row, instruction.as_deref())).collect();
+            drop(permit);
+            Tokenized { rows, tokens }
+        });
+        tokenized.await.map_err(ended)
+    }
+
+    /// Cuts and normalizes; a vector that is not finite fails its row.
+    pub(super) fn finish_rows(tokenized: Tokenized, counts: &[u32], hiddens: Hiddens, dimensions: usize) -> Embedded {
+        let rows = tokenized.rows.len();
+        let mut embedded =
+            Embedded { ids: Vec::with_capacity(rows), vectors: Vec::with_capacity(rows), tokens: Vec::new(), failed: Vec::new() };
+        let mut computed = hiddens.into_iter().zip(counts);
+        for (row, tokens) in tokenized.rows.into_iter().zip(tokenized.tokens) {
+            let outcome = match tokens {
+                Err(failure) => Err(failure),
+                Ok(_) => match computed.next() {
+                    Some((Ok(hidden), count)) => finish(&hidden, dimensions)
+                        .map(|vector| (vector, *count))
+                        .map_err(|error| row_error(&row, "non_finite", format!("{error}; report the text to the operator"))),
+                    Some((Err(failure), _)) => Err(row_error(&row, "engine_failed", failure.to_string())),
+                    None => Err(row_error(&row, "engine_failed", "the engine gave no vector".to_owned())),
+                },
+            };
+            match outcome {
+                Ok((vector, count)) => {
+                    embedded.ids.push(row.id);
+                    embedded.vectors.push(vector);
+                    embedded.tokens.push(count);
+                }
+                Err(failure) => embedded.failed.push(failure),
+            }
+        }
+        embedded
+    }
+}
+
+fn tokenize_row(tokenizer: &Tokenizer, row: &ChunkRow, instruction: Option<&str>) -> Result<Vec<u32>, RowError> {
+    match catch_unwind(AssertUnwindSafe(|| tokenizer.encode(&row.text, instruction))) {
+        Ok(Ok(tokens)) => Ok(tokens),
+        Ok(Err(error)) => {
+            let code = match error {
+                TokenizeError::Empty => "empty",
+                TokenizeError::TooLong { .. } => "too_long",
+                TokenizeError::Failed => "tokenizer_failed",
+            };
+            Err(row_error(row, code, error.to_string()))
+        }
+        Err(_) => Err(row_error(row, "tokenizer_failed", "the tokenizer failed on this text".to_owned())),
+    }
+}
+
+fn row_error(row: &ChunkRow, code: &str, message: String) -> RowError {
+    RowError { line: row.line, id: Some(row.id.clone()), code: code.to_owned(), message }
+}

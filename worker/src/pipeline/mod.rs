@@ -1,0 +1,144 @@
+//! One chunk from delivery to settlement. Each delivery is a task; the steps read from top to bottom.
+
+mod admit;
+mod embed;
+mod settle;
+mod write;
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex},
+    time::{Duration, Instant},
+};
+
+use tokio::{
+    sync::{Semaphore, mpsc, watch},
+    task::JoinSet,
+};
+use vecmill_producer::{contract::JobKeys, store::Store};
+use vecmill_signer::verify::Verifier;
+
+use crate::{
+    delivery::Delivery,
+    embedder::Embedder,
+    engine::Tokenizer,
+    finish::Finisher,
+    health::{Health, Need},
+    manifests::Manifests,
+    metrics::Metrics,
+    quota,
+};
+
+/// How long something that is away is waited for with the chunk at hand, before the chunk goes to a wait queue. A
+/// server that restarts is back by then, and waiting here costs nobody an attempt.
+const PATIENCE: Duration = Duration::from_secs(20);
+/// Between two tries in that time.
+const TRY_EVERY: Duration = Duration::from_millis(500);
+/// How long a job is known not to be cancelled. A cancellation takes effect within this time.
+const CANCELLATION_KNOWN_FOR: Duration = Duration::from_secs(2);
+/// Jobs whose cancellation is remembered.
+const CANCELLATIONS_MAX: usize = 1024;
+
+/// What the pipeline is made of.
+pub struct Parts {
+    /// S3.
+    pub store: Store,
+    /// Verifies grants.
+    pub verifier: Verifier,
+    /// Where quota is asked for.
+    pub quota: mpsc::Sender<quota::Ask>,
+    /// The model's thread.
+    pub embedder: Embedder,
+    /// Text to token ids.
+    pub tokenizer: Tokenizer,
+    /// The model's name in grants.
+    pub model: String,
+    /// This worker's name in audit records.
+    pub worker: String,
+    /// What is lacking.
+    pub health: Arc<Health>,
+    /// What is counted.
+    pub metrics: Arc<Metrics>,
+    /// Chunks tokenized at once: the machine's cores.
+    pub tokenizers: usize,
+}
+
+/// The steps and what they share.
+pub struct Pipeline {
+    parts: Parts,
+    manifests: Manifests,
+    finisher: Finisher,
+    tokenizing: Arc<Semaphore>,
+    cancellations: Mutex<HashMap<String, (Instant, bool)>>,
+}
+
+impl Pipeline {
+    /// Sets the pipeline up. Must be called within a tokio runtime.
+    pub fn new(parts: Parts) -> Arc<Self> {
+        Arc::new(Self {
+            manifests: Manifests::new(parts.store.clone()),
+            finisher: Finisher::start(parts.store.clone()),
+            tokenizing: Arc::new(Semaphore::new(parts.tokenizers)),
+            cancellations: Mutex::default(),
+            parts,
+        })
+    }
+
+    /// Works on what comes until the channel closes and everything is settled. Once `give_up` says so, what is still
+    /// unfinished is handed back.
+    pub async fn serve(self: Arc<Self>, mut deliveries: mpsc::Receiver<Delivery>, give_up: watch::Receiver<bool>) {
+        let mut chunks = JoinSet::new();
+        loop {
+            tokio::select! {
+                delivery = deliveries.recv() => match delivery {
+                    // The number of tasks is bounded by the transport's prefetch.
+                    Some(delivery) => drop(chunks.spawn(self.clone().handle(delivery, give_up.clone()))),
+                    None => break,
+                },
+                Some(_) = chunks.join_next() => {}
+            }
+        }
+        while chunks.join_next().await.is_some() {}
+    }
+
+    /// Tries `action` until it works, for as long as patience lasts; tells health what is away meanwhile.
+    async fn patiently<T, E: std::fmt::Display>(&self, need: Need, mut action: impl AsyncFnMut() -> Result<T, E>) -> Result<T, E> {
+        let begun = Instant::now();
+        loop {
+            match action().await {
+                Ok(value) => {
+                    self.parts.health.has(need);
+                    return Ok(value);
+                }
+                Err(error) => {
+                    self.parts.health.lacks(need, &error.to_string());
+                    if begun.elapsed() > PATIENCE {
+                        return Err(error);
+                    }
+                }
+            }
+            tokio::time::sleep(TRY_EVERY).await;
+        }
+    }
+
+    /// Whether the tenant has cancelled the job.
+    async fn is_cancelled(&self, keys: &JobKeys) -> Result<bool, vecmill_producer::store::StoreError> {
+        let known = self.cancellations().get(keys.prefix()).copied();
+        if let Some((asked, cancelled)) = known
+            && asked.elapsed() < CANCELLATION_KNOWN_FOR
+        {
+            return Ok(cancelled);
+        }
+        let cancelled = self.parts.store.exists(&keys.cancelled()).await?;
+        let mut cancellations = self.cancellations();
+        if cancellations.len() >= CANCELLATIONS_MAX {
+            cancellations.clear();
+        }
+        cancellations.insert(keys.prefix().to_owned(), (Instant::now(), cancelled));
+        Ok(cancelled)
+    }
+
+    fn cancellations(&self) -> std::sync::MutexGuard<'_, HashMap<String, (Instant, bool)>> {
+        self.cancellations.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+}

@@ -1,0 +1,177 @@
+//! The course of one delivery, and what each way of stopping comes to.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use tokio::sync::watch;
+use tracing::{debug, info, warn};
+use vecmill_producer::{contract::DeadChunk, store::StoreError};
+use vecmill_signer::claims::Digest;
+
+use super::{
+    Pipeline,
+    admit::{Admitted, Claim, Stop},
+};
+use crate::{
+    audit::{AuditRecord, Decision},
+    delivery::{Delivery, Settle},
+    finish::{EndedJob, FinishError},
+    health::Need,
+    kill_point::kill_point,
+    metrics::Outcome,
+};
+
+/// Attempts before a chunk is given up. Down the default ladder of 5 s, 30 s, 2 min, 10 min and then every 10 min,
+/// that is an outage of about an hour and a half.
+const ATTEMPTS_MAX: u32 = 12;
+/// How long a chunk waits when even its end can't be recorded.
+const UNRECORDED_WAIT: Duration = Duration::from_secs(30);
+
+/// A way to end well.
+enum Ended {
+    Embedded,
+    AlreadyDone,
+    Cancelled,
+}
+
+impl Pipeline {
+    /// Works on one delivery and settles it.
+    pub(super) async fn handle(self: Arc<Self>, mut delivery: Delivery, mut give_up: watch::Receiver<bool>) {
+        self.parts.metrics.chunks_in_flight.inc();
+        let begun = Instant::now();
+        let settle = tokio::select! {
+            settle = self.decide(&delivery, begun) => settle,
+            _ = give_up.wait_for(|&give_up| give_up) => (Settle::HandBack, Outcome::HandedBack),
+            // The session is gone and the delivery with it: it comes again to whoever is there.
+            () = delivery.settle.closed() => (Settle::HandBack, Outcome::HandedBack),
+        };
+        let (settle, outcome) = settle;
+        self.parts.metrics.settled(outcome);
+        self.parts.metrics.chunks_in_flight.dec();
+        if matches!(outcome, Outcome::Embedded) {
+            self.parts.metrics.chunk_seconds.observe(begun.elapsed().as_secs_f64());
+        }
+        kill_point("before-settle");
+        // Nobody there to hear it: the delivery comes again and finds what is done.
+        let _ = delivery.settle.send(settle);
+    }
+
+    async fn decide(&self, delivery: &Delivery, begun: Instant) -> (Settle, Outcome) {
+        let claim = match self.verify(delivery).await {
+            Ok(claim) => claim,
+            Err(stop) => return self.stopped_unverified(delivery, stop).await,
+        };
+        let mut admitted = None;
+        match self.work(delivery, &claim, &mut admitted, begun).await {
+            Ok(Ended::Embedded) => (Settle::Done, Outcome::Embedded),
+            Ok(Ended::AlreadyDone) => (Settle::Done, Outcome::AlreadyDone),
+            Ok(Ended::Cancelled) => (Settle::Done, Outcome::Cancelled),
+            Err(stop) => self.stopped(delivery, &claim, admitted.as_ref(), stop).await,
+        }
+    }
+
+    async fn work(&self, delivery: &Delivery, claim: &Claim, slot: &mut Option<Admitted>, begun: Instant) -> Result<Ended, Stop> {
+        let store = &self.parts.store;
+        // An outage of S3 shows here first; it is waited for before anything is spent on the chunk.
+        let done = self.patiently(Need::Store, async || store.exists(&claim.keys.done(claim.chunk)).await).await?;
+        let admitted = &*slot.insert(self.admit(delivery, claim).await?);
+        if done {
+            self.end(claim, admitted).await?;
+            return Ok(Ended::AlreadyDone);
+        }
+        if self.is_cancelled(&claim.keys).await? {
+            let audit = AuditRecord::of_chunk(&self.parts.worker, Decision::Cancelled, &claim.grant, claim.chunk);
+            audit.write_for(store, &claim.keys, claim.chunk).await?;
+            return Ok(Ended::Cancelled);
+        }
+        let rows = self.fetch(claim, admitted.entry).await?;
+        let spec = &admitted.manifest.spec;
+        let mut tokenized = self.tokenize(rows, spec).await?;
+        self.charge(claim, tokenized.total()).await?;
+        let good = tokenized.take_good();
+        let counts: Vec<u32> = good.iter().map(|tokens| tokens.len() as u32).collect();
+        kill_point("before-embed");
+        let hiddens =
+            self.parts.embedder.embed(claim.grant.tenant().as_str(), good).await.map_err(|_| Stop::HandBack)?;
+        let dimensions = spec.dimensions as usize;
+        let finishing = tokio::task::spawn_blocking(move || Self::finish_rows(tokenized, &counts, hiddens, dimensions));
+        let embedded = finishing.await.map_err(|_| Stop::Transient { reason: "finishing rows ended early".to_owned() })?;
+        let encoded = self.encode(claim, admitted, embedded).await?;
+        // The GPU's work is in hand: patience here saves doing it again.
+        self.patiently(Need::Store, async || self.write(claim, admitted, &encoded, begun).await).await?;
+        self.end(claim, admitted).await?;
+        debug!(job = %claim.grant.job(), chunk = claim.chunk, "chunk done");
+        Ok(Ended::Embedded)
+    }
+
+    /// Has the job looked at, now that this chunk has ended.
+    async fn end(&self, claim: &Claim, admitted: &Admitted) -> Result<(), Stop> {
+        let ended = EndedJob {
+            keys: claim.keys.clone(),
+            manifest: admitted.manifest.clone(),
+            manifest_sha256: claim.grant.manifest_sha256(),
+        };
+        match self.patiently(Need::Store, async || self.finisher.chunk_ended(ended.clone()).await).await {
+            Ok(()) => Ok(()),
+            Err(FinishError::Store(error)) => Err(Stop::Transient { reason: error.to_string() }),
+            Err(FinishError::Gone) => Err(Stop::HandBack),
+        }
+    }
+
+    /// A message that proves nothing: recorded by its digest, and no effect on any job.
+    async fn stopped_unverified(&self, delivery: &Delivery, stop: Stop) -> (Settle, Outcome) {
+        match stop {
+            Stop::Refused { code, reason } => self.refuse(delivery, code, reason).await,
+            Stop::Later { wait } => (Settle::Later { wait }, Outcome::Later),
+            Stop::Dead { reason, .. } | Stop::Transient { reason } => (Settle::Retry { reason }, Outcome::Retry),
+            Stop::HandBack => (Settle::HandBack, Outcome::HandedBack),
+        }
+    }
+
+    async fn refuse(&self, delivery: &Delivery, code: &'static str, reason: String) -> (Settle, Outcome) {
+        warn!(code, reason, "message refused");
+        let record = AuditRecord::refused(&self.parts.worker, Digest::of(&delivery.body), code, &reason);
+        match self.patiently(Need::Store, async || record.write_refusal(&self.parts.store).await).await {
+            Ok(()) => (Settle::Dead { code: code.to_owned(), reason }, Outcome::Refused),
+            Err(_) => (Settle::Later { wait: UNRECORDED_WAIT }, Outcome::Later),
+        }
+    }
+
+    async fn stopped(&self, delivery: &Delivery, claim: &Claim, admitted: Option<&Admitted>, stop: Stop) -> (Settle, Outcome) {
+        let (code, reason) = match stop {
+            Stop::Later { wait } => return (Settle::Later { wait }, Outcome::Later),
+            Stop::HandBack => return (Settle::HandBack, Outcome::HandedBack),
+            Stop::Refused { code, reason } => return self.refuse(delivery, code, reason).await,
+            Stop::Transient { reason } if delivery.attempt + 1 < ATTEMPTS_MAX => {
+                info!(job = %claim.grant.job(), chunk = claim.chunk, attempt = delivery.attempt, reason, "chunk to be tried again");
+                return (Settle::Retry { reason }, Outcome::Retry);
+            }
+            Stop::Transient { reason } => ("retries_exhausted", format!("{ATTEMPTS_MAX} attempts failed, the last: {reason}")),
+            Stop::Dead { code, reason } => (code, reason),
+        };
+        warn!(job = %claim.grant.job(), chunk = claim.chunk, code, reason, "chunk given up");
+        if let Err(error) = self.record_death(claim, code, &reason).await {
+            // Unaudited and invisible to the tenant is no end: it comes back until it can be recorded.
+            warn!(%error, "the chunk's end can't be recorded yet");
+            return (Settle::Later { wait: UNRECORDED_WAIT }, Outcome::Later);
+        }
+        if let Some(admitted) = admitted
+            && self.end(claim, admitted).await.is_err()
+        {
+            return (Settle::Later { wait: UNRECORDED_WAIT }, Outcome::Later);
+        }
+        (Settle::Dead { code: code.to_owned(), reason }, Outcome::Dead)
+    }
+
+    async fn record_death(&self, claim: &Claim, code: &str, reason: &str) -> Result<(), StoreError> {
+        let (store, keys, chunk) = (&self.parts.store, &claim.keys, claim.chunk);
+        let mut audit = AuditRecord::of_chunk(&self.parts.worker, Decision::Dead, &claim.grant, chunk);
+        audit.code = Some(code.to_owned());
+        audit.reason = Some(reason.to_owned());
+        audit.write_for(store, keys, chunk).await?;
+        let dead = DeadChunk { chunk, code: code.to_owned(), reason: reason.to_owned(), at: jiff::Timestamp::now() };
+        store.put_json(&keys.dead(chunk), &dead).await
+    }
+}

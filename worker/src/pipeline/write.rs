@@ -1,0 +1,108 @@
+//! Making a chunk's result durable: part, errors, audit, record, in this order. All under keys that (job, chunk) alone
+//! determines, so a second run writes the same to the same places, and the record says that the rest is there.
+
+use std::time::Instant;
+
+use vecmill_producer::{
+    contract::{CONTRACT_VERSION, ChunkResult},
+    store::StoreError,
+};
+use vecmill_signer::claims::Digest;
+
+use super::{
+    Pipeline,
+    admit::{Admitted, Claim, Stop},
+    embed::Embedded,
+};
+use crate::{
+    audit::{AuditRecord, Decision},
+    kill_point::kill_point,
+    part::{self, Part},
+};
+
+/// A chunk's objects, encoded.
+pub(super) struct Encoded {
+    part: Part,
+    part_sha256: Digest,
+    errors: Vec<u8>,
+    failed: u32,
+    tokens: u64,
+}
+
+impl Pipeline {
+    /// Encodes the part and the errors, on a blocking thread.
+    pub(super) async fn encode(&self, claim: &Claim, admitted: &Admitted, embedded: Embedded) -> Result<Encoded, Stop> {
+        let spec = admitted.manifest.spec.clone();
+        let metadata = [
+            ("vecmill.model", spec.model.clone()),
+            ("vecmill.revision", self.parts.embedder.info().revision.clone()),
+            ("vecmill.dimensions", spec.dimensions.to_string()),
+            ("vecmill.job", claim.grant.job().to_string()),
+            ("vecmill.chunk", claim.chunk.to_string()),
+        ]
+        .map(|(name, value)| (name.to_owned(), value));
+        let encoding = tokio::task::spawn_blocking(move || {
+            let Embedded { ids, vectors, tokens, failed } = embedded;
+            let part = part::encode(&ids, &vectors, &tokens, spec.dimensions as usize, spec.dtype, &metadata)
+                .map_err(|error| Stop::Dead { code: "unwritable", reason: error.to_string() })?;
+            let mut errors = Vec::new();
+            for failure in &failed {
+                errors.extend(serde_json::to_vec(failure).unwrap_or_default());
+                errors.push(b'\n');
+            }
+            Ok(Encoded {
+                part_sha256: Digest::of(&part.bytes),
+                part,
+                errors,
+                failed: failed.len() as u32,
+                tokens: tokens.iter().map(|&tokens| u64::from(tokens)).sum(),
+            })
+        });
+        encoding.await.unwrap_or_else(|_| Err(Stop::Transient { reason: "encoding the part ended early".to_owned() }))
+    }
+
+    /// Writes everything. What fails in the middle is written again, whole.
+    pub(super) async fn write(
+        &self,
+        claim: &Claim,
+        admitted: &Admitted,
+        encoded: &Encoded,
+        begun: Instant,
+    ) -> Result<(), StoreError> {
+        let (store, keys, chunk) = (&self.parts.store, &claim.keys, claim.chunk);
+        let info = self.parts.embedder.info();
+        let vectors_sha256 = Digest::from_bytes(encoded.part.vectors_sha256);
+        let rows = encoded.part.rows as u32;
+        kill_point("before-part");
+        store.put(&keys.part(chunk), encoded.part.bytes.clone(), "application/vnd.apache.parquet").await?;
+        if !encoded.errors.is_empty() {
+            store.put(&keys.errors(chunk), encoded.errors.clone(), "application/x-ndjson").await?;
+        }
+        kill_point("after-part");
+        let mut audit = AuditRecord::of_chunk(&self.parts.worker, Decision::Embedded, &claim.grant, chunk);
+        audit.revision = Some(info.revision.clone());
+        audit.rows = rows;
+        audit.failed = encoded.failed;
+        audit.tokens = encoded.tokens;
+        audit.input_sha256 = Some(admitted.entry.sha256);
+        audit.output_sha256 = Some(vectors_sha256);
+        audit.latency_ms = begun.elapsed().as_millis() as u64;
+        audit.write_for(store, keys, chunk).await?;
+        kill_point("after-audit");
+        let result = ChunkResult {
+            version: CONTRACT_VERSION,
+            chunk,
+            rows,
+            failed: encoded.failed,
+            tokens: encoded.tokens,
+            part_bytes: encoded.part.bytes.len() as u64,
+            part_sha256: encoded.part_sha256,
+            vectors_sha256,
+            revision: info.revision.clone(),
+        };
+        store.put_json(&keys.done(chunk), &result).await?;
+        self.parts.metrics.rows.inc_by(u64::from(rows));
+        self.parts.metrics.rows_failed.inc_by(u64::from(encoded.failed));
+        Ok(())
+    }
+}
