@@ -6,8 +6,9 @@
 //! stays for its next turn, as long as it has texts waiting; a tenant without any leaves the ring and its credit lapses,
 //! so nobody saves up. Counting texts instead would give a tenant of long texts many times the work of one of short ones.
 //!
-//! **What that promises.** Two tenants who both have texts waiting from some moment on never differ, since that moment, by
-//! more than one quantum and one longest text. A newcomer waits for at most one turn of each other tenant.
+//! **What that promises.** Over any run of batches in which two tenants both have texts waiting, what they get differs by
+//! at most one quantum and two of the longest texts; by one quantum and one text when both came at the same time. A
+//! newcomer waits for at most one turn of each other tenant, however much they have waiting.
 //!
 //! **Batches.** A turn may span batches. When the text whose turn it is does not fit the room left, the batch is closed,
 //! and its tenant opens the next one with the credit it has. Looking for a shorter text of someone else would fill the

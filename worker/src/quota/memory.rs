@@ -88,6 +88,12 @@ impl MemoryQuota {
         Verdict::Charged
     }
 
+    /// Tenants and jobs held in memory.
+    #[cfg(test)]
+    pub(super) fn holds(&self) -> usize {
+        self.tenants.len() + self.charged.len()
+    }
+
     /// Drops what no longer changes a verdict. Called once a job, so that memory follows the jobs that still run.
     fn forget(&mut self, now_ms: u64) {
         self.tenants.retain(|_, usage| usage.until_ms > now_ms);
