@@ -7,7 +7,7 @@ use deadpool_redis::redis::cmd;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 
-use super::server::{Server, until};
+use super::server::{Server, set_clock, until};
 use super::{charge, limits};
 use crate::quota::{Ask, Over, RedisQuota, SetupError, Verdict, serve};
 
@@ -123,20 +123,20 @@ async fn the_day_ends_at_midnight_utc() {
     let (quota, mut redis) = (server.quota_with_clock(), server.connection().await);
     let limits = limits(LARGE, LARGE, 100);
     let midnight_ms = 20_000 * 86_400_000;
-    server.set_clock(&mut redis, midnight_ms - 60_000).await;
+    set_clock(&mut redis, midnight_ms - 60_000).await;
     assert_eq!(quota.charge(&charge(0, 90, limits)).await.unwrap(), Verdict::Charged);
     assert_eq!(quota.charge(&charge(1, 10, limits)).await.unwrap(), Verdict::Charged);
     let refused = quota.charge(&charge(2, 1, limits)).await.unwrap();
     assert_eq!(refused, Verdict::Later { wait_ms: 60_000, over: Over::Day });
-    server.set_clock(&mut redis, midnight_ms - 1).await;
+    set_clock(&mut redis, midnight_ms - 1).await;
     let refused = quota.charge(&charge(2, 1, limits)).await.unwrap();
     assert_eq!(refused, Verdict::Later { wait_ms: 1, over: Over::Day });
-    server.set_clock(&mut redis, midnight_ms).await;
+    set_clock(&mut redis, midnight_ms).await;
     assert_eq!(quota.charge(&charge(2, 1, limits)).await.unwrap(), Verdict::Charged);
     // A chunk larger than a day needs a fresh one, and there it is admitted.
     let refused = quota.charge(&charge(3, 500, limits)).await.unwrap();
     assert_eq!(refused, Verdict::Later { wait_ms: 86_400_000, over: Over::Day });
-    server.set_clock(&mut redis, midnight_ms + 86_400_000).await;
+    set_clock(&mut redis, midnight_ms + 86_400_000).await;
     assert_eq!(quota.charge(&charge(3, 500, limits)).await.unwrap(), Verdict::Charged);
 }
 
@@ -147,17 +147,17 @@ async fn a_chunk_larger_than_the_bucket_leaves_a_debt() {
     // One token a second.
     let limits = limits(60, 100, LARGE);
     let start_ms = 20_000 * 86_400_000;
-    server.set_clock(&mut redis, start_ms).await;
+    set_clock(&mut redis, start_ms).await;
     assert_eq!(quota.charge(&charge(0, 250, limits)).await.unwrap(), Verdict::Charged);
     // 150 below zero.
     let small = quota.charge(&charge(1, 1, limits)).await.unwrap();
     assert_eq!(small, Verdict::Later { wait_ms: 151_000, over: Over::Minute });
     let large = quota.charge(&charge(2, 250, limits)).await.unwrap();
     assert_eq!(large, Verdict::Later { wait_ms: 250_000, over: Over::Minute });
-    server.set_clock(&mut redis, start_ms + 250_000 - 1).await;
+    set_clock(&mut redis, start_ms + 250_000 - 1).await;
     let large = quota.charge(&charge(2, 250, limits)).await.unwrap();
     assert_eq!(large, Verdict::Later { wait_ms: 1, over: Over::Minute });
-    server.set_clock(&mut redis, start_ms + 250_000).await;
+    set_clock(&mut redis, start_ms + 250_000).await;
     assert_eq!(quota.charge(&charge(2, 250, limits)).await.unwrap(), Verdict::Charged);
 }
 

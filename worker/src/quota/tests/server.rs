@@ -54,19 +54,13 @@ impl Server {
         RedisQuota::new(&self.url()).unwrap()
     }
 
-    /// A quota whose script reads the time from a list that [`Server::set_clock`] writes. Only the tests' copy of the
+    /// A quota whose script reads the time from a list that [`set_clock`] writes. Only the tests' copy of the
     /// script can be told the time.
     pub(super) fn quota_with_clock(&self) -> RedisQuota {
         const TIME: &str = "redis.call('TIME')";
         assert_eq!(CHARGE_LUA.matches(TIME).count(), 1);
         let script = CHARGE_LUA.replace(TIME, "redis.call('LRANGE', 'clock', 0, 1)");
         RedisQuota::with_script(&self.url(), &script).unwrap()
-    }
-
-    pub(super) async fn set_clock(&self, connection: &mut MultiplexedConnection, now_ms: u64) {
-        cmd("DEL").arg("clock").exec_async(connection).await.unwrap();
-        let (seconds, micros) = (now_ms / 1_000, now_ms % 1_000 * 1_000);
-        cmd("RPUSH").arg("clock").arg(seconds).arg(micros).exec_async(connection).await.unwrap();
     }
 
     pub(super) async fn connection(&self) -> MultiplexedConnection {
@@ -97,6 +91,13 @@ impl Drop for Server {
         drop(self.child.kill());
         drop(self.child.wait());
     }
+}
+
+/// Tells the time to quotas that read it from a list.
+pub(super) async fn set_clock(connection: &mut MultiplexedConnection, now_ms: u64) {
+    cmd("DEL").arg("clock").exec_async(connection).await.unwrap();
+    let (seconds, micros) = (now_ms / 1_000, now_ms % 1_000 * 1_000);
+    cmd("RPUSH").arg("clock").arg(seconds).arg(micros).exec_async(connection).await.unwrap();
 }
 
 /// Asks again and again until there is an answer.
