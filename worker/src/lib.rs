@@ -1,1 +1,5 @@
 //! The worker: admission, quotas, batching, the Qwen3 engine, writing, audit and completion.
+
+pub mod part;
+pub mod quota;
+pub mod schedule;

@@ -1,0 +1,236 @@
+//! A chunk's vectors as a Parquet file: the part that lies in the tenant's prefix.
+//!
+//! Columns: `id` (string), `embedding` (fixed-size list of 32- or 16-bit floats), `tokens` (unsigned 32-bit); none of them
+//! null. The same rows give the same bytes, so a chunk that is computed twice overwrites its part with itself.
+
+use std::sync::Arc;
+
+use arrow_array::cast::AsArray;
+use arrow_array::types::{Float16Type, Float32Type, UInt32Type};
+use arrow_array::{ArrayRef, FixedSizeListArray, Float16Array, Float32Array, RecordBatch, StringArray, UInt32Array};
+use arrow_schema::{ArrowError, DataType, Field, FieldRef, Schema, SchemaRef};
+use bytes::Bytes;
+use half::f16;
+use parquet::arrow::ArrowWriter;
+use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
+use parquet::basic::{Compression, ZstdLevel};
+use parquet::errors::ParquetError;
+use parquet::file::metadata::KeyValue;
+use parquet::file::properties::{EnabledStatistics, WriterProperties};
+use parquet::schema::types::ColumnPath;
+use sha2::{Digest, Sha256};
+
+/// Rows decoded at once: 1,024 rows of 4,096 floats are 16 MiB.
+const DECODE_ROWS: usize = 1_024;
+
+/// How a vector's numbers are stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Dtype {
+    /// 32-bit floats, as computed.
+    F32,
+    /// 16-bit floats, rounded to nearest, ties to even: half the bytes.
+    F16,
+}
+
+/// An encoded part.
+#[derive(Debug)]
+pub struct Part {
+    /// The Parquet file.
+    pub bytes: Vec<u8>,
+    /// Its rows.
+    pub rows: u64,
+    /// SHA-256 over the stored embeddings' little-endian bytes, in row order. Whoever reads the part with any Parquet
+    /// library can compute it again; a digest of the file would depend on how it was written.
+    pub vectors_sha256: [u8; 32],
+}
+
+/// Why a part can't be written or read.
+#[derive(thiserror::Error, Debug)]
+pub enum PartError {
+    /// The columns differ in length.
+    #[error("{ids} ids, {vectors} vectors and {tokens} token counts are not the same number of rows")]
+    Rows {
+        /// Length of `ids`.
+        ids: usize,
+        /// Length of `vectors`.
+        vectors: usize,
+        /// Length of `tokens`.
+        tokens: usize,
+    },
+    /// A vector has another length than asked for.
+    #[error("the vector of row {row} has {found} dimensions, not {expected}")]
+    Dimensions {
+        /// Its row, from 0.
+        row: usize,
+        /// Its length.
+        found: usize,
+        /// The length asked for.
+        expected: usize,
+    },
+    /// A vector holds an infinity or what is not a number, or does once it is rounded to 16 bits. It would spoil a
+    /// tenant's index without a word.
+    #[error("the vector of row {row} holds a number that is not finite")]
+    NotFinite {
+        /// Its row, from 0.
+        row: usize,
+    },
+    /// The file is Parquet, but not a part.
+    #[error("not a part: column {column:?} is missing or of another type")]
+    Schema {
+        /// The first column that is not as it must be.
+        column: &'static str,
+    },
+    /// Arrow refused the columns: more dimensions, or bytes of ids, than its 31-bit lengths hold.
+    #[error("the columns can't be put together")]
+    Arrow(#[from] ArrowError),
+    /// The file can't be written or read.
+    #[error("the Parquet file can't be written or read")]
+    Parquet(#[from] ParquetError),
+}
+
+/// Encodes a chunk's rows. `metadata` goes to the file's key-value metadata, in the order given.
+///
+/// Takes about 20 ms for 1,000 vectors of 1,024 numbers in 32 bits, 45 ms in 16: too long for a runtime's thread.
+///
+/// # Errors
+/// When the columns don't fit each other or `dimensions`, or a number is not finite.
+pub fn encode(
+    ids: &[String],
+    vectors: &[Vec<f32>],
+    tokens: &[u32],
+    dimensions: usize,
+    dtype: Dtype,
+    metadata: &[(String, String)],
+) -> Result<Part, PartError> {
+    if ids.len() != vectors.len() || ids.len() != tokens.len() {
+        return Err(PartError::Rows { ids: ids.len(), vectors: vectors.len(), tokens: tokens.len() });
+    }
+    for (row, vector) in vectors.iter().enumerate() {
+        if vector.len() != dimensions {
+            return Err(PartError::Dimensions { row, found: vector.len(), expected: dimensions });
+        }
+    }
+    let (numbers, vectors_sha256) = match dtype {
+        Dtype::F32 => flatten(vectors, |x| x, f32::is_finite, f32::to_le_bytes)
+            .map(|(flat, digest)| (Arc::new(Float32Array::from(flat)) as ArrayRef, digest)),
+        Dtype::F16 => flatten(vectors, f16::from_f32, f16::is_finite, f16::to_le_bytes)
+            .map(|(flat, digest)| (Arc::new(Float16Array::from(flat)) as ArrayRef, digest)),
+    }?;
+
+    let (schema, element) = schema(dimensions, dtype)?;
+    let embedding = FixedSizeListArray::try_new_with_length(element, width(dimensions)?, numbers, None, ids.len())?;
+    let columns: [ArrayRef; 3] = [
+        Arc::new(StringArray::from_iter_values(ids)),
+        Arc::new(embedding),
+        Arc::new(UInt32Array::from_iter_values(tokens.iter().copied())),
+    ];
+    let batch = RecordBatch::try_new(Arc::clone(&schema), columns.into())?;
+
+    let mut writer = ArrowWriter::try_new(Vec::new(), schema, Some(properties(metadata)))?;
+    writer.write(&batch)?;
+    Ok(Part { bytes: writer.into_inner()?, rows: ids.len() as u64, vectors_sha256 })
+}
+
+/// Reads a part back: id, vector (16-bit numbers widened) and tokens of each row, in the file's order.
+///
+/// # Errors
+/// When the bytes are not a part.
+pub fn decode(bytes: Bytes) -> Result<Vec<(String, Vec<f32>, u32)>, PartError> {
+    let reader = ParquetRecordBatchReaderBuilder::try_new(bytes)?.with_batch_size(DECODE_ROWS).build()?;
+    let mut rows = Vec::new();
+    for batch in reader {
+        let batch = batch?;
+        let bad = |column| PartError::Schema { column };
+        let ids = batch.column_by_name("id").and_then(|column| column.as_string_opt::<i32>()).ok_or(bad("id"))?;
+        let vectors = batch.column_by_name("embedding").and_then(|column| column.as_fixed_size_list_opt());
+        let vectors = vectors.ok_or(bad("embedding"))?;
+        let tokens = batch.column_by_name("tokens").and_then(|column| column.as_primitive_opt::<UInt32Type>());
+        let tokens = tokens.ok_or(bad("tokens"))?;
+        for row in 0..batch.num_rows() {
+            let vector = floats(&vectors.value(row)).ok_or(bad("embedding"))?;
+            rows.push((ids.value(row).to_owned(), vector, tokens.value(row)));
+        }
+    }
+    Ok(rows)
+}
+
+/// The vectors' numbers as stored, one after the other, and the digest of their bytes.
+fn flatten<N: Copy, const BYTES: usize>(
+    vectors: &[Vec<f32>],
+    store: impl Fn(f32) -> N,
+    is_finite: impl Fn(N) -> bool,
+    to_le_bytes: impl Fn(N) -> [u8; BYTES],
+) -> Result<(Vec<N>, [u8; 32]), PartError> {
+    let dimensions = vectors.first().map_or(0, Vec::len);
+    let mut flat = Vec::with_capacity(vectors.len() * dimensions);
+    let mut digest = Sha256::new();
+    // Hashed a row at a time: four bytes at a time would take longer than the hashing.
+    let mut row_bytes = Vec::with_capacity(dimensions * BYTES);
+    for (row, vector) in vectors.iter().enumerate() {
+        row_bytes.clear();
+        for &number in vector {
+            let number = store(number);
+            if !is_finite(number) {
+                return Err(PartError::NotFinite { row });
+            }
+            flat.push(number);
+            row_bytes.extend_from_slice(&to_le_bytes(number));
+        }
+        digest.update(&row_bytes);
+    }
+    Ok((flat, digest.finalize().into()))
+}
+
+/// One vector's numbers, whichever way they are stored.
+fn floats(vector: &ArrayRef) -> Option<Vec<f32>> {
+    if let Some(numbers) = vector.as_primitive_opt::<Float32Type>() {
+        return Some(numbers.values().to_vec());
+    }
+    let numbers = vector.as_primitive_opt::<Float16Type>()?;
+    Some(numbers.values().iter().map(|number| number.to_f32()).collect())
+}
+
+/// Arrow's width of a fixed-size list.
+fn width(dimensions: usize) -> Result<i32, ArrowError> {
+    i32::try_from(dimensions).map_err(|_| ArrowError::InvalidArgumentError("too many dimensions".to_owned()))
+}
+
+/// The file's schema, and the field of a vector's numbers in it.
+fn schema(dimensions: usize, dtype: Dtype) -> Result<(SchemaRef, FieldRef), ArrowError> {
+    let number = match dtype {
+        Dtype::F32 => DataType::Float32,
+        Dtype::F16 => DataType::Float16,
+    };
+    // "element" is the name the Parquet format gives a list's items, and what readers look for.
+    let element = Arc::new(Field::new("element", number, false));
+    let embedding = DataType::FixedSizeList(Arc::clone(&element), width(dimensions)?);
+    let fields = vec![
+        Field::new("id", DataType::Utf8, false),
+        Field::new("embedding", embedding, false),
+        Field::new("tokens", DataType::UInt32, false),
+    ];
+    Ok((Arc::new(Schema::new(fields)), element))
+}
+
+/// How the columns are written.
+fn properties(metadata: &[(String, String)]) -> WriterProperties {
+    let embedding = || ColumnPath::from(["embedding", "list", "element"].map(str::to_owned).to_vec());
+    let metadata = metadata.iter().map(|(key, value)| KeyValue::new(key.clone(), value.clone())).collect();
+    WriterProperties::builder()
+        // The default names the library's version: an upgrade alone would change every part.
+        .set_created_by("vecmill".to_owned())
+        .set_key_value_metadata(Some(metadata))
+        .set_compression(Compression::ZSTD(ZstdLevel::default()))
+        // Ids are all different: a dictionary of them is built only to be thrown away.
+        .set_column_dictionary_enabled(ColumnPath::from("id"), false)
+        // Nor do a vector's numbers repeat, and nobody asks for their least and greatest. Zstd takes 7 % off normalized
+        // vectors (32 and 16 bits alike); with split byte streams 16 %, but readers of before 2024 don't know those for
+        // 16 bits. Plain pages can be mapped and used as they are.
+        .set_column_dictionary_enabled(embedding(), false)
+        .set_column_compression(embedding(), Compression::UNCOMPRESSED)
+        .set_column_statistics_enabled(embedding(), EnabledStatistics::None)
+        .build()
+}
+
+#[cfg(test)]
+mod tests;

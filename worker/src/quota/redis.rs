@@ -1,0 +1,158 @@
+//! The quota in Redis: one Lua script, so that checking and writing are one step for all workers.
+
+use std::time::Duration;
+
+use deadpool_redis::redis::{AsyncConnectionConfig, RedisError, Script, ScriptInvocation, cmd};
+use deadpool_redis::{BuildError, Connection, Manager, Pool, PoolConfig, Runtime, Timeouts};
+use futures_util::{StreamExt, stream};
+use tokio::sync::mpsc;
+use tokio::time::timeout;
+
+use super::{Ask, Cause, Charge, Over, QuotaError, TOKENS_MAX, Verdict, keep_ms};
+
+/// The rules as Redis runs them. Its header says what it takes and answers.
+pub(super) const CHARGE_LUA: &str = include_str!("charge.lua");
+
+/// Connections to Redis. A worker asks once a chunk, a chunk takes seconds, and an ask holds a connection for about a
+/// millisecond: eight are plenty, and a fleet of 1,000 workers stays below Redis' default of 10,000 clients.
+const POOL_SIZE: usize = 8;
+
+/// Time for a TCP (and TLS) handshake. A server in the same region takes a few milliseconds; one lost SYN costs 1 s, so a
+/// caller who meets one hears "unavailable" and asks again.
+const CONNECT_MS: u64 = 750;
+
+/// Time for one answer. The script runs in well under a millisecond; half a second is a stall such as a fork for a snapshot.
+const RESPONSE_MS: u64 = 500;
+
+/// Time for a whole ask, waiting for a connection included. The parts above could add up (each stale connection of the
+/// pool fails on its own); a worker should learn within 2 s that it must pause.
+const ASK_MS: u64 = 1_500;
+
+/// Chunks that share one bitmap of charged chunks, as a power of two: 65,536 bits are 8 KiB, whatever number a chunk
+/// has. One bitmap a job would take half a gigabyte for a chunk numbered near 2^32.
+const PAGE_BITS: u32 = 16;
+
+/// Why the quota can't be set up.
+#[derive(thiserror::Error, Debug)]
+pub enum SetupError {
+    /// Not a Redis URL, or one that asks for what this build lacks. The URL is not repeated: it may hold a password.
+    #[error("the Redis URL can't be used")]
+    Url(#[source] RedisError),
+    /// The pool of connections can't be built.
+    #[error("the pool of Redis connections can't be built")]
+    Pool(#[source] BuildError),
+}
+
+/// Quotas of all tenants, shared by all workers through Redis.
+pub struct RedisQuota {
+    pool: Pool,
+    script: Script,
+}
+
+impl RedisQuota {
+    /// Takes a `redis://` URL. Connects to nothing yet.
+    ///
+    /// # Errors
+    /// When the URL is not usable.
+    pub fn new(url: &str) -> Result<Self, SetupError> {
+        Self::with_script(url, CHARGE_LUA)
+    }
+
+    /// The same, running a script of the caller's: tests give it a clock they hold.
+    pub(super) fn with_script(url: &str, script: &str) -> Result<Self, SetupError> {
+        // Neither library sets all of its limits by default, so each is set here.
+        let connection = AsyncConnectionConfig::new()
+            .set_connection_timeout(Some(Duration::from_millis(CONNECT_MS)))
+            .set_response_timeout(Some(Duration::from_millis(RESPONSE_MS)));
+        let manager = Manager::new_with_config(url, connection).map_err(SetupError::Url)?;
+        let timeouts = Timeouts {
+            wait: Some(Duration::from_millis(ASK_MS)),
+            create: Some(Duration::from_millis(CONNECT_MS)),
+            recycle: Some(Duration::from_millis(RESPONSE_MS)),
+        };
+        let pool = Pool::builder(manager)
+            .config(PoolConfig { max_size: POOL_SIZE, timeouts, ..PoolConfig::default() })
+            .runtime(Runtime::Tokio1)
+            .build()
+            .map_err(SetupError::Pool)?;
+        Ok(Self { pool, script: Script::new(script) })
+    }
+
+    /// Charges a chunk's tokens, once.
+    ///
+    /// # Errors
+    /// [`QuotaError::Unavailable`] within 1.5 s when Redis can't be asked. Asking again is harmless.
+    pub async fn charge(&self, charge: &Charge) -> Result<Verdict, QuotaError> {
+        let (tag, wait_ms): (String, u64) = bounded(async {
+            let mut connection = self.connection().await?;
+            self.invocation(charge).invoke_async(&mut connection).await.map_err(Cause::Command)
+        })
+        .await?;
+        match tag.as_str() {
+            "charged" => Ok(Verdict::Charged),
+            "already" => Ok(Verdict::AlreadyCharged),
+            "minute" => Ok(Verdict::Later { wait_ms, over: Over::Minute }),
+            "day" => Ok(Verdict::Later { wait_ms, over: Over::Day }),
+            _ => Err(QuotaError::Unavailable(Cause::Answer)),
+        }
+    }
+
+    /// Asks whether Redis answers, for start-up and readiness.
+    ///
+    /// # Errors
+    /// [`QuotaError::Unavailable`] within 1.5 s when it does not.
+    pub async fn ping(&self) -> Result<(), QuotaError> {
+        bounded(async {
+            // The pool pings a connection that it lends again; a new one has just shaken hands. Ask once more all the
+            // same: it costs nothing here, and doesn't depend on the pool's habits.
+            let mut connection = self.connection().await?;
+            cmd("PING").query_async(&mut connection).await.map_err(Cause::Command)
+        })
+        .await
+    }
+
+    async fn connection(&self) -> Result<Connection, Cause> {
+        self.pool.get().await.map_err(Cause::Connect)
+    }
+
+    /// The script's call for a charge. All keys of a tenant share its hash tag, so they lie on one node of a cluster.
+    fn invocation(&self, charge: &Charge) -> ScriptInvocation<'_> {
+        let Charge { tenant, job, chunk, tokens, keep_s, .. } = charge;
+        let limits = charge.limits.clamped();
+        let page = chunk >> PAGE_BITS;
+        let bit = chunk & ((1 << PAGE_BITS) - 1);
+        let mut invocation = self.script.prepare_invoke();
+        invocation
+            .key(format!("vecmill:{{{tenant}}}:quota"))
+            .key(format!("vecmill:{{{tenant}}}:charged:{job}:{page}"))
+            .arg((*tokens).min(TOKENS_MAX))
+            .arg(limits.tokens_per_minute)
+            .arg(limits.tokens_burst)
+            .arg(limits.tokens_per_day)
+            .arg(bit)
+            .arg(keep_ms(*keep_s));
+        invocation
+    }
+}
+
+/// Answers asks until all senders are gone.
+///
+/// As many at once as there are connections: more would only queue for one, and the channel is the better queue.
+pub async fn serve(quota: RedisQuota, mut asks: mpsc::Receiver<Ask>) {
+    let quota = &quota;
+    stream::poll_fn(move |cx| asks.poll_recv(cx))
+        .for_each_concurrent(POOL_SIZE, async |Ask { charge, reply }| {
+            let verdict = quota.charge(&charge).await;
+            // The asker may have gone. The charge stands; whoever takes the chunk next hears `AlreadyCharged`.
+            drop(reply.send(verdict));
+        })
+        .await;
+}
+
+/// Gives up on an ask that takes longer than a worker may be left in doubt.
+async fn bounded<T>(ask: impl Future<Output = Result<T, Cause>>) -> Result<T, QuotaError> {
+    timeout(Duration::from_millis(ASK_MS), ask)
+        .await
+        .unwrap_or(Err(Cause::Late { waited_ms: ASK_MS }))
+        .map_err(QuotaError::Unavailable)
+}
