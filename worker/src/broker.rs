@@ -25,7 +25,7 @@ use vecmill_producer::{
 };
 
 use crate::{
-    delivery::{Delivery, Settle},
+    delivery::{Delivery, Incoming, Settle},
     health::{Health, Need},
 };
 
@@ -156,12 +156,12 @@ async fn consumers(settings: &Consume, connection: &Connection) -> Result<Vec<(l
 }
 
 fn receive(message: &Message, settle: oneshot::Sender<Settle>) -> Delivery {
-    Delivery {
+    let incoming = Incoming {
         body: message.data.clone().into(),
         attempt: header(&message.properties, ATTEMPT_HEADER),
         lost_deliveries: header(&message.properties, "x-delivery-count"),
-        settle,
-    }
+    };
+    Delivery { incoming, settle }
 }
 
 fn header(properties: &BasicProperties, name: &str) -> u32 {

@@ -8,15 +8,22 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::sync::oneshot;
 
-/// One chunk's message, to be settled once.
-#[derive(Debug)]
-pub struct Delivery {
+/// One chunk's message as it came.
+#[derive(Clone, Debug)]
+pub struct Incoming {
     /// The message, untrusted.
     pub body: Bytes,
     /// How often the chunk has failed in a way that may pass.
     pub attempt: u32,
     /// How often the message was delivered before without being settled: workers that died, connections that broke.
     pub lost_deliveries: u32,
+}
+
+/// A message and the right to settle it, once.
+#[derive(Debug)]
+pub struct Delivery {
+    /// The message.
+    pub incoming: Incoming,
     /// Where the settlement goes. Dropped without a word, it counts as [`Settle::Retry`].
     pub settle: oneshot::Sender<Settle>,
 }

@@ -14,10 +14,10 @@ use vecmill_signer::{
 
 use super::Pipeline;
 use crate::{
-    delivery::Delivery,
+    delivery::Incoming,
     health::Need,
     manifests::ManifestTrouble,
-    quota::{Ask, Charge, Limits, QuotaError, Verdict},
+    quota::{Ask, Charge, Limits, Verdict},
 };
 
 /// Deliveries lost before a chunk counts as one that kills workers. Broker restarts and killed pods also lose
@@ -25,6 +25,8 @@ use crate::{
 const LOST_DELIVERIES_MAX: u32 = 5;
 /// How long a chunk waits outside when something that admission needs is away.
 const AWAY_WAIT: Duration = Duration::from_secs(5);
+
+const QUOTA_GONE: &str = "the quota's task has ended";
 
 /// A chunk whose grant is verified: whose it is and where its objects lie.
 pub(super) struct Claim {
@@ -62,7 +64,7 @@ impl From<StoreError> for Stop {
 
 impl Pipeline {
     /// Reads the message and verifies its grant. No I/O is caused by what the message claims.
-    pub(super) async fn verify(&self, delivery: &Delivery) -> Result<Claim, Stop> {
+    pub(super) async fn verify(&self, delivery: &Incoming) -> Result<Claim, Stop> {
         let message = ChunkMessage::parse(&delivery.body)
             .map_err(|error| Stop::Refused { code: "malformed", reason: error.to_string() })?;
         let verifying = self.patiently(Need::Keys, async || match self.parts.verifier.grant(&message.grant).await {
@@ -82,7 +84,7 @@ impl Pipeline {
     }
 
     /// Checks that this worker can compute the chunk, and that the chunk is the job's.
-    pub(super) async fn admit(&self, delivery: &Delivery, claim: &Claim) -> Result<Admitted, Stop> {
+    pub(super) async fn admit(&self, delivery: &Incoming, claim: &Claim) -> Result<Admitted, Stop> {
         let (model, hidden) = (&self.parts.model, self.parts.embedder.info().hidden);
         if claim.grant.model() != model {
             let reason = format!("the job is for model {}, these workers serve {model}", claim.grant.model());
@@ -159,8 +161,8 @@ impl Pipeline {
         let asking = self.patiently(Need::Quota, async || {
             let (reply, answer) = tokio::sync::oneshot::channel();
             let ask = Ask { charge: charge.clone(), reply };
-            self.parts.quota.send(ask).await.map_err(|_| quota_gone())?;
-            answer.await.map_err(|_| quota_gone())?
+            self.parts.quota.send(ask).await.map_err(|_| QUOTA_GONE.to_owned())?;
+            answer.await.map_err(|_| QUOTA_GONE.to_owned())?.map_err(|error| error.to_string())
         });
         match asking.await {
             Ok(Verdict::Charged | Verdict::AlreadyCharged) => Ok(()),
@@ -168,8 +170,4 @@ impl Pipeline {
             Err(_) => Err(Stop::Later { wait: AWAY_WAIT }),
         }
     }
-}
-
-fn quota_gone() -> QuotaError {
-    QuotaError::Unavailable("the quota's task has ended".to_owned())
 }

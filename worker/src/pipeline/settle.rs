@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     audit::{AuditRecord, Decision},
-    delivery::{Delivery, Settle},
+    delivery::{Delivery, Incoming, Settle},
     finish::{EndedJob, FinishError},
     health::Need,
     kill_point::kill_point,
@@ -38,16 +38,16 @@ enum Ended {
 
 impl Pipeline {
     /// Works on one delivery and settles it.
-    pub(super) async fn handle(self: Arc<Self>, mut delivery: Delivery, mut give_up: watch::Receiver<bool>) {
+    pub(super) async fn handle(self: Arc<Self>, delivery: Delivery, mut give_up: watch::Receiver<bool>) {
         self.parts.metrics.chunks_in_flight.inc();
         let begun = Instant::now();
-        let settle = tokio::select! {
-            settle = self.decide(&delivery, begun) => settle,
+        let Delivery { incoming, mut settle } = delivery;
+        let (decision, outcome) = tokio::select! {
+            decided = self.decide(&incoming, begun) => decided,
             _ = give_up.wait_for(|&give_up| give_up) => (Settle::HandBack, Outcome::HandedBack),
             // The session is gone and the delivery with it: it comes again to whoever is there.
-            () = delivery.settle.closed() => (Settle::HandBack, Outcome::HandedBack),
+            () = settle.closed() => (Settle::HandBack, Outcome::HandedBack),
         };
-        let (settle, outcome) = settle;
         self.parts.metrics.settled(outcome);
         self.parts.metrics.chunks_in_flight.dec();
         if matches!(outcome, Outcome::Embedded) {
@@ -55,10 +55,10 @@ impl Pipeline {
         }
         kill_point("before-settle");
         // Nobody there to hear it: the delivery comes again and finds what is done.
-        let _ = delivery.settle.send(settle);
+        let _ = settle.send(decision);
     }
 
-    async fn decide(&self, delivery: &Delivery, begun: Instant) -> (Settle, Outcome) {
+    async fn decide(&self, delivery: &Incoming, begun: Instant) -> (Settle, Outcome) {
         let claim = match self.verify(delivery).await {
             Ok(claim) => claim,
             Err(stop) => return self.stopped_unverified(delivery, stop).await,
@@ -72,7 +72,7 @@ impl Pipeline {
         }
     }
 
-    async fn work(&self, delivery: &Delivery, claim: &Claim, slot: &mut Option<Admitted>, begun: Instant) -> Result<Ended, Stop> {
+    async fn work(&self, delivery: &Incoming, claim: &Claim, slot: &mut Option<Admitted>, begun: Instant) -> Result<Ended, Stop> {
         let store = &self.parts.store;
         // An outage of S3 shows here first; it is waited for before anything is spent on the chunk.
         let done = self.patiently(Need::Store, async || store.exists(&claim.keys.done(claim.chunk)).await).await?;
@@ -121,7 +121,7 @@ impl Pipeline {
     }
 
     /// A message that proves nothing: recorded by its digest, and no effect on any job.
-    async fn stopped_unverified(&self, delivery: &Delivery, stop: Stop) -> (Settle, Outcome) {
+    async fn stopped_unverified(&self, delivery: &Incoming, stop: Stop) -> (Settle, Outcome) {
         match stop {
             Stop::Refused { code, reason } => self.refuse(delivery, code, reason).await,
             Stop::Later { wait } => (Settle::Later { wait }, Outcome::Later),
@@ -130,7 +130,7 @@ impl Pipeline {
         }
     }
 
-    async fn refuse(&self, delivery: &Delivery, code: &'static str, reason: String) -> (Settle, Outcome) {
+    async fn refuse(&self, delivery: &Incoming, code: &'static str, reason: String) -> (Settle, Outcome) {
         warn!(code, reason, "message refused");
         let record = AuditRecord::refused(&self.parts.worker, Digest::of(&delivery.body), code, &reason);
         match self.patiently(Need::Store, async || record.write_refusal(&self.parts.store).await).await {
@@ -139,7 +139,7 @@ impl Pipeline {
         }
     }
 
-    async fn stopped(&self, delivery: &Delivery, claim: &Claim, admitted: Option<&Admitted>, stop: Stop) -> (Settle, Outcome) {
+    async fn stopped(&self, delivery: &Incoming, claim: &Claim, admitted: Option<&Admitted>, stop: Stop) -> (Settle, Outcome) {
         let (code, reason) = match stop {
             Stop::Later { wait } => return (Settle::Later { wait }, Outcome::Later),
             Stop::HandBack => return (Settle::HandBack, Outcome::HandedBack),

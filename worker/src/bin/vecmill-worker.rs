@@ -1,0 +1,96 @@
+//! `vecmill-worker`: takes chunks from the lanes, embeds them, writes the vectors.
+
+use std::process::ExitCode;
+
+use clap::{CommandFactory, Parser, Subcommand};
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    sync::watch,
+};
+use tracing_subscriber::EnvFilter;
+use vecmill_worker::{settings::Settings, worker};
+
+const EXAMPLES: &str = "\
+Examples:
+  vecmill-worker run --model Qwen/Qwen3-Embedding-0.6B --model-dir /models/0.6B
+  VECMILL_MODEL=vecmill/random vecmill-worker run       try the pipeline, no download
+  vecmill-worker run --listen 0.0.0.0:8701              let Prometheus on other hosts scrape it
+
+Secrets have no flags: VECMILL_AMQP_URL and VECMILL_REDIS_URL, or VECMILL_AMQP_URL_FILE and
+VECMILL_REDIS_URL_FILE; S3 credentials come from the usual AWS_* variables.
+VECMILL_LOG filters the log (default: info), VECMILL_LOG_FORMAT is text or json.";
+
+#[derive(Debug, Parser)]
+#[command(name = "vecmill-worker", version, about = "Embed chunks of signed jobs", after_help = EXAMPLES)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Take chunks and embed them until SIGTERM
+    Run(Box<Settings>),
+    /// Print a completion script for a shell
+    Completions {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
+}
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    let settings = match Cli::parse().command {
+        Command::Run(settings) => settings,
+        Command::Completions { shell } => {
+            clap_complete::generate(shell, &mut Cli::command(), "vecmill-worker", &mut std::io::stdout());
+            return ExitCode::SUCCESS;
+        }
+    };
+    start_log();
+    let config = match settings.check() {
+        Ok(config) => config,
+        Err(mistakes) => {
+            mistakes.iter().for_each(|mistake| eprintln!("vecmill-worker: {mistake}"));
+            return ExitCode::from(2);
+        }
+    };
+    match worker::run(config, stop_on_signal()).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("vecmill-worker: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn start_log() {
+    let filter = EnvFilter::try_from_env("VECMILL_LOG").unwrap_or_else(|_| EnvFilter::new("info,lapin=warn,aws=warn"));
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    if std::env::var("VECMILL_LOG_FORMAT").is_ok_and(|format| format == "json") {
+        log.json().init();
+    } else {
+        log.init();
+    }
+}
+
+/// Becomes true at SIGTERM or Ctrl-C.
+fn stop_on_signal() -> watch::Receiver<bool> {
+    let (stop, stopped) = watch::channel(false);
+    tokio::spawn(async move {
+        let terminate = async {
+            match signal(SignalKind::terminate()) {
+                Ok(mut signal) => drop(signal.recv().await),
+                Err(_) => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            () = terminate => {}
+            _ = tokio::signal::ctrl_c() => {}
+        }
+        stop.send_replace(true);
+        // Until the process ends: a dropped sender would read as a stop, too.
+        stop.closed().await;
+    });
+    stopped
+}

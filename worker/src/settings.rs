@@ -1,0 +1,97 @@
+//! A worker's settings, checked together before anything connects.
+
+use std::{net::SocketAddr, time::Duration};
+
+use vecmill_producer::{secret::secret, store::StoreSettings, topology::BrokerSettings};
+use vecmill_signer::verify::{Keys, RemoteKeys, Verifier};
+
+use crate::{model_source::ModelSource, quota::RedisQuota};
+
+/// The settings as given.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Settings {
+    #[command(flatten)]
+    model: ModelSource,
+    /// Most tokens in a batch; a longer text goes alone
+    #[arg(long, env = "VECMILL_BATCH_TOKENS", value_name = "N", default_value_t = 4096, value_parser = clap::value_parser!(u32).range(16..=1 << 20))]
+    batch_tokens: u32,
+    /// Chunks of each lane taken ahead
+    #[arg(long, env = "VECMILL_PREFETCH", value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..=64))]
+    prefetch: u16,
+    /// Seconds to finish what has begun after SIGTERM; the rest is handed back
+    #[arg(long, env = "VECMILL_DRAIN_S", value_name = "S", default_value_t = 60)]
+    drain_s: u64,
+    /// Address for /healthz, /readyz and /metrics
+    #[arg(long, env = "VECMILL_WORKER_LISTEN", value_name = "ADDR", default_value = "127.0.0.1:8701")]
+    listen: String,
+    /// Name of this worker in audit records and on the broker; by default the host's name and the process id
+    #[arg(long, env = "VECMILL_WORKER_NAME", value_name = "NAME")]
+    name: Option<String>,
+    /// URL of the signer, whose public keys verify grants
+    #[arg(long, env = "VECMILL_SIGNER_URL", value_name = "URL", default_value = "http://127.0.0.1:8700")]
+    signer_url: String,
+    /// Issuer name that grants must carry
+    #[arg(long, env = "VECMILL_ISSUER", value_name = "NAME", default_value = "vecmill-signer")]
+    issuer: String,
+    #[command(flatten)]
+    store: StoreSettings,
+    #[command(flatten)]
+    broker: BrokerSettings,
+}
+
+/// Settings that can work.
+pub struct Config {
+    pub(crate) model: ModelSource,
+    pub(crate) batch_tokens: usize,
+    pub(crate) prefetch: u16,
+    pub(crate) drain: Duration,
+    pub(crate) listen: SocketAddr,
+    pub(crate) name: String,
+    pub(crate) verifier: Verifier,
+    /// Two: one for charges, one for asking whether it is there.
+    pub(crate) quota: (RedisQuota, RedisQuota),
+    pub(crate) store: StoreSettings,
+    pub(crate) broker: BrokerSettings,
+}
+
+impl Settings {
+    /// Checks everything; gives all mistakes, a sentence each.
+    pub fn check(self) -> Result<Config, Vec<String>> {
+        let mut mistakes = self.model.mistakes();
+        mistakes.extend(self.store.mistakes());
+        mistakes.extend(self.broker.mistakes());
+        let mut keep = |result: Result<_, String>| result.map_err(|mistake| mistakes.push(mistake)).ok();
+        let keys = keep(RemoteKeys::new(&self.signer_url).map_err(|error| format!("--signer-url (VECMILL_SIGNER_URL): {error}")));
+        let mut keep = |result: Result<_, String>| result.map_err(|mistake| mistakes.push(mistake)).ok();
+        let listen = keep(self.listen.parse().map_err(|_| {
+            format!("--listen (VECMILL_WORKER_LISTEN) is {:?}: it must be ADDRESS:PORT, for example 127.0.0.1:8701", self.listen)
+        }));
+        let mut keep = |result: Result<_, String>| result.map_err(|mistake| mistakes.push(mistake)).ok();
+        let quota = keep(match secret("VECMILL_REDIS_URL") {
+            None => Err("VECMILL_REDIS_URL is not set: give Redis' URL, for example redis://:password@127.0.0.1:6379".to_owned()),
+            Some(url) => RedisQuota::new(&url)
+                .and_then(|quota| Ok((quota, RedisQuota::new(&url)?)))
+                .map_err(|error| format!("VECMILL_REDIS_URL: {error}")),
+        });
+        match (keys, listen, quota) {
+            (Some(keys), Some(listen), Some(quota)) if mistakes.is_empty() => Ok(Config {
+                model: self.model,
+                batch_tokens: self.batch_tokens as usize,
+                prefetch: self.prefetch,
+                drain: Duration::from_secs(self.drain_s),
+                listen,
+                name: self.name.unwrap_or_else(default_name),
+                verifier: Verifier::new(self.issuer, Keys::Remote(keys)),
+                quota,
+                store: self.store,
+                broker: self.broker,
+            }),
+            _ => Err(mistakes),
+        }
+    }
+}
+
+fn default_name() -> String {
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_else(|_| "worker".to_owned());
+    format!("{}-{}", host.trim(), std::process::id())
+}

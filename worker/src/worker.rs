@@ -1,0 +1,112 @@
+//! The worker put together: config, model, connections, then deliveries until it is told to stop.
+
+use std::{sync::Arc, time::Duration};
+
+use anyhow::Context;
+use tokio::sync::{mpsc, watch};
+use tracing::{info, warn};
+use vecmill_producer::store::Store;
+
+use crate::{
+    broker::{self, Consume},
+    embedder::Embedder,
+    health::{self, Health, Need},
+    kill_point,
+    metrics::Metrics,
+    pipeline::{Parts, Pipeline},
+    quota::{self, RedisQuota},
+    settings::Config,
+};
+
+/// Between two looks at what the worker needs, for `/readyz`.
+const PROBE_EVERY: Duration = Duration::from_secs(5);
+/// Quota questions on the way to Redis; each holds a chunk's place, of which there are few.
+const ASKS_MAX: usize = 256;
+
+/// Runs until `stop` says so and everything begun is settled.
+pub async fn run(config: Config, stop: watch::Receiver<bool>) -> anyhow::Result<()> {
+    if let Some((point, passage)) = kill_point::wanted() {
+        warn!(point, passage, "this worker will kill itself: {} is set", kill_point::VARIABLE);
+    }
+    let (health, metrics) = (Arc::new(Health::default()), Arc::new(Metrics::default()));
+    let listen = config.listen;
+    // First, so that /healthz answers while the model loads.
+    let served = tokio::spawn(health::serve(listen, health.clone(), metrics.clone(), stop.clone()));
+
+    let source = config.model.clone();
+    let (model, tokenizer) = tokio::task::spawn_blocking(move || source.load()).await??;
+    info!(model = config.model.model, revision = model.info().revision, hidden = model.info().hidden, "model loaded");
+    let embedder = Embedder::start(model, config.batch_tokens, metrics.clone())?;
+    let store = Store::connect(&config.store).await;
+    let (charges, probe) = config.quota;
+    let (quota, asks) = mpsc::channel(ASKS_MAX);
+    tokio::spawn(quota::serve(charges, asks));
+    let probing = tokio::spawn(watch_needs(health.clone(), store.clone(), probe));
+
+    let pipeline = Pipeline::new(Parts {
+        store,
+        verifier: config.verifier,
+        quota,
+        embedder: embedder.clone(),
+        tokenizer,
+        model: config.model.model,
+        worker: config.name.clone(),
+        health: health.clone(),
+        metrics,
+        tokenizers: std::thread::available_parallelism().map_or(1, usize::from),
+    });
+    let consume = Consume {
+        url: config.broker.amqp_url.clone().unwrap_or_default(),
+        topology: config.broker.topology(),
+        prefetch: config.prefetch,
+        worker: config.name,
+    };
+    // What is delivered is bounded by the prefetch; the channel only hands over.
+    let (deliveries, received) = mpsc::channel(1);
+    let (give_up, given_up) = watch::channel(false);
+    let working = tokio::spawn(pipeline.serve(received, given_up));
+    let consuming = tokio::spawn(broker::consume(consume, deliveries, health, stop.clone()));
+    drain_on_stop(stop, embedder, give_up, config.drain, consuming).await?;
+    working.await?;
+    probing.abort();
+    served.await?.with_context(|| format!("--listen (VECMILL_WORKER_LISTEN) {listen} can't be served"))?;
+    info!("drained");
+    Ok(())
+}
+
+/// Waits for the stop, then for what has begun, up to the drain's end.
+async fn drain_on_stop(
+    mut stop: watch::Receiver<bool>,
+    embedder: Embedder,
+    give_up: watch::Sender<bool>,
+    drain: Duration,
+    consuming: tokio::task::JoinHandle<()>,
+) -> anyhow::Result<()> {
+    // An error means that whoever stops us is gone: stop too.
+    let _ = stop.wait_for(|&stop| stop).await;
+    info!(drain_s = drain.as_secs(), "stopping: finishing what has begun, handing back the rest");
+    embedder.drain().await;
+    drop(embedder);
+    let mut consuming = consuming;
+    if tokio::time::timeout(drain, &mut consuming).await.is_err() {
+        warn!("the drain's time is over: handing back what is unfinished");
+        give_up.send_replace(true);
+        consuming.await?;
+    }
+    Ok(())
+}
+
+/// Keeps `/readyz` true when no chunk comes by.
+async fn watch_needs(health: Arc<Health>, store: Store, quota: RedisQuota) {
+    loop {
+        match store.ping().await {
+            Ok(()) => health.has(Need::Store),
+            Err(error) => health.lacks(Need::Store, &error.to_string()),
+        }
+        match quota.ping().await {
+            Ok(()) => health.has(Need::Quota),
+            Err(error) => health.lacks(Need::Quota, &error.to_string()),
+        }
+        tokio::time::sleep(PROBE_EVERY).await;
+    }
+}
