@@ -19,18 +19,10 @@ use parquet::file::metadata::KeyValue;
 use parquet::file::properties::{EnabledStatistics, WriterProperties};
 use parquet::schema::types::ColumnPath;
 use sha2::{Digest, Sha256};
+use vecmill_producer::contract::Dtype;
 
 /// Rows decoded at once: 1,024 rows of 4,096 floats are 16 MiB.
 const DECODE_ROWS: usize = 1_024;
-
-/// How a vector's numbers are stored.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Dtype {
-    /// 32-bit floats, as computed.
-    F32,
-    /// 16-bit floats, rounded to nearest, ties to even: half the bytes.
-    F16,
-}
 
 /// An encoded part.
 #[derive(Debug)]

@@ -6,7 +6,9 @@ use parquet::file::reader::{FileReader, SerializedFileReader};
 use proptest::prelude::*;
 use sha2::{Digest, Sha256};
 
-use super::{Dtype, Part, PartError, decode, encode};
+use vecmill_producer::contract::Dtype;
+
+use super::{Part, PartError, decode, encode};
 
 fn metadata() -> Vec<(String, String)> {
     [("model", "m"), ("dimensions", "3"), ("job", "j"), ("chunk", "7")].map(|(k, v)| (k.into(), v.into())).to_vec()

@@ -35,6 +35,18 @@ fn the_longer_of_two_waits_is_named() {
 }
 
 #[test]
+fn a_clock_that_goes_back_brings_nothing() {
+    let mut quota = MemoryQuota::new();
+    let limits = limits(60, 10, 10);
+    assert_eq!(quota.charge(&charge(0, 10, limits), START_MS), Verdict::Charged);
+    let later = quota.charge(&charge(1, 1, limits), START_MS - 500);
+    assert_eq!(later, Verdict::Later { wait_ms: 1_000, over: Over::Minute });
+    // The day that has begun goes on, though this one ends in 5 s.
+    let later = quota.charge(&charge(1, 1, limits), START_MS - 5_000);
+    assert_eq!(later, Verdict::Later { wait_ms: 5_000, over: Over::Day });
+}
+
+#[test]
 fn a_charge_is_forgotten_when_its_grant_is_over() {
     let mut quota = MemoryQuota::new();
     let charge = charge(0, 1, limits(1, 10, 10));

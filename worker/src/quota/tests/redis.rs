@@ -133,6 +133,11 @@ async fn the_day_ends_at_midnight_utc() {
     assert_eq!(refused, Verdict::Later { wait_ms: 1, over: Over::Day });
     set_clock(&mut redis, midnight_ms).await;
     assert_eq!(quota.charge(&charge(2, 1, limits)).await.unwrap(), Verdict::Charged);
+    // A replica whose clock is behind takes over: the day that has begun goes on.
+    set_clock(&mut redis, midnight_ms - 1).await;
+    let refused = quota.charge(&charge(3, 100, limits)).await.unwrap();
+    assert_eq!(refused, Verdict::Later { wait_ms: 1, over: Over::Day });
+    set_clock(&mut redis, midnight_ms).await;
     // A chunk larger than a day needs a fresh one, and there it is admitted.
     let refused = quota.charge(&charge(3, 500, limits)).await.unwrap();
     assert_eq!(refused, Verdict::Later { wait_ms: 86_400_000, over: Over::Day });

@@ -1,0 +1,107 @@
+//! Causal attention over packed texts, in blocks of queries: memory grows with a text's length, never with its square.
+
+use candle_core::{CpuStorage, InplaceOp1, Layout, Result, Tensor, bail};
+use rayon::prelude::*;
+
+/// Most queries a block has. Larger blocks waste more products above the diagonal, smaller ones pack keys more often.
+const BLOCK_QUERIES_MAX: usize = 64;
+
+/// Most scores a block holds (4 MB of f32), so that a 32k text costs a thread no more than a short one.
+const BLOCK_SCORES_MAX: usize = 1 << 20;
+
+/// Where one text lies among the packed rows. Its queries are the last of its positions: all of them in most layers,
+/// the pooled one in the last.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Span {
+    pub(super) query_start: usize,
+    pub(super) query_len: usize,
+    pub(super) key_start: usize,
+    pub(super) key_len: usize,
+}
+
+/// Some queries of one text, for one key head and the query heads that share it.
+struct Block {
+    head: usize,
+    /// First query's row, and how many.
+    query_start: usize,
+    queries: usize,
+    key_start: usize,
+    /// Keys that the first query sees; each further one sees one more.
+    visible_first: usize,
+}
+
+/// Attends from `q` `[queries, heads, head_dim]` to `k` and `v` `[keys, kv_heads, head_dim]`, each text to itself.
+/// Gives `[queries, heads * head_dim]`. `spans` must cover the queries in order and without gaps.
+pub(super) fn attend(q: &Tensor, k: &Tensor, v: &Tensor, spans: &[Span]) -> Result<Tensor> {
+    let (queries, heads, dim) = q.dims3()?;
+    let (_, kv_heads, _) = k.dims3()?;
+    let group = heads / kv_heads;
+    // Head-major, so that a block is one plain matrix: rows are (query, head of the group).
+    let q = q.reshape((queries, kv_heads, group, dim))?.transpose(0, 1)?.contiguous()?;
+    let q = q.reshape((kv_heads, queries * group, dim))?;
+    let k = k.transpose(0, 1)?.contiguous()?;
+    let v = v.transpose(0, 1)?.contiguous()?;
+    let scale = 1.0 / (dim as f32).sqrt();
+
+    let run = |block: &Block| -> Result<Tensor> {
+        let keys = block.visible_first + block.queries - 1;
+        let rows = |all: &Tensor, start, len| all.get(block.head)?.narrow(0, start, len);
+        let scores = rows(&q, block.query_start * group, block.queries * group)?
+            .matmul(&rows(&k, block.key_start, keys)?.t()?)?;
+        scores.inplace_op1(&CausalSoftmax { scale, group, visible_first: block.visible_first })?;
+        scores.matmul(&rows(&v, block.key_start, keys)?)
+    };
+    // In order of (head, query), which is the order the rows are stitched in.
+    let blocks: Vec<Block> = (0..kv_heads).flat_map(|head| blocks(head, group, spans)).collect();
+    let outputs = blocks.par_iter().map(run).collect::<Result<Vec<_>>>()?;
+    let stitched = Tensor::cat(&outputs, 0)?.reshape((kv_heads, queries, group, dim))?;
+    stitched.transpose(0, 1)?.contiguous()?.reshape((queries, heads * dim))
+}
+
+fn blocks(head: usize, group: usize, spans: &[Span]) -> impl Iterator<Item = Block> {
+    spans.iter().flat_map(move |span| {
+        let size = (BLOCK_SCORES_MAX / (group * span.key_len)).clamp(1, BLOCK_QUERIES_MAX);
+        (0..span.query_len).step_by(size).map(move |first| Block {
+            head,
+            query_start: span.query_start + first,
+            queries: size.min(span.query_len - first),
+            key_start: span.key_start,
+            visible_first: span.key_len - span.query_len + first + 1,
+        })
+    })
+}
+
+/// Scales scores, hides the keys after each query, and turns each row into weights that sum to 1. In place: scores are
+/// the largest thing attention has.
+struct CausalSoftmax {
+    scale: f32,
+    group: usize,
+    visible_first: usize,
+}
+
+impl InplaceOp1 for CausalSoftmax {
+    fn name(&self) -> &'static str {
+        "causal-softmax"
+    }
+
+    fn cpu_fwd(&self, storage: &mut CpuStorage, layout: &Layout) -> Result<()> {
+        let (CpuStorage::F32(scores), Some((start, end))) = (storage, layout.contiguous_offsets()) else {
+            bail!("causal softmax takes contiguous f32 scores");
+        };
+        let (_, keys) = layout.shape().dims2()?;
+        for (row, scores) in scores[start..end].chunks_exact_mut(keys).enumerate() {
+            let (seen, hidden) = scores.split_at_mut(self.visible_first + row / self.group);
+            let max = seen.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+            let mut sum = 0.0;
+            for score in seen.iter_mut() {
+                *score = ((*score - max) * self.scale).exp();
+                sum += *score;
+            }
+            // The largest adds 1 to the sum, so this divides by 1 or more (or passes a NaN on, which `finish` refuses).
+            let normalize = 1.0 / sum;
+            seen.iter_mut().for_each(|weight| *weight *= normalize);
+            hidden.fill(0.0);
+        }
+        Ok(())
+    }
+}

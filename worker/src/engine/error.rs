@@ -1,0 +1,126 @@
+//! What can go wrong, told apart where a caller acts differently. No message holds a tenant's text.
+
+use std::path::{Path, PathBuf};
+
+/// A model folder that can't be used. Ends the program at start-up.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum LoadError {
+    /// A file is absent or can't be read.
+    #[error("can't read {path}: {source}")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// A JSON file does not have the expected form.
+    #[error("{path} is not what Qwen3-Embedding's should be: {source}")]
+    Json {
+        /// The file.
+        path: PathBuf,
+        /// Where and why.
+        source: serde_json::Error,
+    },
+    /// The configuration asks for something the forward pass does not do. Going on would give wrong vectors.
+    #[error("config.json: {field} = {value} is not supported: {expected}")]
+    Unsupported {
+        /// The field's name in `config.json`.
+        field: &'static str,
+        /// Its value, as JSON.
+        value: String,
+        /// What the engine computes instead.
+        expected: &'static str,
+    },
+    /// A tensor is absent, or its shape or type is not what `config.json` calls for.
+    #[error("tensor {name}: {reason}")]
+    Tensor {
+        /// The tensor's name in the checkpoint.
+        name: String,
+        /// Why.
+        reason: String,
+    },
+    /// The tokenizer can't be loaded, or does not end its output with the end token.
+    #[error("tokenizer {path}: {reason}")]
+    Tokenizer {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        reason: String,
+    },
+    /// candle refused an operation.
+    #[error("loading weights: {0}")]
+    Candle(#[from] candle_core::Error),
+}
+
+impl LoadError {
+    /// For `map_err` on any file operation.
+    pub(crate) fn read(path: &Path) -> impl FnOnce(std::io::Error) -> Self {
+        move |source| Self::Read { path: path.to_owned(), source }
+    }
+
+    /// For `map_err` on parsing.
+    pub(crate) fn json(path: &Path) -> impl FnOnce(serde_json::Error) -> Self {
+        move |source| Self::Json { path: path.to_owned(), source }
+    }
+}
+
+/// A batch that could not be run. Nothing of it was computed; the model can still be used.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum EngineError {
+    /// A text has no token, not even the end token. [`super::Tokenizer::encode`] never gives this.
+    #[error("text {index} of the batch has no tokens")]
+    Empty {
+        /// The text's place in the batch.
+        index: usize,
+    },
+    /// A text is longer than the model's positions.
+    #[error("text {index} of the batch has {tokens} tokens; the model takes {tokens_max}")]
+    TooLong {
+        /// The text's place in the batch.
+        index: usize,
+        /// Its length.
+        tokens: usize,
+        /// [`super::ModelInfo::tokens_max`].
+        tokens_max: usize,
+    },
+    /// A token id the embedding table does not have: the tokenizer belongs to another model.
+    #[error("text {index} of the batch has a token id of {token}; the vocabulary has {vocab}")]
+    Token {
+        /// The text's place in the batch.
+        index: usize,
+        /// The id.
+        token: u32,
+        /// [`super::ModelInfo::vocab`].
+        vocab: usize,
+    },
+    /// candle refused an operation.
+    #[error("forward: {0}")]
+    Candle(#[from] candle_core::Error),
+}
+
+/// A row with a value that is not finite, or of no length. It must not be written; the row fails, not its chunk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the model gave a vector that is not finite or has no length")]
+pub struct NonFinite;
+
+/// A text that can't be embedded. Fails its row.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum TokenizeError {
+    /// No text, or none that gives a token.
+    #[error("the text is empty")]
+    Empty,
+    /// More tokens than the model's positions, the end token included.
+    #[error("the text has {tokens} tokens; the model takes {tokens_max}")]
+    TooLong {
+        /// The exact number, or a low estimate where the text was too long to tokenize at all
+        /// ([`super::TEXT_BYTES_PER_TOKEN_MAX`]).
+        tokens: usize,
+        /// The model's limit.
+        tokens_max: usize,
+    },
+    /// The tokenizer gave up on this text.
+    #[error("the tokenizer failed on this text")]
+    Failed,
+}

@@ -1,0 +1,25 @@
+//! The Qwen3-Embedding engine: token ids in, one hidden row a text out.
+//!
+//! Texts are packed, never padded: all tokens of a batch lie in one `[total, hidden]` matrix, and only attention knows
+//! where one text ends. A text's row therefore does not depend on what it shares a batch with, beyond the rounding of a
+//! matrix product of another height.
+//!
+//! A vector is made in three steps, each on its own thread of the pipeline: [`Tokenizer::encode`] (any thread),
+//! [`Model::forward`] (the one thread that owns the model), [`finish`] (any thread).
+
+mod attention;
+mod config;
+mod error;
+mod finish;
+mod layer;
+mod model;
+mod revision;
+mod rope;
+pub mod synthetic;
+mod tokenizer;
+mod weights;
+
+pub use error::{EngineError, LoadError, NonFinite, TokenizeError};
+pub use finish::finish;
+pub use model::{Model, ModelInfo};
+pub use tokenizer::{END_TOKEN, TEXT_BYTES_PER_TOKEN_MAX, Tokenizer};
