@@ -79,8 +79,7 @@ pub async fn fetch(
         .flat_map(|summary| &summary.parts)
         .map(|part| (format!("{}{}", keys.prefix(), part.path), part.sha256))
         .collect();
-    let mut fetched =
-        Fetched { dir: dir.to_owned(), parts: parts.len(), kept: 0, bytes: 0, errors: 0, complete };
+    let mut fetched = Fetched { dir: dir.to_owned(), parts: parts.len(), kept: 0, bytes: 0, errors: 0, complete };
     let mut downloads = stream::iter(&parts)
         .map(|part| fetch_part(store, part, dir, digests.get(&part.key).copied()))
         .buffer_unordered(DOWNLOADS_MAX);

@@ -20,7 +20,9 @@ const DELIVERY_MODE: u8 = 2;
 #[derive(Debug, thiserror::Error)]
 pub enum PublishError {
     /// No queue takes it: `mandatory` brought it back.
-    #[error("RabbitMQ has no queue for exchange {exchange} and key {key:?}: is the topology declared under this namespace?")]
+    #[error(
+        "RabbitMQ has no queue for exchange {exchange} and key {key:?}: is the topology declared under this namespace?"
+    )]
     Unroutable {
         /// The exchange it was sent to.
         exchange: String,
@@ -63,7 +65,13 @@ impl Publisher {
     }
 
     /// Publishes one message and waits until the broker has it.
-    pub async fn publish(&self, exchange: &str, key: &str, body: &[u8], headers: FieldTable) -> Result<(), PublishError> {
+    pub async fn publish(
+        &self,
+        exchange: &str,
+        key: &str,
+        body: &[u8],
+        headers: FieldTable,
+    ) -> Result<(), PublishError> {
         let options = BasicPublishOptions { mandatory: true, ..Default::default() };
         let properties = BasicProperties::default()
             .with_delivery_mode(DELIVERY_MODE)
@@ -73,7 +81,9 @@ impl Publisher {
         match confirm.await? {
             Confirmation::Ack(None) => Ok(()),
             // A returned message comes with an ack: the broker has dealt with it, by giving it back.
-            Confirmation::Ack(Some(_)) => Err(PublishError::Unroutable { exchange: exchange.to_owned(), key: key.to_owned() }),
+            Confirmation::Ack(Some(_)) => {
+                Err(PublishError::Unroutable { exchange: exchange.to_owned(), key: key.to_owned() })
+            }
             Confirmation::Nack(_) | Confirmation::NotRequested => Err(PublishError::Refused { key: key.to_owned() }),
         }
     }

@@ -132,8 +132,7 @@ fn hash_file(path: &Path, name: String) -> Result<Spooled, SourceError> {
 
 fn spool_stdin(name: String) -> Result<Spooled, SourceError> {
     let path = temporary(&name)?;
-    let mut file =
-        std::fs::File::create(&path).map_err(|error| SourceError::Spool { name: name.clone(), error })?;
+    let mut file = std::fs::File::create(&path).map_err(|error| SourceError::Spool { name: name.clone(), error })?;
     let (bytes, sha256) = copy(std::io::stdin().lock(), |block| std::io::Write::write_all(&mut file, block))
         .map_err(|error| SourceError::Read { name: name.clone(), error })?;
     Ok(Spooled { path: path.to_path_buf(), bytes, sha256, name, _spool: Some(path) })
@@ -144,10 +143,7 @@ fn temporary(name: &str) -> Result<TempPath, SourceError> {
     Ok(file.map_err(|error| SourceError::Spool { name: name.to_owned(), error })?.into_temp_path())
 }
 
-fn copy(
-    mut from: impl Read,
-    mut to: impl FnMut(&[u8]) -> std::io::Result<()>,
-) -> std::io::Result<(u64, Digest)> {
+fn copy(mut from: impl Read, mut to: impl FnMut(&[u8]) -> std::io::Result<()>) -> std::io::Result<(u64, Digest)> {
     let mut hasher = Hasher::default();
     let mut block = vec![0; BLOCK_BYTES];
     loop {

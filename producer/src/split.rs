@@ -58,7 +58,9 @@ pub enum SplitError {
     #[error("a chunk can't be compressed: {0}")]
     Compress(#[from] std::io::Error),
     /// More than [`CHUNKS_MAX`].
-    #[error("the corpus makes more than {CHUNKS_MAX} chunks: raise --chunk-rows and --chunk-bytes, or submit it in parts")]
+    #[error(
+        "the corpus makes more than {CHUNKS_MAX} chunks: raise --chunk-rows and --chunk-bytes, or submit it in parts"
+    )]
     TooManyChunks,
 }
 

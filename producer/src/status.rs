@@ -183,8 +183,7 @@ impl Watch {
     /// Where the job stands now.
     pub async fn look(&mut self) -> Result<JobStatus, StatusError> {
         let mut status = JobStatus::unknown(&self.job);
-        let submission: Option<Submission> =
-            self.store.get_json(&self.keys.submission(), DOCUMENT_BYTES_MAX).await?;
+        let submission: Option<Submission> = self.store.get_json(&self.keys.submission(), DOCUMENT_BYTES_MAX).await?;
         if let Some(submission) = &submission {
             status.name = Some(submission.name.clone());
             status.submitted_at = Some(submission.submitted_at);
@@ -256,7 +255,8 @@ impl Watch {
             return Ok(());
         }
         let known = &self.results;
-        let unread = done.iter().filter(|object| chunk_of_key(&object.key).is_some_and(|chunk| !known.contains_key(&chunk)));
+        let unread =
+            done.iter().filter(|object| chunk_of_key(&object.key).is_some_and(|chunk| !known.contains_key(&chunk)));
         let read: Vec<ChunkResult> = self.documents(unread.take(RESULTS_PER_LOOK_MAX)).await?;
         self.results.extend(read.into_iter().map(|result| (result.chunk, result)));
         if self.results.len() >= done.len() {

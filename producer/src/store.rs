@@ -5,8 +5,8 @@ use std::{path::Path, time::Duration};
 use aws_sdk_s3::{
     Client,
     config::{
-        BehaviorVersion, Region, RequestChecksumCalculation, ResponseChecksumValidation, retry::RetryConfig,
-        timeout::TimeoutConfig,
+        BehaviorVersion, Credentials, Region, RequestChecksumCalculation, ResponseChecksumValidation,
+        retry::RetryConfig, timeout::TimeoutConfig,
     },
     error::{DisplayErrorContext, ProvideErrorMetadata, SdkError},
     primitives::ByteStream,
@@ -34,6 +34,14 @@ pub struct StoreSettings {
     pub region: String,
 }
 
+/// An access key, where it is not to come from the standard chain.
+pub struct StoreCredentials {
+    /// Access key id.
+    pub id: String,
+    /// Secret access key.
+    pub secret: String,
+}
+
 impl StoreSettings {
     /// What is wrong with the settings, a sentence each.
     pub fn mistakes(&self) -> Vec<String> {
@@ -41,7 +49,9 @@ impl StoreSettings {
         if let Some(url) = &self.endpoint
             && !(url.starts_with("http://") || url.starts_with("https://"))
         {
-            mistakes.push(format!("--s3-endpoint (VECMILL_S3_ENDPOINT) is {url:?}: it must begin with http:// or https://"));
+            mistakes.push(format!(
+                "--s3-endpoint (VECMILL_S3_ENDPOINT) is {url:?}: it must begin with http:// or https://"
+            ));
         }
         if self.bucket.is_empty() {
             mistakes.push("--s3-bucket (VECMILL_S3_BUCKET) is empty: name the bucket".to_owned());
@@ -96,20 +106,31 @@ pub struct Store {
 }
 
 impl Store {
-    /// Sets up a client; sends nothing yet.
+    /// Sets up a client with the standard chain's credentials; sends nothing yet.
     pub async fn connect(settings: &StoreSettings) -> Self {
+        Self::set_up(settings, None).await
+    }
+
+    /// Sets up a client with the given credentials.
+    pub async fn connect_with(settings: &StoreSettings, credentials: StoreCredentials) -> Self {
+        let StoreCredentials { id, secret } = credentials;
+        Self::set_up(settings, Some(Credentials::new(id, secret, None, None, "given"))).await
+    }
+
+    async fn set_up(settings: &StoreSettings, credentials: Option<Credentials>) -> Self {
         let timeouts = TimeoutConfig::builder()
             .connect_timeout(Duration::from_secs(3))
             .read_timeout(Duration::from_secs(30))
             .operation_attempt_timeout(Duration::from_secs(120))
             .build();
-        let shared = aws_config::defaults(BehaviorVersion::latest())
+        let mut shared = aws_config::defaults(BehaviorVersion::latest())
             .region(Region::new(settings.region.clone()))
             .timeout_config(timeouts)
-            .retry_config(RetryConfig::standard().with_max_attempts(ATTEMPTS_MAX))
-            .load()
-            .await;
-        let mut config = aws_sdk_s3::config::Builder::from(&shared);
+            .retry_config(RetryConfig::standard().with_max_attempts(ATTEMPTS_MAX));
+        if let Some(credentials) = credentials {
+            shared = shared.credentials_provider(credentials);
+        }
+        let mut config = aws_sdk_s3::config::Builder::from(&shared.load().await);
         if let Some(endpoint) = &settings.endpoint {
             // Several S3-compatible servers reject or corrupt the SDK's CRC trailers; our own SHA-256 covers
             // every object whose bytes matter.
@@ -119,12 +140,7 @@ impl Store {
                 .request_checksum_calculation(RequestChecksumCalculation::WhenRequired)
                 .response_checksum_validation(ResponseChecksumValidation::WhenRequired);
         }
-        Self::from_client(Client::from_conf(config.build()), settings.bucket.clone())
-    }
-
-    /// A store over a client made elsewhere (local mode's server in the process).
-    pub fn from_client(client: Client, bucket: String) -> Self {
-        Self { client, bucket }
+        Self { client: Client::from_conf(config.build()), bucket: settings.bucket.clone() }
     }
 
     /// Whether the bucket answers.

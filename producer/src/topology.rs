@@ -42,7 +42,13 @@ pub struct BrokerSettings {
     #[arg(long, env = "VECMILL_LANES", value_name = "N", default_value_t = 16)]
     pub lanes: u16,
     /// Waiting times of the retry ladder, in seconds
-    #[arg(long, env = "VECMILL_WAIT_LADDER", value_name = "S,S,..", value_delimiter = ',', default_value = "5,30,120,600")]
+    #[arg(
+        long,
+        env = "VECMILL_WAIT_LADDER",
+        value_name = "S,S,..",
+        value_delimiter = ',',
+        default_value = "5,30,120,600"
+    )]
     pub wait_ladder: Vec<u32>,
 }
 
@@ -51,7 +57,10 @@ impl BrokerSettings {
     pub fn mistakes(&self) -> Vec<String> {
         let mut mistakes = Vec::new();
         match &self.amqp_url {
-            None => mistakes.push("VECMILL_AMQP_URL is not set: give RabbitMQ's URL, for example amqp://user:password@127.0.0.1:5672/%2f".to_owned()),
+            None => mistakes.push(
+                "VECMILL_AMQP_URL is not set: give RabbitMQ's URL, for example amqp://user:password@127.0.0.1:5672/%2f"
+                    .to_owned(),
+            ),
             Some(url) if !(url.starts_with("amqp://") || url.starts_with("amqps://")) => {
                 mistakes.push("VECMILL_AMQP_URL must begin with amqp:// or amqps://".to_owned());
             }
@@ -64,8 +73,11 @@ impl BrokerSettings {
         if self.wait_ladder.is_empty() || self.wait_ladder.contains(&0) || !rising || self.wait_ladder.len() > 8 {
             mistakes.push("--wait-ladder (VECMILL_WAIT_LADDER) must be 1 to 8 rising numbers of seconds, for example 5,30,120,600".to_owned());
         }
-        if !self.amqp_namespace.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte)) || self.amqp_namespace.is_empty() {
-            mistakes.push("--amqp-namespace (VECMILL_AMQP_NAMESPACE) must be letters, digits, '.', '_' or '-'".to_owned());
+        if !self.amqp_namespace.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte))
+            || self.amqp_namespace.is_empty()
+        {
+            mistakes
+                .push("--amqp-namespace (VECMILL_AMQP_NAMESPACE) must be letters, digits, '.', '_' or '-'".to_owned());
         }
         mistakes
     }
@@ -160,7 +172,9 @@ impl Topology {
     }
 
     async fn bind(&self, channel: &Channel, queue: &str, exchange: &str, key: &str) -> Result<(), lapin::Error> {
-        channel.queue_bind(queue.into(), exchange.into(), key.into(), QueueBindOptions::default(), FieldTable::default()).await
+        channel
+            .queue_bind(queue.into(), exchange.into(), key.into(), QueueBindOptions::default(), FieldTable::default())
+            .await
     }
 }
 
@@ -201,7 +215,10 @@ mod tests {
         assert_eq!(topology.rung_for(Duration::from_secs(5)), "v.wait.5s");
         assert_eq!(topology.rung_for(Duration::from_millis(5_001)), "v.wait.30s");
         assert_eq!(topology.rung_for(Duration::from_secs(86_400)), "v.wait.120s");
-        assert_eq!([0, 1, 2, 3, 99].map(|tries| topology.rung(tries)), ["v.wait.5s", "v.wait.30s", "v.wait.120s", "v.wait.120s", "v.wait.120s"]);
+        assert_eq!(
+            [0, 1, 2, 3, 99].map(|tries| topology.rung(tries)),
+            ["v.wait.5s", "v.wait.30s", "v.wait.120s", "v.wait.120s", "v.wait.120s"]
+        );
     }
 
     #[test]

@@ -25,7 +25,7 @@ use vecmill_producer::{
 };
 
 use crate::{
-    delivery::{Delivery, Incoming, Settle},
+    delivery::{Delivery, Incoming, Settle, stopped},
     health::{Health, Need},
 };
 
@@ -63,7 +63,7 @@ pub async fn consume(
                 warn!(%error, "RabbitMQ is away; connecting again");
                 tokio::select! {
                     () = tokio::time::sleep(RECONNECT_AFTER) => {}
-                    _ = stop.wait_for(|&stop| stop) => {}
+                    () = stopped(&mut stop) => {}
                 }
             }
         }
@@ -123,7 +123,7 @@ async fn session(
                 None => break Ok(()),
             },
             Some(_) = unsettled.join_next() => {}
-            _ = stop.wait_for(|&stop| stop) => break Ok(()),
+            () = stopped(&mut stop) => break Ok(()),
         }
     };
     if ended.is_ok()
@@ -139,7 +139,10 @@ async fn session(
     ended
 }
 
-async fn consumers(settings: &Consume, connection: &Connection) -> Result<Vec<(lapin::Channel, Consumer)>, lapin::Error> {
+async fn consumers(
+    settings: &Consume,
+    connection: &Connection,
+) -> Result<Vec<(lapin::Channel, Consumer)>, lapin::Error> {
     let channel = connection.create_channel().await?;
     // Not global: the bound is each consumer's own, so that one lane's backlog takes no other lane's places.
     channel.basic_qos(settings.prefetch, BasicQosOptions::default()).await?;
@@ -148,7 +151,12 @@ async fn consumers(settings: &Consume, connection: &Connection) -> Result<Vec<(l
         let queue = settings.topology.lane_queue(&key);
         let tag = format!("{}-{key}", settings.worker);
         let consumer = channel
-            .basic_consume(queue.as_str().into(), tag.as_str().into(), BasicConsumeOptions::default(), FieldTable::default())
+            .basic_consume(
+                queue.as_str().into(),
+                tag.as_str().into(),
+                BasicConsumeOptions::default(),
+                FieldTable::default(),
+            )
             .await?;
         consumers.push((channel.clone(), consumer));
     }
@@ -203,7 +211,9 @@ impl Desk {
         let attempt = header(&message.properties, ATTEMPT_HEADER);
         let rung = header(&message.properties, RUNG_HEADER);
         let (exchange, headers) = match settle {
-            Settle::Done | Settle::HandBack => (self.topology.jobs_exchange(), [(ATTEMPT_HEADER, number(attempt)), (RUNG_HEADER, number(rung))]),
+            Settle::Done | Settle::HandBack => {
+                (self.topology.jobs_exchange(), [(ATTEMPT_HEADER, number(attempt)), (RUNG_HEADER, number(rung))])
+            }
             Settle::Later { wait } => {
                 (self.topology.rung_for(*wait), [(ATTEMPT_HEADER, number(attempt)), (RUNG_HEADER, number(rung + 1))])
             }
@@ -213,7 +223,10 @@ impl Desk {
             Settle::Dead { code, reason } => {
                 let mut reason = format!("{code}: {reason}");
                 reason.truncate(reason.floor_char_boundary(REASON_BYTES_MAX));
-                (self.topology.dead(), [(ATTEMPT_HEADER, number(attempt)), (REASON_HEADER, AMQPValue::LongString(reason.into()))])
+                (
+                    self.topology.dead(),
+                    [(ATTEMPT_HEADER, number(attempt)), (REASON_HEADER, AMQPValue::LongString(reason.into()))],
+                )
             }
         };
         let mut table = FieldTable::default();

@@ -6,7 +6,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 
 /// One chunk's message as it came.
 #[derive(Clone, Debug)]
@@ -26,6 +26,12 @@ pub struct Delivery {
     pub incoming: Incoming,
     /// Where the settlement goes. Dropped without a word, it counts as [`Settle::Retry`].
     pub settle: oneshot::Sender<Settle>,
+}
+
+/// Returns once `stop` says so, or when whoever could say so is gone.
+pub(crate) async fn stopped(stop: &mut watch::Receiver<bool>) {
+    // An error means that the sender is gone: the same.
+    let _ = stop.wait_for(|&stop| stop).await;
 }
 
 /// What becomes of a delivery.

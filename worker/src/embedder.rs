@@ -69,7 +69,13 @@ impl Embedder {
     pub fn start(model: Model, budget_tokens: usize, metrics: Arc<Metrics>) -> std::io::Result<Self> {
         let (asks, received) = mpsc::channel(REQUESTS_MAX);
         let info = Arc::new(model.info().clone());
-        let thread = ModelThread { model, scheduler: Scheduler::new(budget_tokens), pending: HashMap::new(), metrics, draining: false };
+        let thread = ModelThread {
+            model,
+            scheduler: Scheduler::new(budget_tokens),
+            pending: HashMap::new(),
+            metrics,
+            draining: false,
+        };
         std::thread::Builder::new().name("model".to_owned()).spawn(move || thread.run(received))?;
         Ok(Self { asks, info })
     }

@@ -10,7 +10,7 @@ use axum::{Router, extract::State, http::StatusCode, response::IntoResponse, rou
 use tokio::sync::watch;
 use tracing::{info, warn};
 
-use crate::metrics::Metrics;
+use crate::{delivery::stopped, metrics::Metrics};
 
 /// Something without which a worker takes no new work.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -86,18 +86,17 @@ pub async fn serve(
     let routes = Router::new()
         .route("/healthz", get(async || "ok\n"))
         .route("/readyz", ready)
-        .route("/metrics", get(async move || exposition(&metrics)))
+        .route("/metrics", get(move || std::future::ready(exposition(&metrics))))
         .with_state(health);
     let listener = tokio::net::TcpListener::bind(listen).await?;
     axum::serve(listener, routes)
         .with_graceful_shutdown(async move {
-            // An error means that whoever stops us is gone: stop too.
-            let _ = stop.wait_for(|&stop| stop).await;
+            stopped(&mut stop).await;
         })
         .await
 }
 
-fn exposition(metrics: &Metrics) -> impl IntoResponse {
+fn exposition(metrics: &Metrics) -> impl IntoResponse + use<> {
     let content_type = "application/openmetrics-text; version=1.0.0; charset=utf-8";
     ([(axum::http::header::CONTENT_TYPE, content_type)], metrics.exposition())
 }

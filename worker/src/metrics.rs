@@ -79,9 +79,19 @@ impl Default for Metrics {
         registry.register("rows", "Rows with a vector", metrics.rows.clone());
         registry.register("rows_failed", "Rows that failed", metrics.rows_failed.clone());
         registry.register("tokens", "Exact tokens through the model", metrics.tokens.clone());
-        registry.register_with_unit("model_busy", "Time in which the model computed", Unit::Seconds, metrics.model_busy.clone());
+        registry.register_with_unit(
+            "model_busy",
+            "Time in which the model computed",
+            Unit::Seconds,
+            metrics.model_busy.clone(),
+        );
         registry.register("batch_tokens", "Tokens in a batch", metrics.batch_tokens.clone());
-        registry.register_with_unit("chunk", "From receipt to settlement of an embedded chunk", Unit::Seconds, metrics.chunk_seconds.clone());
+        registry.register_with_unit(
+            "chunk",
+            "From receipt to settlement of an embedded chunk",
+            Unit::Seconds,
+            metrics.chunk_seconds.clone(),
+        );
         metrics
     }
 }

@@ -61,14 +61,20 @@ impl Settings {
         mistakes.extend(self.store.mistakes());
         mistakes.extend(self.broker.mistakes());
         let mut keep = |result: Result<_, String>| result.map_err(|mistake| mistakes.push(mistake)).ok();
-        let keys = keep(RemoteKeys::new(&self.signer_url).map_err(|error| format!("--signer-url (VECMILL_SIGNER_URL): {error}")));
+        let keys = keep(
+            RemoteKeys::new(&self.signer_url).map_err(|error| format!("--signer-url (VECMILL_SIGNER_URL): {error}")),
+        );
         let mut keep = |result: Result<_, String>| result.map_err(|mistake| mistakes.push(mistake)).ok();
         let listen = keep(self.listen.parse().map_err(|_| {
-            format!("--listen (VECMILL_WORKER_LISTEN) is {:?}: it must be ADDRESS:PORT, for example 127.0.0.1:8701", self.listen)
+            format!(
+                "--listen (VECMILL_WORKER_LISTEN) is {:?}: it must be ADDRESS:PORT, for example 127.0.0.1:8701",
+                self.listen
+            )
         }));
         let mut keep = |result: Result<_, String>| result.map_err(|mistake| mistakes.push(mistake)).ok();
         let quota = keep(match secret("VECMILL_REDIS_URL") {
-            None => Err("VECMILL_REDIS_URL is not set: give Redis' URL, for example redis://:password@127.0.0.1:6379".to_owned()),
+            None => Err("VECMILL_REDIS_URL is not set: give Redis' URL, for example redis://:password@127.0.0.1:6379"
+                .to_owned()),
             Some(url) => RedisQuota::new(&url)
                 .and_then(|quota| Ok((quota, RedisQuota::new(&url)?)))
                 .map_err(|error| format!("VECMILL_REDIS_URL: {error}")),

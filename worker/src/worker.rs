@@ -9,6 +9,7 @@ use vecmill_producer::store::Store;
 
 use crate::{
     broker::{self, Consume},
+    delivery::stopped,
     embedder::Embedder,
     health::{self, Health, Need},
     kill_point,
@@ -82,8 +83,7 @@ async fn drain_on_stop(
     drain: Duration,
     consuming: tokio::task::JoinHandle<()>,
 ) -> anyhow::Result<()> {
-    // An error means that whoever stops us is gone: stop too.
-    let _ = stop.wait_for(|&stop| stop).await;
+    stopped(&mut stop).await;
     info!(drain_s = drain.as_secs(), "stopping: finishing what has begun, handing back the rest");
     embedder.drain().await;
     drop(embedder);

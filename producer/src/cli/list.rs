@@ -24,11 +24,8 @@ pub(super) struct Args {
 pub(super) async fn run(args: Args) -> Result<(), Failure> {
     let (store, tenant) = args.connection.tenant(Scope::JobsRead).await?;
     let jobs = list_jobs(&store, &tenant).await?;
-    let mut statuses: Vec<JobStatus> = stream::iter(&jobs)
-        .map(|job| JobStatus::read(&store, &tenant, job))
-        .buffered(LOOKS_MAX)
-        .try_collect()
-        .await?;
+    let mut statuses: Vec<JobStatus> =
+        stream::iter(&jobs).map(|job| JobStatus::read(&store, &tenant, job)).buffered(LOOKS_MAX).try_collect().await?;
     statuses.sort_by_key(|status| status.submitted_at);
     if args.json {
         statuses.iter().for_each(print_json);
@@ -43,7 +40,12 @@ pub(super) async fn run(args: Args) -> Result<(), Failure> {
         let share = 100 * status.rows_done / status.rows.max(1);
         let submitted = status.submitted_at.map(|time| format!("{time:.0}")).unwrap_or_default();
         let name = status.name.as_deref().unwrap_or_default();
-        println!("{}  {:10}  {:>14}  {share:>4} %  {submitted:20}  {name}", status.job, status.state, grouped(status.rows));
+        println!(
+            "{}  {:10}  {:>14}  {share:>4} %  {submitted:20}  {name}",
+            status.job,
+            status.state,
+            grouped(status.rows)
+        );
     }
     Ok(())
 }

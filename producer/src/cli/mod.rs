@@ -12,8 +12,6 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand};
 
-use self::output::Failure;
-
 const EXAMPLES: &str = "\
 Examples:
   vecmill submit corpus.jsonl                      submit a corpus, go on at once

@@ -6,9 +6,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::Serialize;
 use vecmill_signer::client::ClientError;
 
-use crate::{
-    fetch::FetchError, prepare::PrepareError, status::StatusError, store::StoreError, submit::SubmitError,
-};
+use crate::{fetch::FetchError, prepare::PrepareError, status::StatusError, store::StoreError, submit::SubmitError};
 
 /// Why a command ends without having done its work.
 #[derive(Debug)]
@@ -74,7 +72,10 @@ impl From<SubmitError> for Failure {
             SubmitError::Spec(error) => Self::Settings(vec![error.to_string()]),
             SubmitError::Signer(error) => error.into(),
             SubmitError::Prepare(
-                PrepareError::Strict { .. } | PrepareError::Empty { .. } | PrepareError::Read(_) | PrepareError::Source(_),
+                PrepareError::Strict { .. }
+                | PrepareError::Empty { .. }
+                | PrepareError::Read(_)
+                | PrepareError::Source(_),
             ) => Self::Input(error.to_string()),
             error => Self::Unavailable(error.to_string()),
         }

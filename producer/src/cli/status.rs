@@ -42,7 +42,11 @@ pub(super) async fn run(args: Args) -> Result<(), Failure> {
         return wait_for_the_end(store, &tenant, &args.job, args.json).await;
     }
     let status = watch.look().await?;
-    if args.json { print_json(&status) } else { say(&status) }
+    if args.json {
+        print_json(&status)
+    } else {
+        say(&status)
+    }
     Ok(())
 }
 
@@ -71,7 +75,11 @@ pub(super) async fn wait_for_the_end(store: Store, tenant: &TenantId, job: &JobI
         tokio::time::sleep(LOOK_EVERY).await;
     };
     bar.finish_and_clear();
-    if json { print_json(&status) } else { say(&status) }
+    if json {
+        print_json(&status)
+    } else {
+        say(&status)
+    }
     match status.state {
         JobState::Completed => Ok(()),
         state => Err(Failure::NotCompleted(format!("job {job} ended {state}"))),
@@ -87,13 +95,20 @@ fn say(status: &JobStatus) {
         println!("model      {model}, {dimensions} dimensions");
     }
     let share = 100.0 * *rows_done as f64 / (*rows).max(1) as f64;
-    println!("texts      {} of {} ({share:.1} %), in {chunks_done} of {chunks} chunks", grouped(*rows_done), grouped(*rows));
+    println!(
+        "texts      {} of {} ({share:.1} %), in {chunks_done} of {chunks} chunks",
+        grouped(*rows_done),
+        grouped(*rows)
+    );
     if let Some(tokens) = status.tokens {
         println!("tokens     {}", grouped(tokens));
     }
     if status.rows_failed.unwrap_or_default() > 0 || status.rejected > 0 {
         let failed = status.rows_failed.map_or_else(|| "some".to_owned(), grouped);
-        println!("errors     {failed} failed, {} rejected at submission; `vecmill get` lists them", grouped(status.rejected));
+        println!(
+            "errors     {failed} failed, {} rejected at submission; `vecmill get` lists them",
+            grouped(status.rejected)
+        );
     }
     if let (Some(rate), false) = (status.rows_per_s, state.is_final()) {
         let eta = status.eta_s.map(|s| format!(", done in about {}", indicatif::HumanDuration(Duration::from_secs(s))));

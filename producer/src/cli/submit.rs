@@ -128,14 +128,20 @@ fn say(submitted: &Submitted, json: bool) {
     let Submitted { job, rows, rejected, chunks, published, was, .. } = submitted;
     let (rows, chunks) = (grouped(*rows), grouped(u64::from(*chunks)));
     match was {
-        JobState::Completed => println!("job {job} is complete already: {rows} texts; fetch them with: vecmill get {job} --out DIR"),
+        JobState::Completed => {
+            println!("job {job} is complete already: {rows} texts; fetch them with: vecmill get {job} --out DIR")
+        }
         JobState::Queued | JobState::Running | JobState::Finalizing if *published == 0 => {
-            println!("job {job} is {was} already: {rows} texts in {chunks} chunks; watch it with: vecmill status {job} --watch");
+            println!(
+                "job {job} is {was} already: {rows} texts in {chunks} chunks; watch it with: vecmill status {job} --watch"
+            );
         }
         JobState::Validating => {
             println!("job {job}: {rows} texts in {chunks} chunks; watch it with: vecmill status {job} --watch");
         }
-        was => println!("job {job} was {was}: {published} of {chunks} chunks go on; watch it with: vecmill status {job} --watch"),
+        was => println!(
+            "job {job} was {was}: {published} of {chunks} chunks go on; watch it with: vecmill status {job} --watch"
+        ),
     }
     if *rejected > 0 {
         eprintln!("vecmill: {} rows could not be used; the good ones go on", grouped(*rejected));

@@ -67,9 +67,11 @@ impl Pipeline {
     pub(super) async fn verify(&self, delivery: &Incoming) -> Result<Claim, Stop> {
         let message = ChunkMessage::parse(&delivery.body)
             .map_err(|error| Stop::Refused { code: "malformed", reason: error.to_string() })?;
-        let verifying = self.patiently(Need::Keys, async || match self.parts.verifier.grant(&message.grant).await {
-            Err(refusal) if refusal.is_transient() => Err(refusal),
-            decided => Ok::<Result<VerifiedGrant, Refusal>, Refusal>(decided),
+        let verifying = self.patiently(Need::Keys, || async {
+            match self.parts.verifier.grant(&message.grant).await {
+                Err(refusal) if refusal.is_transient() => Err(refusal),
+                decided => Ok::<Result<VerifiedGrant, Refusal>, Refusal>(decided),
+            }
         });
         let grant = match verifying.await {
             Ok(Ok(grant)) => grant,
@@ -112,7 +114,8 @@ impl Pipeline {
             return Err(Stop::Refused { code: "tampered", reason });
         }
         if delivery.lost_deliveries >= LOST_DELIVERIES_MAX {
-            let reason = format!("{} workers took the chunk and none settled it: it may kill them", delivery.lost_deliveries);
+            let reason =
+                format!("{} workers took the chunk and none settled it: it may kill them", delivery.lost_deliveries);
             return Err(Stop::Dead { code: "poison", reason });
         }
         Ok(Admitted { manifest, entry })
@@ -158,7 +161,7 @@ impl Pipeline {
             },
             keep_s: claim.grant.expires_at().saturating_sub(claim.grant.issued_at()),
         };
-        let asking = self.patiently(Need::Quota, async || {
+        let asking = self.patiently(Need::Quota, || async {
             let (reply, answer) = tokio::sync::oneshot::channel();
             let ask = Ask { charge: charge.clone(), reply };
             self.parts.quota.send(ask).await.map_err(|_| QUOTA_GONE.to_owned())?;

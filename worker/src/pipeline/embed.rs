@@ -57,16 +57,22 @@ impl Pipeline {
     /// Cuts and normalizes; a vector that is not finite fails its row.
     pub(super) fn finish_rows(tokenized: Tokenized, counts: &[u32], hiddens: Hiddens, dimensions: usize) -> Embedded {
         let rows = tokenized.rows.len();
-        let mut embedded =
-            Embedded { ids: Vec::with_capacity(rows), vectors: Vec::with_capacity(rows), tokens: Vec::new(), failed: Vec::new() };
+        let mut embedded = Embedded {
+            ids: Vec::with_capacity(rows),
+            vectors: Vec::with_capacity(rows),
+            tokens: Vec::new(),
+            failed: Vec::new(),
+        };
         let mut computed = hiddens.into_iter().zip(counts);
         for (row, tokens) in tokenized.rows.into_iter().zip(tokenized.tokens) {
             let outcome = match tokens {
                 Err(failure) => Err(failure),
                 Ok(_) => match computed.next() {
-                    Some((Ok(hidden), count)) => finish(&hidden, dimensions)
-                        .map(|vector| (vector, *count))
-                        .map_err(|error| row_error(&row, "non_finite", format!("{error}; report the text to the operator"))),
+                    Some((Ok(hidden), count)) => {
+                        finish(&hidden, dimensions).map(|vector| (vector, *count)).map_err(|error| {
+                            row_error(&row, "non_finite", format!("{error}; report the text to the operator"))
+                        })
+                    }
                     Some((Err(failure), _)) => Err(row_error(&row, "engine_failed", failure.to_string())),
                     None => Err(row_error(&row, "engine_failed", "the engine gave no vector".to_owned())),
                 },

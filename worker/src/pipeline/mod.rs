@@ -102,7 +102,11 @@ impl Pipeline {
     }
 
     /// Tries `action` until it works, for as long as patience lasts; tells health what is away meanwhile.
-    async fn patiently<T, E: std::fmt::Display>(&self, need: Need, mut action: impl AsyncFnMut() -> Result<T, E>) -> Result<T, E> {
+    async fn patiently<T, E, F>(&self, need: Need, action: impl Fn() -> F) -> Result<T, E>
+    where
+        E: std::fmt::Display,
+        F: Future<Output = Result<T, E>>,
+    {
         let begun = Instant::now();
         loop {
             match action().await {

@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     audit::{AuditRecord, Decision},
-    delivery::{Delivery, Incoming, Settle},
+    delivery::{Delivery, Incoming, Settle, stopped},
     finish::{EndedJob, FinishError},
     health::Need,
     kill_point::kill_point,
@@ -44,7 +44,7 @@ impl Pipeline {
         let Delivery { incoming, mut settle } = delivery;
         let (decision, outcome) = tokio::select! {
             decided = self.decide(&incoming, begun) => decided,
-            _ = give_up.wait_for(|&give_up| give_up) => (Settle::HandBack, Outcome::HandedBack),
+            () = stopped(&mut give_up) => (Settle::HandBack, Outcome::HandedBack),
             // The session is gone and the delivery with it: it comes again to whoever is there.
             () = settle.closed() => (Settle::HandBack, Outcome::HandedBack),
         };
@@ -72,10 +72,17 @@ impl Pipeline {
         }
     }
 
-    async fn work(&self, delivery: &Incoming, claim: &Claim, slot: &mut Option<Admitted>, begun: Instant) -> Result<Ended, Stop> {
+    async fn work(
+        &self,
+        delivery: &Incoming,
+        claim: &Claim,
+        slot: &mut Option<Admitted>,
+        begun: Instant,
+    ) -> Result<Ended, Stop> {
         let store = &self.parts.store;
         // An outage of S3 shows here first; it is waited for before anything is spent on the chunk.
-        let done = self.patiently(Need::Store, async || store.exists(&claim.keys.done(claim.chunk)).await).await?;
+        let done = claim.keys.done(claim.chunk);
+        let done = self.patiently(Need::Store, || store.exists(&done)).await?;
         let admitted = &*slot.insert(self.admit(delivery, claim).await?);
         if done {
             self.end(claim, admitted).await?;
@@ -97,10 +104,11 @@ impl Pipeline {
             self.parts.embedder.embed(claim.grant.tenant().as_str(), good).await.map_err(|_| Stop::HandBack)?;
         let dimensions = spec.dimensions as usize;
         let finishing = tokio::task::spawn_blocking(move || Self::finish_rows(tokenized, &counts, hiddens, dimensions));
-        let embedded = finishing.await.map_err(|_| Stop::Transient { reason: "finishing rows ended early".to_owned() })?;
+        let embedded =
+            finishing.await.map_err(|_| Stop::Transient { reason: "finishing rows ended early".to_owned() })?;
         let encoded = self.encode(claim, admitted, embedded).await?;
         // The GPU's work is in hand: patience here saves doing it again.
-        self.patiently(Need::Store, async || self.write(claim, admitted, &encoded, begun).await).await?;
+        self.patiently(Need::Store, || self.write(claim, admitted, &encoded, begun)).await?;
         self.end(claim, admitted).await?;
         debug!(job = %claim.grant.job(), chunk = claim.chunk, "chunk done");
         Ok(Ended::Embedded)
@@ -113,7 +121,7 @@ impl Pipeline {
             manifest: admitted.manifest.clone(),
             manifest_sha256: claim.grant.manifest_sha256(),
         };
-        match self.patiently(Need::Store, async || self.finisher.chunk_ended(ended.clone()).await).await {
+        match self.patiently(Need::Store, || self.finisher.chunk_ended(ended.clone())).await {
             Ok(()) => Ok(()),
             Err(FinishError::Store(error)) => Err(Stop::Transient { reason: error.to_string() }),
             Err(FinishError::Gone) => Err(Stop::HandBack),
@@ -133,13 +141,19 @@ impl Pipeline {
     async fn refuse(&self, delivery: &Incoming, code: &'static str, reason: String) -> (Settle, Outcome) {
         warn!(code, reason, "message refused");
         let record = AuditRecord::refused(&self.parts.worker, Digest::of(&delivery.body), code, &reason);
-        match self.patiently(Need::Store, async || record.write_refusal(&self.parts.store).await).await {
+        match self.patiently(Need::Store, || record.write_refusal(&self.parts.store)).await {
             Ok(()) => (Settle::Dead { code: code.to_owned(), reason }, Outcome::Refused),
             Err(_) => (Settle::Later { wait: UNRECORDED_WAIT }, Outcome::Later),
         }
     }
 
-    async fn stopped(&self, delivery: &Incoming, claim: &Claim, admitted: Option<&Admitted>, stop: Stop) -> (Settle, Outcome) {
+    async fn stopped(
+        &self,
+        delivery: &Incoming,
+        claim: &Claim,
+        admitted: Option<&Admitted>,
+        stop: Stop,
+    ) -> (Settle, Outcome) {
         let (code, reason) = match stop {
             Stop::Later { wait } => return (Settle::Later { wait }, Outcome::Later),
             Stop::HandBack => return (Settle::HandBack, Outcome::HandedBack),
@@ -148,7 +162,9 @@ impl Pipeline {
                 info!(job = %claim.grant.job(), chunk = claim.chunk, attempt = delivery.attempt, reason, "chunk to be tried again");
                 return (Settle::Retry { reason }, Outcome::Retry);
             }
-            Stop::Transient { reason } => ("retries_exhausted", format!("{ATTEMPTS_MAX} attempts failed, the last: {reason}")),
+            Stop::Transient { reason } => {
+                ("retries_exhausted", format!("{ATTEMPTS_MAX} attempts failed, the last: {reason}"))
+            }
             Stop::Dead { code, reason } => (code, reason),
         };
         warn!(job = %claim.grant.job(), chunk = claim.chunk, code, reason, "chunk given up");
