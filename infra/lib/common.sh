@@ -1,0 +1,21 @@
+# Shared by the scripts of this folder: where things lie, and how they speak.
+# shellcheck shell=bash
+
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
+# What `infra/install` puts here is versioned by its path or a stamp: deleting it costs one download.
+tools=$root/target/infra
+weed=$tools/seaweedfs/bin/weed
+tokenizer_dir=$tools/qwen3-tokenizer
+# Debian's /usr/sbin/rabbitmq-server switches to the system's own user and data: this is the script below it.
+rabbitmq_server=/usr/lib/rabbitmq/bin/rabbitmq-server
+# Where cargo leaves the programs.
+release_dir=${CARGO_TARGET_DIR:-$root/target}/release
+
+say() { printf '%s\n' "$*" >&2; }
+die() {
+    say "$(basename "$0"): $*"
+    exit 1
+}
+
+# A secret for one private instance, safe in a URL and in any configuration file.
+secret() { od -An -N20 -tx1 /dev/urandom | tr -d ' \n'; }

@@ -1,0 +1,50 @@
+# RabbitMQ, one node, with an Erlang port mapper (epmd) of its own.
+# shellcheck shell=bash
+# shellcheck disable=SC2154  # Variables of infra/services.
+
+rabbitmq_launch() {
+    local home=$dir/rabbitmq
+    mkdir -p "$home"
+    [[ -s $home/.erlang.cookie ]] || { secret >"$home/.erlang.cookie" && chmod 0400 "$home/.erlang.cookie"; }
+    # One key a line; the default user is created on the first boot only.
+    cat >"$home/rabbitmq.conf" <<CONF
+listeners.tcp.default = 127.0.0.1:$(port "$port_amqp")
+default_user = vecmill
+default_pass = $amqp_password
+default_user_tags.administrator = true
+# Several instances share a small machine. The write-ahead log is held in memory up to its size.
+vm_memory_high_watermark.absolute = 512MB
+raft.wal_max_size_bytes = 64000000
+CONF
+    echo '[].' >"$home/enabled_plugins"
+    # Left to itself, the broker starts a port mapper that outlives it.
+    alive epmd || launch epmd epmd -address 127.0.0.1 -port "$(port "$port_epmd")"
+    # RUNNING_UNDER_SYSTEMD: exec the VM itself, with no shell between it and our signals.
+    # +sbwt none: idle schedulers sleep rather than spin.
+    launch rabbitmq env HOME="$home" RABBITMQ_NODENAME="vecmill-$port_base@localhost" \
+        ERL_EPMD_ADDRESS=127.0.0.1 ERL_EPMD_PORT="$(port "$port_epmd")" RABBITMQ_DIST_PORT="$(port "$port_dist")" \
+        RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS="-kernel inet_dist_use_interface {127,0,0,1} +S 2:2 +sbwt none +sbwtdcpu none +sbwtdio none" \
+        RABBITMQ_CONF_ENV_FILE="$home/none" RABBITMQ_CONFIG_FILE="$home/rabbitmq.conf" \
+        RABBITMQ_CONFIG_FILES="$home/none" RABBITMQ_ADVANCED_CONFIG_FILE="$home/none" \
+        RABBITMQ_GENERATED_CONFIG_DIR="$home/config" RABBITMQ_SCHEMA_DIR="$home/schema" \
+        RABBITMQ_ENABLED_PLUGINS_FILE="$home/enabled_plugins" RABBITMQ_PID_FILE="$home/broker.pid" \
+        RABBITMQ_MNESIA_BASE="$home/data" RABBITMQ_LOG_BASE="$home/log" RABBITMQ_LOGS=- \
+        RUNNING_UNDER_SYSTEMD=true "$rabbitmq_server"
+}
+
+# The listener opens last, after users and queues are recovered; a broker answers the protocol header with a method
+# frame (type 1, channel 0).
+rabbitmq_ready() (
+    exec 3<>"/dev/tcp/127.0.0.1/$(port "$port_amqp")" || return 1
+    printf 'AMQP\0\0\11\1' >&3
+    [[ $(timeout 5 head -c 3 <&3 | od -An -tx1) == " 01 00 00" ]]
+) 2>/dev/null
+
+rabbitmq_stop() {
+    halt rabbitmq 30
+    halt epmd 0
+}
+
+rabbitmq_env() {
+    echo "export VECMILL_AMQP_URL=amqp://vecmill:$amqp_password@127.0.0.1:$(port "$port_amqp")/%2f"
+}

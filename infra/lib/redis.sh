@@ -1,0 +1,31 @@
+# Redis with no persistence: it is a limiter and a cache, and tests want a kill to empty it.
+# shellcheck shell=bash
+# shellcheck disable=SC2154  # Variables of infra/services.
+
+redis_launch() {
+    mkdir -p "$dir/redis"
+    # noeviction: a limiter whose keys vanish under pressure says yes where it must say no.
+    cat >"$dir/redis/redis.conf" <<CONF
+bind 127.0.0.1
+port $(port "$port_redis")
+requirepass $redis_password
+dir $dir/redis
+save ""
+appendonly no
+maxmemory 256mb
+maxmemory-policy noeviction
+CONF
+    launch redis redis-server "$dir/redis/redis.conf"
+}
+
+redis_ready() {
+    local answer
+    answer=$(REDISCLI_AUTH=$redis_password timeout 5 redis-cli -h 127.0.0.1 -p "$(port "$port_redis")" ping 2>/dev/null) &&
+        [[ $answer == PONG ]]
+}
+
+redis_stop() { halt redis 10; }
+
+redis_env() {
+    echo "export VECMILL_REDIS_URL=redis://:$redis_password@127.0.0.1:$(port "$port_redis")/0"
+}
