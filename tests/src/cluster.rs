@@ -1,0 +1,340 @@
+//! A signer, workers and the `vecmill` command as real processes, on given servers, with names of their own.
+
+use std::{
+    net::TcpListener,
+    path::{Path, PathBuf},
+    process::{Child, Command, Output, Stdio},
+    sync::atomic::{AtomicU32, Ordering},
+    time::Duration,
+};
+
+use serde_json::Value;
+use tempfile::TempDir;
+use vecmill_producer::{
+    contract::JobKeys,
+    publish::{Publisher, connect},
+    store::{Store, StoreCredentials, StoreSettings},
+    topology::{BrokerSettings, Topology},
+};
+use vecmill_signer::claims::{JobId, TenantId};
+use vecmill_worker::engine::synthetic;
+
+use crate::{
+    eventually,
+    servers::{Env, Servers},
+};
+
+/// The model's name in the tests' grants.
+pub const MODEL: &str = "vecmill/random";
+/// The tests' model: small, so that thousands of texts take seconds.
+const MODEL_SEED: u64 = 7;
+/// Starting a program, with a busy machine in mind.
+const START_LIMIT: Duration = Duration::from_secs(60);
+
+/// A tenant with an API key.
+#[derive(Clone, Debug)]
+pub struct Tenant {
+    /// The tenant.
+    pub id: TenantId,
+    /// A writer's API key.
+    pub api_key: String,
+}
+
+/// One Vecmill on some servers. What it names on them (queues, tenants) is its own, so that tests share servers.
+pub struct Cluster {
+    /// The servers.
+    pub servers: Servers,
+    /// Settings for every program.
+    pub env: Env,
+    /// A folder for what the test writes.
+    pub dir: TempDir,
+    signer: Option<Process>,
+    unique: String,
+}
+
+/// How to start a worker.
+#[derive(Clone, Debug, Default)]
+pub struct WorkerOptions {
+    /// Variables on top of the cluster's.
+    pub env: Vec<(&'static str, String)>,
+}
+
+/// A running program; killed when dropped.
+pub struct Process {
+    child: Child,
+    /// Where its standard error goes.
+    pub log: PathBuf,
+    /// Where it listens, if it does.
+    pub url: String,
+}
+
+impl Process {
+    /// `kill -9`.
+    pub fn kill(&mut self) {
+        // It may have died by itself.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+
+    /// SIGTERM, then waits for the end; gives whether it exited with 0.
+    pub async fn terminate(&mut self) -> bool {
+        let pid = self.child.id().to_string();
+        assert!(Command::new("kill").args(["-TERM", &pid]).status().expect("kill runs").success());
+        let child = &mut self.child;
+        eventually("the program ends after SIGTERM", START_LIMIT, || std::future::ready(child.try_wait().expect("a child")))
+            .await
+            .success()
+    }
+
+    /// Whether it has ended.
+    pub fn has_ended(&mut self) -> bool {
+        self.child.try_wait().expect("a child").is_some()
+    }
+
+    /// What it has logged.
+    pub fn logged(&self) -> String {
+        std::fs::read_to_string(&self.log).unwrap_or_default()
+    }
+
+    /// Answers one of its routes with 200.
+    pub async fn answers(&self, path: &str) -> bool {
+        http_status(&self.url, path).await == Some(200)
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+impl Cluster {
+    /// A cluster on the shared servers, with a signer.
+    pub async fn shared() -> Self {
+        Self::on(Servers::shared()).await
+    }
+
+    /// A cluster on servers of its own, with a signer.
+    pub async fn private() -> Self {
+        Self::on(Servers::private()).await
+    }
+
+    async fn on(servers: Servers) -> Self {
+        let mut cluster = Self::without_signer(servers);
+        cluster.start_signer().await;
+        cluster
+    }
+
+    /// A cluster whose signer the test plays itself, at `VECMILL_SIGNER_URL`.
+    pub fn without_signer(servers: Servers) -> Self {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let unique = format!("t{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
+        let dir = TempDir::with_prefix("vecmill-test-").expect("a folder");
+        let model = dir.path().join("model");
+        synthetic::write(&model, &synthetic::Shape::tiny(), MODEL_SEED).expect("a model");
+        let mut env = servers.env.clone();
+        let settings = [
+            ("VECMILL_AMQP_NAMESPACE", unique.clone()),
+            ("VECMILL_LANES", "4".to_owned()),
+            // Short rungs, so that what waits is seen to come back.
+            ("VECMILL_WAIT_LADDER", "1,2,3".to_owned()),
+            ("VECMILL_MODEL", MODEL.to_owned()),
+            ("VECMILL_MODEL_DIR", model.display().to_string()),
+            ("VECMILL_DIMENSIONS", "32".to_owned()),
+            ("VECMILL_SIGNER_DATABASE", dir.path().join("signer.db").display().to_string()),
+            ("VECMILL_SIGNER_MASTER_KEY_FILE", dir.path().join("master-key").display().to_string()),
+            ("VECMILL_CACHE_DIR", dir.path().join("cache").display().to_string()),
+            ("RAYON_NUM_THREADS", "1".to_owned()),
+        ];
+        env.extend(settings.map(|(name, value)| (name.to_owned(), value)));
+        Self { servers, env, dir, signer: None, unique }
+    }
+
+    async fn start_signer(&mut self) {
+        let bootstrapped = self.run("vecmill-signer", &["bootstrap", "--tenant", &format!("{}-admin", self.unique), "--json"]);
+        assert!(bootstrapped.status.success(), "{}", String::from_utf8_lossy(&bootstrapped.stderr));
+        let listen = free_address();
+        self.env.insert("VECMILL_SIGNER_LISTEN".to_owned(), listen.clone());
+        self.env.insert("VECMILL_SIGNER_URL".to_owned(), format!("http://{listen}"));
+        let signer = self.spawn("vecmill-signer", &["serve"], &[], format!("http://{listen}"));
+        eventually("the signer answers", START_LIMIT, || async { signer.answers("/readyz").await.then_some(()) }).await;
+        self.signer = Some(signer);
+    }
+
+    /// A new tenant with a writer's key; `limits` are flags of `vecmill-signer tenant create`.
+    pub fn tenant(&self, name: &str, limits: &[&str]) -> Tenant {
+        let id = format!("{}-{name}", self.unique);
+        let created = self.run("vecmill-signer", &[&["tenant", "create", &id, "--json"], limits].concat());
+        assert!(created.status.success(), "{}", String::from_utf8_lossy(&created.stderr));
+        let key = self.run("vecmill-signer", &["key", "create", "--tenant", &id, "--role", "writer", "--json"]);
+        assert!(key.status.success(), "{}", String::from_utf8_lossy(&key.stderr));
+        let key: Value = serde_json::from_slice(&key.stdout).expect("JSON");
+        let api_key = key["api_key"].as_str().or(key["key"].as_str()).expect("an API key").to_owned();
+        Tenant { id: id.parse().expect("a tenant id"), api_key }
+    }
+
+    /// A worker, ready to take chunks.
+    pub async fn worker(&self, options: WorkerOptions) -> Process {
+        let worker = self.worker_unready(options);
+        eventually("the worker is ready", START_LIMIT, || async { worker.answers("/readyz").await.then_some(()) }).await;
+        worker
+    }
+
+    /// A worker, just started.
+    pub fn worker_unready(&self, options: WorkerOptions) -> Process {
+        let listen = free_address();
+        let mut env = options.env;
+        env.push(("VECMILL_WORKER_LISTEN", listen.clone()));
+        self.spawn("vecmill-worker", &["run"], &env, format!("http://{listen}"))
+    }
+
+    /// Runs `vecmill` as a tenant.
+    pub fn vecmill(&self, tenant: &Tenant, arguments: &[&str]) -> Output {
+        let mut command = self.command("vecmill", arguments);
+        command.env("VECMILL_API_KEY", &tenant.api_key).output().expect("vecmill runs")
+    }
+
+    /// Runs `vecmill` as a tenant without waiting for it.
+    pub fn vecmill_in_background(&self, tenant: &Tenant, arguments: &[&str]) -> Child {
+        let mut command = self.command("vecmill", arguments);
+        command.env("VECMILL_API_KEY", &tenant.api_key).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command.spawn().expect("vecmill runs")
+    }
+
+    /// Submits a file; gives the job.
+    ///
+    /// # Panics
+    /// When `vecmill submit` fails.
+    pub fn submit(&self, tenant: &Tenant, corpus: &Path, more: &[&str]) -> JobId {
+        let corpus = corpus.display().to_string();
+        let output = self.vecmill(tenant, &[&["submit", &corpus, "--json"], more].concat());
+        assert!(output.status.success(), "submit failed: {}", String::from_utf8_lossy(&output.stderr));
+        let submitted: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+        submitted["job"].as_str().expect("a job").parse().expect("a job id")
+    }
+
+    /// A job's status as `vecmill status --json` gives it.
+    pub fn status(&self, tenant: &Tenant, job: &JobId) -> Value {
+        let output = self.vecmill(tenant, &["status", job.as_str(), "--json"]);
+        assert!(output.status.success(), "status failed: {}", String::from_utf8_lossy(&output.stderr));
+        serde_json::from_slice(&output.stdout).expect("JSON")
+    }
+
+    /// Waits until a job is in a state, and gives its status.
+    pub async fn reaches(&self, tenant: &Tenant, job: &JobId, state: &str, limit: Duration) -> Value {
+        eventually(&format!("job {job} is {state}"), limit, || async {
+            let output = self.vecmill(tenant, &["status", job.as_str(), "--json"]);
+            let status: Value = serde_json::from_slice(&output.stdout).ok()?;
+            (status["state"] == state).then_some(status)
+        })
+        .await
+    }
+
+    /// The bucket, as the programs see it.
+    pub async fn store(&self) -> Store {
+        let value = |name: &str| self.env[name].clone();
+        let settings = StoreSettings {
+            endpoint: Some(value("VECMILL_S3_ENDPOINT")),
+            bucket: value("VECMILL_S3_BUCKET"),
+            region: value("AWS_REGION"),
+        };
+        let credentials = StoreCredentials { id: value("AWS_ACCESS_KEY_ID"), secret: value("AWS_SECRET_ACCESS_KEY") };
+        Store::connect_with(&settings, credentials).await
+    }
+
+    /// A job's keys.
+    pub fn keys(&self, tenant: &Tenant, job: &JobId) -> JobKeys {
+        JobKeys::new(&tenant.id, job)
+    }
+
+    /// The model's folder.
+    pub fn model_dir(&self) -> PathBuf {
+        PathBuf::from(&self.env["VECMILL_MODEL_DIR"])
+    }
+
+    /// The names on the broker.
+    pub fn topology(&self) -> Topology {
+        self.broker().topology()
+    }
+
+    fn broker(&self) -> BrokerSettings {
+        BrokerSettings {
+            amqp_url: Some(self.env["VECMILL_AMQP_URL"].clone()),
+            amqp_namespace: self.unique.clone(),
+            lanes: 4,
+            wait_ladder: vec![1, 2, 3],
+        }
+    }
+
+    /// A connection to the broker and a publisher on it, with everything declared.
+    pub async fn publisher(&self) -> (lapin::Connection, Publisher) {
+        let connection = connect(&self.env["VECMILL_AMQP_URL"], "vecmill tests").await.expect("RabbitMQ");
+        let publisher = Publisher::open(&connection).await.expect("a channel");
+        publisher.declare(&self.topology()).await.expect("the topology");
+        (connection, publisher)
+    }
+
+    /// Takes the dead letters: each message's body and its reason header.
+    pub async fn dead_letters(&self) -> Vec<(Vec<u8>, String)> {
+        let (connection, _) = self.publisher().await;
+        let channel = connection.create_channel().await.expect("a channel");
+        let mut letters = Vec::new();
+        while let Some(letter) =
+            channel.basic_get(self.topology().dead().as_str().into(), lapin::options::BasicGetOptions { no_ack: true }).await.expect("a get")
+        {
+            let headers = letter.properties.headers().clone().unwrap_or_default();
+            let reason = headers.inner().get(vecmill_producer::contract::REASON_HEADER).cloned();
+            let reason = match reason {
+                Some(lapin::types::AMQPValue::LongString(reason)) => String::from_utf8_lossy(reason.as_bytes()).into_owned(),
+                other => format!("{other:?}"),
+            };
+            letters.push((letter.delivery.data, reason));
+        }
+        letters
+    }
+
+    /// Runs one of the programs with the cluster's settings.
+    pub fn run(&self, program: &str, arguments: &[&str]) -> Output {
+        self.command(program, arguments).output().unwrap_or_else(|error| panic!("{program} does not run: {error}"))
+    }
+
+    fn command(&self, program: &str, arguments: &[&str]) -> Command {
+        let mut command = Command::new(release_dir().join(program));
+        command.args(arguments).envs(&self.env).current_dir(self.dir.path());
+        command
+    }
+
+    fn spawn(&self, program: &str, arguments: &[&str], env: &[(&'static str, String)], url: String) -> Process {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let log = self.dir.path().join(format!("{program}-{}.log", COUNT.fetch_add(1, Ordering::Relaxed)));
+        let file = std::fs::File::create(&log).expect("a log");
+        let mut command = self.command(program, arguments);
+        command.envs(env.iter().cloned()).stdout(Stdio::null()).stderr(file);
+        let child = command.spawn().unwrap_or_else(|error| panic!("{program} does not run: {error}"));
+        Process { child, log, url }
+    }
+}
+
+/// Where cargo leaves the programs: beside this test's own folder.
+pub fn release_dir() -> PathBuf {
+    let test = std::env::current_exe().expect("this test's path");
+    test.parent().and_then(Path::parent).expect("target/release").to_owned()
+}
+
+/// An address that was free a moment ago.
+pub fn free_address() -> String {
+    let listener = TcpListener::bind(("127.0.0.1", 0)).expect("a free port");
+    listener.local_addr().expect("its address").to_string()
+}
+
+/// The status of a GET, or `None` when nobody answers.
+async fn http_status(url: &str, path: &str) -> Option<u16> {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let address = url.strip_prefix("http://")?;
+    let mut stream = tokio::net::TcpStream::connect(address).await.ok()?;
+    let request = format!("GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).await.ok()?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.ok()?;
+    answer.split(' ').nth(1)?.parse().ok()
+}

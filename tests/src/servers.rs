@@ -1,0 +1,80 @@
+//! RabbitMQ, Redis and S3, as `infra/services` starts them.
+
+use std::{collections::BTreeMap, path::PathBuf, process::Command};
+
+use tempfile::TempDir;
+
+/// Addresses and credentials, as environment variables for the programs.
+pub type Env = BTreeMap<String, String>;
+
+/// The variables that `infra/services env` prints.
+const NAMES: [&str; 7] = [
+    "VECMILL_AMQP_URL",
+    "VECMILL_REDIS_URL",
+    "VECMILL_S3_ENDPOINT",
+    "VECMILL_S3_BUCKET",
+    "AWS_ACCESS_KEY_ID",
+    "AWS_SECRET_ACCESS_KEY",
+    "AWS_REGION",
+];
+
+/// Servers to test against.
+pub struct Servers {
+    /// What the programs need to reach them.
+    pub env: Env,
+    /// The folder of private instances, removed at the end.
+    dir: Option<TempDir>,
+}
+
+impl Servers {
+    /// The instances that all tests share: never stopped, only used.
+    ///
+    /// # Panics
+    /// When `infra/test` did not start them.
+    pub fn shared() -> Self {
+        let value = |name: &&str| {
+            let value = std::env::var(name);
+            (name.to_string(), value.unwrap_or_else(|_| panic!("{name} is not set: run the tests by ./infra/test")))
+        };
+        Self { env: NAMES.iter().map(value).collect(), dir: None }
+    }
+
+    /// Instances of this test's own, to be killed and restarted.
+    pub fn private() -> Self {
+        let base = std::env::var_os("VECMILL_TEST_DIR").map_or_else(std::env::temp_dir, PathBuf::from);
+        let dir = TempDir::with_prefix_in("servers-", base).expect("a folder for the servers");
+        let mut servers = Self { env: Env::new(), dir: Some(dir) };
+        servers.control("start", &[]);
+        let printed = servers.control("env", &[]);
+        servers.env = printed
+            .lines()
+            .filter_map(|line| line.strip_prefix("export ")?.split_once('='))
+            .map(|(name, value)| (name.to_owned(), value.trim_matches(['\'', '"']).to_owned()))
+            .collect();
+        for name in NAMES {
+            assert!(servers.env.contains_key(name), "infra/services env does not print {name}");
+        }
+        servers
+    }
+
+    /// `start`, `stop` or `kill` some of the private instances; gives what was printed.
+    ///
+    /// # Panics
+    /// When the servers are shared ones, or the script fails.
+    pub fn control(&self, action: &str, services: &[&str]) -> String {
+        let dir = self.dir.as_ref().expect("only private servers can be stopped").path();
+        let script = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../infra/services");
+        let output = Command::new(&script).arg(action).arg(dir).args(services).output().expect("infra/services runs");
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "infra/services {action} failed: {stderr}");
+        String::from_utf8(output.stdout).expect("UTF-8")
+    }
+}
+
+impl Drop for Servers {
+    fn drop(&mut self) {
+        if self.dir.is_some() {
+            self.control("kill", &[]);
+        }
+    }
+}
