@@ -173,3 +173,8 @@ pub struct GrantClaims {
     /// The tenant's revocation epoch when the grant was minted. A grant of an earlier epoch than the tenant's is void.
     pub epoch: u64,
 }
+
+/// The issuer name where none is configured, so that a signer and its verifiers agree out of the box.
+pub const DEFAULT_ISSUER: &str = "vecmill-signer";
+/// Lanes where no number is configured. The signer and the queue topology must use the same number.
+pub const DEFAULT_LANES: u32 = 64;

@@ -6,14 +6,20 @@
 
 mod api_key;
 pub mod claims;
+pub mod cli;
 pub mod client;
+pub mod config;
 mod header;
 mod http;
 mod ids;
 pub mod keys;
 pub mod mint;
+mod policy;
 mod refusal;
 mod remote_keys;
+pub mod server;
+pub mod store;
 mod time;
+pub mod vault;
 pub mod verify;
 pub mod wire;

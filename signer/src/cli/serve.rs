@@ -1,0 +1,24 @@
+//! `vecmill-signer serve`.
+
+use std::sync::Arc;
+
+use anyhow::Context as _;
+use tokio::net::TcpListener;
+use tracing_subscriber::EnvFilter;
+
+use crate::config::{Config, LogFormat, Paths, ServeArgs};
+use crate::server::{self, App};
+
+pub(super) async fn run(paths: &Paths, args: &ServeArgs) -> anyhow::Result<()> {
+    let config = Config::check(paths, args)?;
+    let log = tracing_subscriber::fmt().with_env_filter(EnvFilter::try_new(&args.log)?).with_writer(std::io::stderr);
+    match args.log_format {
+        LogFormat::Text => log.init(),
+        LogFormat::Json => log.json().init(),
+    }
+    let app = App::open(&config).await?;
+    let listener =
+        TcpListener::bind(config.listen).await.with_context(|| format!("can't listen on {}", config.listen))?;
+    tracing::info!(address = %listener.local_addr()?, issuer = config.issuer, lanes = config.lanes, "listening");
+    server::serve(listener, Arc::new(app), server::shutdown_signal()).await.context("the server failed")
+}

@@ -1,0 +1,151 @@
+//! The signer's HTTP service.
+
+mod error;
+mod grants;
+mod open;
+mod token;
+
+use std::future::{Future, pending};
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use axum::Router;
+use axum::extract::{ConnectInfo, DefaultBodyLimit, MatchedPath, Request, State};
+use axum::http::StatusCode;
+use axum::middleware::{self, Next};
+use axum::response::{IntoResponse as _, Response};
+use axum::routing::{get, post};
+use tokio::net::TcpListener;
+use tokio::sync::{Notify, Semaphore};
+
+use crate::config::Config;
+use crate::mint::Minter;
+use crate::store::{Store, StoreError};
+use crate::vault::Vault;
+use crate::verify::{Keys, Verifier};
+use error::ApiError;
+
+/// The largest honest body is a grant request: under 1 KiB, with an 8 KiB token in its header.
+const BODY_LEN_MAX: usize = 16 * 1024;
+/// Longest a request may take: above the database's 5 s wait for its write lock.
+const REQUEST_MAX: Duration = Duration::from_secs(10);
+/// Requests at once. Each takes milliseconds; more than this means that the database is stuck, and queueing won't help.
+const IN_FLIGHT_MAX: usize = 256;
+/// Longest wait for open requests at shutdown. Above [`REQUEST_MAX`], below Kubernetes' 30 s before it kills.
+const DRAIN_MAX: Duration = Duration::from_secs(15);
+
+/// Everything the handlers share.
+#[derive(Debug)]
+pub struct App {
+    store: Store,
+    vault: Vault,
+    minter: Minter,
+    verifier: Verifier,
+    /// The JWK Set document.
+    jwks: String,
+    lanes: u32,
+    in_flight: Semaphore,
+}
+
+impl App {
+    /// Opens the database and the master key, and loads the signing keys.
+    pub async fn open(config: &Config) -> Result<Self, StoreError> {
+        let store = Store::open(&config.database).await?;
+        let vault = Vault::open(&config.master_key_file)?;
+        let (signing, published) = store.signing_keys(&vault).await?;
+        Ok(Self {
+            store,
+            vault,
+            minter: Minter::new(config.issuer.clone(), signing),
+            jwks: published.to_jwks().to_string(),
+            verifier: Verifier::new(config.issuer.clone(), Keys::Fixed(published)),
+            lanes: config.lanes,
+            in_flight: Semaphore::new(IN_FLIGHT_MAX),
+        })
+    }
+}
+
+/// The routes. Serve them with the peer's address attached, as [`serve`] does: no handler reads a forwarded address.
+pub fn router(app: Arc<App>) -> Router {
+    Router::new()
+        .route("/oauth/token", post(token::token))
+        .route("/v1/grants", post(grants::grant))
+        .route("/.well-known/jwks.json", get(open::jwks))
+        .route("/healthz", get(open::healthz))
+        .route("/readyz", get(open::readyz))
+        .fallback(async || ApiError::not_found())
+        .layer(DefaultBodyLimit::max(BODY_LEN_MAX))
+        .layer(middleware::from_fn_with_state(Arc::clone(&app), bounded))
+        .with_state(app)
+}
+
+/// Serves until `shutdown` resolves, then finishes what is under way.
+pub async fn serve(
+    listener: TcpListener,
+    app: Arc<App>,
+    shutdown: impl Future<Output = ()> + Send + 'static,
+) -> io::Result<()> {
+    let stopping = Arc::new(Notify::new());
+    let stop = Arc::clone(&stopping);
+    let service = router(Arc::clone(&app)).into_make_service_with_connect_info::<SocketAddr>();
+    let server = axum::serve(listener, service).with_graceful_shutdown(async move {
+        shutdown.await;
+        tracing::info!("shutting down");
+        stop.notify_one();
+    });
+    let overdue = async {
+        stopping.notified().await;
+        tokio::time::sleep(DRAIN_MAX).await;
+    };
+    let served = tokio::select! {
+        served = server.into_future() => served,
+        () = overdue => Ok(()),
+    };
+    app.store.close().await;
+    served
+}
+
+/// Resolves at SIGTERM or SIGINT.
+pub async fn shutdown_signal() {
+    use tokio::signal::unix::{SignalKind, signal};
+    let on = async |kind| match signal(kind) {
+        Ok(mut signals) => {
+            signals.recv().await;
+        }
+        // Without the handler the signal keeps its default: it ends the process.
+        Err(_) => pending().await,
+    };
+    tokio::select! {
+        () = on(SignalKind::terminate()) => {}
+        () = on(SignalKind::interrupt()) => {}
+    }
+}
+
+/// Bounds the number and the time of requests, and logs each: the route's pattern, never a path or a header.
+async fn bounded(
+    State(app): State<Arc<App>>,
+    ConnectInfo(peer): ConnectInfo<SocketAddr>,
+    request: Request,
+    next: Next,
+) -> Response {
+    let begun = Instant::now();
+    let method = request.method().clone();
+    let route = request.extensions().get::<MatchedPath>().map_or("unknown", MatchedPath::as_str).to_owned();
+    let response = match app.in_flight.try_acquire() {
+        Ok(_permit) => match tokio::time::timeout(REQUEST_MAX, next.run(request)).await {
+            Ok(response) => response,
+            Err(_) => ApiError::unavailable("the request took too long").into_response(),
+        },
+        Err(_) => ApiError::unavailable("too many requests at once").into_response(),
+    };
+    let status = response.status();
+    let took_ms = begun.elapsed().as_millis();
+    if status.is_server_error() || status == StatusCode::UNAUTHORIZED {
+        tracing::warn!(%method, route, status = status.as_u16(), took_ms, client_addr = %peer.ip(), "request");
+    } else {
+        tracing::debug!(%method, route, status = status.as_u16(), took_ms, client_addr = %peer.ip(), "request");
+    }
+    response
+}

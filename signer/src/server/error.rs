@@ -1,0 +1,91 @@
+//! Refusals as RFC 6749 (5.2) and RFC 6750 (3.1) write them: a code for programs, a sentence for people.
+
+use axum::Json;
+use axum::http::header::{CACHE_CONTROL, RETRY_AFTER, WWW_AUTHENTICATE};
+use axum::http::{HeaderValue, StatusCode};
+use axum::response::{IntoResponse, Response};
+
+use crate::store::StoreError;
+use crate::wire::ErrorBody;
+
+/// One refusal.
+#[derive(Debug)]
+pub(super) struct ApiError {
+    status: StatusCode,
+    code: &'static str,
+    description: String,
+    /// `WWW-Authenticate`.
+    challenge: Option<&'static str>,
+}
+
+impl ApiError {
+    fn new(status: StatusCode, code: &'static str, description: impl Into<String>) -> Self {
+        Self { status, code, description: description.into(), challenge: None }
+    }
+
+    /// 400 with an OAuth error code.
+    pub(super) fn bad_request(code: &'static str, description: impl Into<String>) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, code, description)
+    }
+
+    /// 401: one answer for an unknown key, a wrong secret and a barred key, so that none can be told from another.
+    pub(super) fn invalid_client() -> Self {
+        let sentence = "the API key is unknown, wrong, expired or revoked";
+        let refusal = Self::new(StatusCode::UNAUTHORIZED, "invalid_client", sentence);
+        Self { challenge: Some("Basic realm=\"vecmill-signer\", charset=\"UTF-8\""), ..refusal }
+    }
+
+    /// 401 for an access token.
+    pub(super) fn invalid_token(description: impl Into<String>) -> Self {
+        let refusal = Self::new(StatusCode::UNAUTHORIZED, "invalid_token", description);
+        Self { challenge: Some("Bearer realm=\"vecmill-signer\", error=\"invalid_token\""), ..refusal }
+    }
+
+    /// 403: the token is good, but not for this.
+    pub(super) fn insufficient_scope(description: impl Into<String>) -> Self {
+        let refusal = Self::new(StatusCode::FORBIDDEN, "insufficient_scope", description);
+        Self { challenge: Some("Bearer realm=\"vecmill-signer\", error=\"insufficient_scope\""), ..refusal }
+    }
+
+    /// 403: policy says no.
+    pub(super) fn access_denied(description: impl Into<String>) -> Self {
+        Self::new(StatusCode::FORBIDDEN, "access_denied", description)
+    }
+
+    /// 404.
+    pub(super) fn not_found() -> Self {
+        Self::new(StatusCode::NOT_FOUND, "not_found", "there is nothing at this address")
+    }
+
+    /// 503: the same request may succeed later.
+    pub(super) fn unavailable(description: impl Into<String>) -> Self {
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, "temporarily_unavailable", description)
+    }
+
+    /// 500, for what should not happen. The cause is the operator's, not the caller's.
+    pub(super) fn internal(cause: &(dyn std::error::Error + 'static)) -> Self {
+        tracing::error!(error = cause, "request failed");
+        Self::new(StatusCode::INTERNAL_SERVER_ERROR, "server_error", "the signer failed; its log says why")
+    }
+}
+
+impl From<StoreError> for ApiError {
+    fn from(error: StoreError) -> Self {
+        tracing::error!(error = &error as &dyn std::error::Error, "the policy database failed");
+        Self::unavailable("the policy database is unavailable")
+    }
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        let body = ErrorBody { error: self.code.to_owned(), error_description: self.description };
+        let mut response = (self.status, [(CACHE_CONTROL, "no-store")], Json(body)).into_response();
+        if let Some(challenge) = self.challenge {
+            response.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static(challenge));
+        }
+        if self.status == StatusCode::SERVICE_UNAVAILABLE {
+            response.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("1"));
+        }
+        response
+    }
+}

@@ -1,0 +1,165 @@
+//! `POST /oauth/token`: OAuth 2.0 client credentials (RFC 6749, 4.4). An API key in, an access token out.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::rejection::FormRejection;
+use axum::extract::{ConnectInfo, Form, State};
+use axum::http::header::{AUTHORIZATION, CACHE_CONTROL};
+use axum::http::{HeaderMap, HeaderName};
+use axum::response::IntoResponse;
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use serde::Deserialize;
+use subtle::ConstantTimeEq as _;
+use zeroize::Zeroizing;
+
+use super::App;
+use super::error::ApiError;
+use crate::api_key::ApiKey;
+use crate::claims::Scope;
+use crate::mint::{ACCESS_LIFETIME_S, AccessRequest};
+use crate::store::StoredKey;
+use crate::time::unix_now;
+use crate::wire::TokenResponse;
+
+/// The form. Unknown parameters are ignored and repeated ones refused, both as RFC 6749 (3.2) asks.
+#[derive(Deserialize)]
+pub(super) struct TokenForm {
+    grant_type: Option<String>,
+    scope: Option<String>,
+    client_id: Option<String>,
+    client_secret: Option<Zeroizing<String>>,
+}
+
+/// An id and a secret as shown, not yet believed.
+struct Credentials {
+    id: Zeroizing<String>,
+    secret: Zeroizing<String>,
+}
+
+pub(super) async fn token(
+    State(app): State<Arc<App>>,
+    ConnectInfo(peer): ConnectInfo<SocketAddr>,
+    headers: HeaderMap,
+    form: Result<Form<TokenForm>, FormRejection>,
+) -> Result<impl IntoResponse, ApiError> {
+    let Form(form) = form.map_err(|_| {
+        ApiError::bad_request("invalid_request", "the body must be a form of at most 16 KiB with no parameter twice")
+    })?;
+    match filled(form.grant_type.as_deref()) {
+        Some("client_credentials") => {}
+        Some(_) => {
+            let sentence = "this service knows grant_type=client_credentials only";
+            return Err(ApiError::bad_request("unsupported_grant_type", sentence));
+        }
+        None => return Err(ApiError::bad_request("invalid_request", "grant_type is missing")),
+    }
+
+    let credentials = credentials(&headers, form.client_id, form.client_secret)?;
+    let key = authenticate(&app, &credentials, peer).await?;
+    let scopes = narrowed(&key.scopes, filled(form.scope.as_deref()))?;
+
+    let tenant = key.info.tenant.clone();
+    let request = AccessRequest {
+        tenant: key.info.tenant,
+        scopes: scopes.clone(),
+        key_id: key.info.id,
+        client_addr: Some(peer.ip().to_string()),
+    };
+    let (access_token, claims) = app.minter.mint_access(request).map_err(|error| ApiError::internal(&error))?;
+    tracing::info!(%tenant, key_id = claims.key_id, token_id = claims.jti, "access token minted");
+    let body = TokenResponse {
+        access_token,
+        token_type: "Bearer".to_owned(),
+        expires_in: ACCESS_LIFETIME_S,
+        scope: Scope::join(&scopes),
+        tenant,
+    };
+    Ok(([(CACHE_CONTROL, "no-store"), (HeaderName::from_static("pragma"), "no-cache")], Json(body)))
+}
+
+/// RFC 6749 (3.2): a parameter without a value counts as left out.
+fn filled(parameter: Option<&str>) -> Option<&str> {
+    parameter.filter(|value| !value.is_empty())
+}
+
+/// The credentials, from HTTP Basic or from the form, never from both.
+fn credentials(
+    headers: &HeaderMap,
+    id: Option<String>,
+    secret: Option<Zeroizing<String>>,
+) -> Result<Credentials, ApiError> {
+    let Some(header) = headers.get(AUTHORIZATION) else {
+        let (Some(id), Some(secret)) = (id, secret) else { return Err(ApiError::invalid_client()) };
+        return Ok(Credentials { id: Zeroizing::new(id), secret });
+    };
+    if secret.is_some() {
+        let sentence = "the API key must come in the Authorization header or in the body, not in both";
+        return Err(ApiError::bad_request("invalid_request", sentence));
+    }
+    let (scheme, code) =
+        header.to_str().ok().and_then(|value| value.split_once(' ')).ok_or_else(ApiError::invalid_client)?;
+    if !scheme.eq_ignore_ascii_case("basic") {
+        return Err(ApiError::invalid_client());
+    }
+    let pair = STANDARD.decode(code.trim()).map(Zeroizing::new).map_err(|_| ApiError::invalid_client())?;
+    let pair = std::str::from_utf8(&pair).map_err(|_| ApiError::invalid_client())?;
+    // Ids and secrets are of characters that form coding leaves as they are, so there is nothing to decode.
+    let (basic_id, secret) = pair.split_once(':').ok_or_else(ApiError::invalid_client)?;
+    if id.is_some_and(|id| id != basic_id) {
+        let sentence = "client_id in the body is not the one in the Authorization header";
+        return Err(ApiError::bad_request("invalid_request", sentence));
+    }
+    Ok(Credentials { id: Zeroizing::new(basic_id.to_owned()), secret: Zeroizing::new(secret.to_owned()) })
+}
+
+/// The key, if it is genuine and may be used now.
+async fn authenticate(app: &App, credentials: &Credentials, peer: SocketAddr) -> Result<StoredKey, ApiError> {
+    let refuse = |key_id: &str, reason: &'static str| {
+        tracing::warn!(key_id, reason, client_addr = %peer.ip(), "API key refused");
+        ApiError::invalid_client()
+    };
+    let Some(shown) = shown_key(credentials) else { return Err(refuse("", "not an API key")) };
+    let stored = app.store.find_key(shown.id()).await?;
+    // An unknown id goes the same way as a known one, so that time does not tell them apart.
+    let expected = stored.as_ref().map_or([0; 32], |key| key.digest);
+    let genuine = bool::from(app.vault.digest(&shown).ct_eq(&expected));
+    match stored {
+        None => Err(refuse(shown.id(), "unknown key")),
+        Some(_) if !genuine => Err(refuse(shown.id(), "wrong secret")),
+        Some(key) => match key.barred(unix_now()) {
+            Some(reason) => Err(refuse(shown.id(), reason)),
+            None => Ok(key),
+        },
+    }
+}
+
+/// The key that the credentials spell. `client_secret` may be the whole API key, which is what people have at hand, or
+/// what follows the id in it.
+fn shown_key(credentials: &Credentials) -> Option<ApiKey> {
+    let secret = credentials.secret.as_str();
+    let key = secret.parse::<ApiKey>().or_else(|_| {
+        let whole = Zeroizing::new(format!("vm_{}_{secret}", credentials.id.as_str()));
+        whole.parse()
+    });
+    key.ok().filter(|key: &ApiKey| key.id() == credentials.id.as_str())
+}
+
+/// The scopes asked for, if the role has them all; all of the role's if none are named.
+fn narrowed(role: &[Scope], asked: Option<&str>) -> Result<Vec<Scope>, ApiError> {
+    let Some(asked) = asked else { return Ok(role.to_vec()) };
+    let mut scopes = Vec::new();
+    for name in asked.split(' ').filter(|name| !name.is_empty()) {
+        let refused = || ApiError::bad_request("invalid_scope", "a scope is unknown, or this API key's role lacks it");
+        let scope = name.parse().map_err(|_| refused())?;
+        if !role.contains(&scope) {
+            return Err(refused());
+        }
+        if !scopes.contains(&scope) {
+            scopes.push(scope);
+        }
+    }
+    if scopes.is_empty() { Ok(role.to_vec()) } else { Ok(scopes) }
+}
