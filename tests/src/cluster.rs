@@ -81,9 +81,11 @@ impl Process {
         let pid = self.child.id().to_string();
         assert!(Command::new("kill").args(["-TERM", &pid]).status().expect("kill runs").success());
         let child = &mut self.child;
-        eventually("the program ends after SIGTERM", START_LIMIT, || std::future::ready(child.try_wait().expect("a child")))
-            .await
-            .success()
+        eventually("the program ends after SIGTERM", START_LIMIT, || {
+            std::future::ready(child.try_wait().expect("a child"))
+        })
+        .await
+        .success()
     }
 
     /// Whether it has ended.
@@ -151,7 +153,8 @@ impl Cluster {
     }
 
     async fn start_signer(&mut self) {
-        let bootstrapped = self.run("vecmill-signer", &["bootstrap", "--tenant", &format!("{}-admin", self.unique), "--json"]);
+        let bootstrapped =
+            self.run("vecmill-signer", &["bootstrap", "--tenant", &format!("{}-admin", self.unique), "--json"]);
         assert!(bootstrapped.status.success(), "{}", String::from_utf8_lossy(&bootstrapped.stderr));
         let listen = free_address();
         self.env.insert("VECMILL_SIGNER_LISTEN".to_owned(), listen.clone());
@@ -176,7 +179,8 @@ impl Cluster {
     /// A worker, ready to take chunks.
     pub async fn worker(&self, options: WorkerOptions) -> Process {
         let worker = self.worker_unready(options);
-        eventually("the worker is ready", START_LIMIT, || async { worker.answers("/readyz").await.then_some(()) }).await;
+        eventually("the worker is ready", START_LIMIT, || async { worker.answers("/readyz").await.then_some(()) })
+            .await;
         worker
     }
 
@@ -279,13 +283,17 @@ impl Cluster {
         let (connection, _) = self.publisher().await;
         let channel = connection.create_channel().await.expect("a channel");
         let mut letters = Vec::new();
-        while let Some(letter) =
-            channel.basic_get(self.topology().dead().as_str().into(), lapin::options::BasicGetOptions { no_ack: true }).await.expect("a get")
+        while let Some(letter) = channel
+            .basic_get(self.topology().dead().as_str().into(), lapin::options::BasicGetOptions { no_ack: true })
+            .await
+            .expect("a get")
         {
             let headers = letter.properties.headers().clone().unwrap_or_default();
             let reason = headers.inner().get(vecmill_producer::contract::REASON_HEADER).cloned();
             let reason = match reason {
-                Some(lapin::types::AMQPValue::LongString(reason)) => String::from_utf8_lossy(reason.as_bytes()).into_owned(),
+                Some(lapin::types::AMQPValue::LongString(reason)) => {
+                    String::from_utf8_lossy(reason.as_bytes()).into_owned()
+                }
                 other => format!("{other:?}"),
             };
             letters.push((letter.delivery.data, reason));

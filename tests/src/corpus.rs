@@ -4,8 +4,30 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 const WORDS: [&str; 24] = [
-    "tide", "river", "copper", "lamp", "Straße", "été", "naïve", "вода", "сад", "你好", "世界", "東京", "한국어", "नमस्ते",
-    "سلام", "fn main()", "{}", "0x1f", "3.14159", "queue", "lane", "grant", "chunk", "🚂",
+    "tide",
+    "river",
+    "copper",
+    "lamp",
+    "Straße",
+    "été",
+    "naïve",
+    "вода",
+    "сад",
+    "你好",
+    "世界",
+    "東京",
+    "한국어",
+    "नमस्ते",
+    "سلام",
+    "fn main()",
+    "{}",
+    "0x1f",
+    "3.14159",
+    "queue",
+    "lane",
+    "grant",
+    "chunk",
+    "🚂",
 ];
 
 /// A small generator (SplitMix64), so that corpora need no dependency and no file.

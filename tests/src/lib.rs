@@ -15,7 +15,11 @@ use std::time::{Duration, Instant};
 
 /// Waits until `look` finds something, or fails after `limit` saying what was waited for. The one place where tests
 /// wait by the clock; what they wait for is an event.
-pub async fn eventually<T, F: Future<Output = Option<T>>>(what: &str, limit: Duration, mut look: impl FnMut() -> F) -> T {
+pub async fn eventually<T, F: Future<Output = Option<T>>>(
+    what: &str,
+    limit: Duration,
+    mut look: impl FnMut() -> F,
+) -> T {
     let begun = Instant::now();
     loop {
         if let Some(found) = look().await {
