@@ -1,6 +1,5 @@
 # RabbitMQ, one node, with an Erlang port mapper (epmd) of its own.
 # shellcheck shell=bash
-# shellcheck disable=SC2154  # Variables of infra/services.
 
 rabbitmq_launch() {
     local home=$dir/rabbitmq

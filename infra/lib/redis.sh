@@ -1,6 +1,5 @@
 # Redis with no persistence: it is a limiter and a cache, and tests want a kill to empty it.
 # shellcheck shell=bash
-# shellcheck disable=SC2154  # Variables of infra/services.
 
 redis_launch() {
     mkdir -p "$dir/redis"

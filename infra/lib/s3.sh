@@ -1,6 +1,5 @@
 # SeaweedFS: master, volume server, filer and S3 gateway in one process.
 # shellcheck shell=bash
-# shellcheck disable=SC2154  # Variables of infra/services.
 
 s3_launch() {
     local weed_port
