@@ -39,8 +39,9 @@ rabbitmq_ready() (
     [[ $(timeout 5 head -c 3 <&3 | od -An -tx1) == " 01 00 00" ]]
 ) 2>/dev/null
 
+# rabbitmq_stop [SECONDS BEFORE SIGKILL]
 rabbitmq_stop() {
-    halt rabbitmq 30
+    halt rabbitmq "${1-30}"
     halt epmd 0
 }
 

@@ -23,7 +23,8 @@ redis_ready() {
         [[ $answer == PONG ]]
 }
 
-redis_stop() { halt redis 10; }
+# redis_stop [SECONDS BEFORE SIGKILL]
+redis_stop() { halt redis "${1-10}"; }
 
 redis_env() {
     echo "export VECMILL_REDIS_URL=redis://:$redis_password@127.0.0.1:$(port "$port_redis")/0"
