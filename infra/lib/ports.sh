@@ -1,6 +1,5 @@
 # One block of TCP ports for each instance folder `$dir`, picked once and kept in $dir/port-base.
 # shellcheck shell=bash
-# shellcheck disable=SC2154  # `dir` is the sourcing script's.
 
 # Ports of a block, by offset. 16 apart leaves room.
 port_block=16
@@ -17,12 +16,13 @@ pick_ports() {
         port_base=$(<"$dir/port-base")
         return
     fi
-    # A link in `claims` keeps two folders apart even while neither has its servers up; it is void once its folder is gone.
-    mkdir -p -m 0700 "$claims"
+    # A link in `claims` keeps two folders apart even while neither has its servers up; it is void once its folder
+    # is gone or was made anew.
+    [[ -d $claims ]] || mkdir -m 0700 "$claims" 2>/dev/null || [[ -d $claims ]]
     while true; do
         port_base=$((12000 + RANDOM % 1250 * port_block))
         claim=$claims/$port_base
-        [[ -L $claim && ! -e $claim ]] && rm -f "$claim"
+        [[ ! -e $claim || $(readlink "$claim") == "$dir" ]] && rm -f "$claim"
         ln -s -T "$dir" "$claim" 2>/dev/null || continue
         for ((offset = 0; offset < port_block; offset++)); do
             # Something listens there.

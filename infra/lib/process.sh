@@ -1,6 +1,5 @@
 # Background processes with pid files in the folder `$dir`: NAME.pid holds "PID START-TIME", NAME.log its output.
 # shellcheck shell=bash
-# shellcheck disable=SC2154  # `dir` is the sourcing script's.
 
 # Prints a live process's start time in clock ticks since boot; with its pid it names one process for ever.
 # A zombie counts as dead: in a container nobody may reap it.

@@ -1,6 +1,5 @@
 # RabbitMQ, one node, with an Erlang port mapper (epmd) of its own.
 # shellcheck shell=bash
-# shellcheck disable=SC2154  # Variables of infra/services.
 
 rabbitmq_launch() {
     local home=$dir/rabbitmq
@@ -40,8 +39,9 @@ rabbitmq_ready() (
     [[ $(timeout 5 head -c 3 <&3 | od -An -tx1) == " 01 00 00" ]]
 ) 2>/dev/null
 
+# rabbitmq_stop [SECONDS BEFORE SIGKILL]
 rabbitmq_stop() {
-    halt rabbitmq 30
+    halt rabbitmq "${1-30}"
     halt epmd 0
 }
 

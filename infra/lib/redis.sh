@@ -1,6 +1,5 @@
 # Redis with no persistence: it is a limiter and a cache, and tests want a kill to empty it.
 # shellcheck shell=bash
-# shellcheck disable=SC2154  # Variables of infra/services.
 
 redis_launch() {
     mkdir -p "$dir/redis"
@@ -24,7 +23,8 @@ redis_ready() {
         [[ $answer == PONG ]]
 }
 
-redis_stop() { halt redis 10; }
+# redis_stop [SECONDS BEFORE SIGKILL]
+redis_stop() { halt redis "${1-10}"; }
 
 redis_env() {
     echo "export VECMILL_REDIS_URL=redis://:$redis_password@127.0.0.1:$(port "$port_redis")/0"

@@ -1,6 +1,5 @@
 # SeaweedFS: master, volume server, filer and S3 gateway in one process.
 # shellcheck shell=bash
-# shellcheck disable=SC2154  # Variables of infra/services.
 
 s3_launch() {
     local weed_port
@@ -39,7 +38,7 @@ s3_ready() {
         $(s3_call GET /.ready) == 200 && $(s3_call DELETE /.ready) == 204 ]]
 }
 
-# On SIGTERM weed waits 15 s for a stream to itself. What it acknowledged is with the kernel: a kill loses none of it.
+# On SIGTERM weed waits 15 s for a stream to itself: it is killed, stop or kill. What it acknowledged is with the kernel: a kill loses none of it.
 s3_stop() {
     halt s3 0
     # weed ties these to its ports, in /tmp whatever TMPDIR says, and a killed one leaves them.

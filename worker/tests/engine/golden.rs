@@ -1,0 +1,146 @@
+//! Against transformers (`tests/golden/make.py`), and each text against itself in every kind of batch.
+
+use serde::Deserialize;
+use vecmill_worker::engine::synthetic::{Shape, token_ids};
+use vecmill_worker::engine::{EngineError, Model};
+
+use crate::support::{SEED, cosine, difference, loaded, vectors};
+
+/// How far a unit vector's values may move with the batch: matrix products of another height add in another order.
+/// Measured: 4e-7. A wrong position, mask or row moves them by 1e-2 and more.
+const BATCH_TOLERANCE: f32 = 3e-6;
+
+/// The cosine that golden vectors must reach.
+const COSINE_MIN: f64 = 0.99999;
+
+#[derive(Deserialize)]
+struct Golden {
+    seed: u64,
+    shape: Shape,
+    cases: Vec<Case>,
+}
+
+#[derive(Deserialize)]
+struct Case {
+    length: usize,
+    vector: Vec<f32>,
+}
+
+impl Golden {
+    fn read(name: &str) -> Self {
+        let path = format!("{}/../tests/golden/{name}.json", env!("CARGO_MANIFEST_DIR"));
+        serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
+    }
+
+    fn texts(&self) -> Vec<Vec<u32>> {
+        self.cases.iter().map(|case| token_ids(self.seed, case.length)).collect()
+    }
+}
+
+fn agrees_with_golden(name: &str) {
+    let golden = Golden::read(name);
+    let model = loaded(&golden.shape, golden.seed);
+    let texts = golden.texts();
+    let compare = |how: &str, got: &[Vec<f32>], order: &[usize]| {
+        for (got, &index) in got.iter().zip(order) {
+            let case = &golden.cases[index];
+            let cosine = cosine(got, &case.vector);
+            let difference = difference(got, &case.vector);
+            assert!(cosine > COSINE_MIN, "{name}, {how}, {} tokens: cosine {cosine}", case.length);
+            assert!(difference < 1e-4, "{name}, {how}, {} tokens: differs by {difference}", case.length);
+        }
+    };
+    let order: Vec<usize> = (0..texts.len()).collect();
+    // 7 is prime to the number of cases, so this is a permutation.
+    let shuffled: Vec<usize> = order.iter().map(|index| (index * 7 + 3) % texts.len()).collect();
+
+    let alone: Vec<_> = texts.iter().flat_map(|text| vectors(&model, &[text])).collect();
+    compare("alone", &alone, &order);
+    compare("mixed", &vectors(&model, &texts), &order);
+    let permuted: Vec<_> = shuffled.iter().map(|&index| &texts[index]).collect();
+    compare("permuted", &vectors(&model, &permuted), &shuffled);
+    for (index, text) in texts.iter().enumerate().filter(|(_, text)| text.len() <= 300) {
+        compare("equal", &vectors(&model, &[text, text, text]), &[index; 3]);
+    }
+}
+
+#[test]
+fn wide_heads_agree_with_transformers() {
+    agrees_with_golden("wide_heads");
+}
+
+#[test]
+fn an_untied_model_agrees_with_transformers() {
+    agrees_with_golden("untied");
+}
+
+#[test]
+fn a_sharded_model_agrees_with_transformers() {
+    agrees_with_golden("sharded");
+}
+
+/// Different texts, so that a row that gets its neighbour's vector shows; goldens of a length are one text each.
+#[test]
+fn a_text_has_one_vector_whatever_it_is_batched_with() {
+    let model = loaded(&Shape::first_look(), SEED);
+    let equal: Vec<_> = (0..9).map(|seed| token_ids(seed, 130)).collect();
+    let mixed: Vec<_> = (1..80).step_by(3).chain([257, 600, 64]).map(|n| token_ids(n as u64, n)).collect();
+    let permuted: Vec<_> = mixed.iter().rev().cloned().collect();
+    for batch in [&equal, &mixed, &permuted] {
+        let together = vectors(&model, batch);
+        let alone: Vec<_> = batch.iter().flat_map(|text| vectors(&model, &[text])).collect();
+        let worst = together.iter().zip(&alone).map(|(a, b)| difference(a, b)).fold(0.0, f32::max);
+        println!("{} texts: alone and together differ by {worst:e}", batch.len());
+        assert!(worst <= BATCH_TOLERANCE, "{worst:e}");
+        for (i, a) in together.iter().enumerate() {
+            for b in &together[..i] {
+                assert!(cosine(a, b) < 0.99, "different texts must be told apart: {}", cosine(a, b));
+            }
+        }
+    }
+}
+
+/// Longer than what attention and the MLP take at a time, beside short ones.
+#[test]
+fn long_texts_are_cut_into_blocks_without_a_trace() {
+    let shape = Shape { tokens_max: 8192, ..Shape::tiny() };
+    let model = loaded(&shape, SEED);
+    let texts = [token_ids(1, 12), token_ids(2, 8192), token_ids(3, 5)];
+    let together = vectors(&model, &texts);
+    for (text, together) in texts.iter().zip(&together) {
+        let alone = vectors(&model, &[text]);
+        assert!(difference(&alone[0], together) <= BATCH_TOLERANCE, "{} tokens", text.len());
+    }
+}
+
+#[test]
+fn every_token_counts_and_only_those_of_the_text() {
+    let model = loaded(&Shape::tiny(), SEED);
+    let text = token_ids(1, 70);
+    let vector = vectors(&model, &[&text]).remove(0);
+    for place in [0, 1, 33, 63, 64, 68] {
+        let mut other = text.clone();
+        other[place] = (other[place] + 1) % 256;
+        let moved = difference(&vector, &vectors(&model, &[&other])[0]);
+        assert!(moved > 100.0 * BATCH_TOLERANCE, "token {place} moves the vector by {moved:e}");
+    }
+}
+
+#[test]
+fn refuses_texts_it_can_not_run_and_stays_usable() {
+    let model = loaded(&Shape { tokens_max: 16, ..Shape::tiny() }, SEED);
+    let good = token_ids(1, 16);
+    let (long, foreign) = (token_ids(1, 17), [3, 257]);
+    let run = |text: &[u32]| model.forward(&[&good, text]);
+    assert!(matches!(run(&[]), Err(EngineError::Empty { index: 1 })));
+    assert!(matches!(run(&long), Err(EngineError::TooLong { index: 1, tokens: 17, tokens_max: 16 })));
+    assert!(matches!(run(&foreign), Err(EngineError::Token { index: 1, token: 257, vocab: 257 })));
+    assert_eq!(run(&good).unwrap().len(), 2);
+    assert!(model.forward(&[]).unwrap().is_empty());
+}
+
+#[test]
+fn a_model_can_move_to_the_thread_that_will_own_it() {
+    fn is_send<T: Send>() {}
+    is_send::<Model>();
+}
