@@ -1,6 +1,6 @@
 //! `vecmill-worker`: takes chunks from the lanes, embeds them, writes the vectors.
 
-use std::process::ExitCode;
+use std::{io::IsTerminal, process::ExitCode};
 
 use clap::{CommandFactory, Parser, Subcommand};
 use tokio::{
@@ -8,7 +8,7 @@ use tokio::{
     sync::watch,
 };
 use tracing_subscriber::EnvFilter;
-use vecmill_worker::{settings::Settings, worker};
+use vecmill_worker::{panics, settings::Settings, worker};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -48,6 +48,7 @@ async fn main() -> ExitCode {
         }
     };
     start_log();
+    panics::say_only_where();
     let config = match settings.check() {
         Ok(config) => config,
         Err(mistakes) => {
@@ -66,7 +67,10 @@ async fn main() -> ExitCode {
 
 fn start_log() {
     let filter = EnvFilter::try_from_env("VECMILL_LOG").unwrap_or_else(|_| EnvFilter::new("info,lapin=warn,aws=warn"));
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let log = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_writer(std::io::stderr);
     if std::env::var("VECMILL_LOG_FORMAT").is_ok_and(|format| format == "json") {
         log.json().init();
     } else {
