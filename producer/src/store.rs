@@ -46,12 +46,18 @@ impl StoreSettings {
     /// What is wrong with the settings, a sentence each.
     pub fn mistakes(&self) -> Vec<String> {
         let mut mistakes = Vec::new();
-        if let Some(url) = &self.endpoint
-            && !(url.starts_with("http://") || url.starts_with("https://"))
-        {
-            mistakes.push(format!(
-                "--s3-endpoint (VECMILL_S3_ENDPOINT) is {url:?}: it must begin with http:// or https://"
-            ));
+        if let Some(url) = &self.endpoint {
+            // The value is not repeated: a password may have found its way into it.
+            if !(url.starts_with("http://") || url.starts_with("https://")) {
+                mistakes.push(
+                    "--s3-endpoint (VECMILL_S3_ENDPOINT) must be a URL that begins with http:// or https://".to_owned(),
+                );
+            }
+            if url.contains('@') {
+                mistakes.push(
+                    "--s3-endpoint (VECMILL_S3_ENDPOINT) holds a user or a password: give them as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY".to_owned(),
+                );
+            }
         }
         if self.bucket.is_empty() {
             mistakes.push("--s3-bucket (VECMILL_S3_BUCKET) is empty: name the bucket".to_owned());
