@@ -73,9 +73,15 @@ pub struct StoreError {
     action: &'static str,
     key: String,
     message: String,
+    too_long: bool,
 }
 
 impl StoreError {
+    /// Whether the object is longer than the caller takes: S3 is well, and asking again gives the same.
+    pub fn is_too_long(&self) -> bool {
+        self.too_long
+    }
+
     fn new<E, R>(action: &'static str, key: &str, error: SdkError<E, R>) -> Self
     where
         E: ProvideErrorMetadata + std::error::Error + 'static,
@@ -85,11 +91,11 @@ impl StoreError {
             Some(code) => format!("{code}: {}", error.message().unwrap_or("no further word")),
             None => DisplayErrorContext(&error).to_string(),
         };
-        Self { action, key: key.to_owned(), message }
+        Self { action, key: key.to_owned(), message, too_long: false }
     }
 
     fn other(action: &'static str, key: &str, message: impl ToString) -> Self {
-        Self { action, key: key.to_owned(), message: message.to_string() }
+        Self { action, key: key.to_owned(), message: message.to_string(), too_long: false }
     }
 }
 
@@ -166,7 +172,8 @@ impl Store {
         };
         let bytes = answer.content_length().unwrap_or_default();
         if bytes > bytes_max as i64 {
-            return Err(StoreError::other("read", key, format!("it has {bytes} bytes, at most {bytes_max} are taken")));
+            let message = format!("it has {bytes} bytes, at most {bytes_max} are taken");
+            return Err(StoreError { too_long: true, ..StoreError::other("read", key, message) });
         }
         let body = answer.body.collect().await.map_err(|error| StoreError::other("read", key, error))?;
         Ok(Some(body.into_bytes()))

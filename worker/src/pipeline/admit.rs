@@ -128,12 +128,17 @@ impl Pipeline {
     /// Fetches the chunk's rows, which must be those of the manifest.
     pub(super) async fn fetch(&self, claim: &Claim, entry: ChunkEntry) -> Result<Vec<ChunkRow>, Stop> {
         let key = claim.keys.chunk(claim.chunk);
-        let object = match self.parts.store.get(&key, entry.bytes as usize).await? {
-            Some(object) => object,
-            None => {
+        let object = match self.parts.store.get(&key, entry.bytes as usize).await {
+            Ok(Some(object)) => object,
+            Ok(None) => {
                 let reason = "the chunk is not on S3: it was deleted".to_owned();
                 return Err(Stop::Dead { code: "chunk_missing", reason });
             }
+            // Longer than the manifest says: another object, whatever it hashes to. No later try changes that.
+            Err(error) if error.is_too_long() => {
+                return Err(Stop::Dead { code: "bad_digest", reason: error.to_string() });
+            }
+            Err(error) => return Err(error.into()),
         };
         let decoded = tokio::task::spawn_blocking(move || {
             let found = Digest::of(&object);
