@@ -13,13 +13,14 @@ use vecmill_signer::claims::Digest;
 use super::{
     Pipeline,
     admit::{Admitted, Claim, Stop},
+    write::Encoded,
 };
 use crate::{
     audit::{AuditRecord, Decision},
     delivery::{Delivery, Incoming, Settle, stopped},
     finish::{EndedJob, FinishError},
     health::Need,
-    kill_point::kill_point,
+    kill_point::{kill_point, kill_point_of},
     metrics::Outcome,
 };
 
@@ -83,7 +84,7 @@ impl Pipeline {
         // An outage of S3 shows here first; it is waited for before anything is spent on the chunk.
         let done = claim.keys.done(claim.chunk);
         let done = self.patiently(Need::Store, || store.exists(&done)).await?;
-        let admitted = &*slot.insert(self.admit(delivery, claim).await?);
+        let admitted = &*slot.insert(self.admit(claim).await?);
         if done {
             self.end(claim, admitted).await?;
             return Ok(Ended::AlreadyDone);
@@ -93,25 +94,33 @@ impl Pipeline {
             audit.write_for(store, &claim.keys, claim.chunk).await?;
             return Ok(Ended::Cancelled);
         }
+        let turn = self.turn(delivery, claim).await?;
+        let computed = self.compute(claim, admitted).await;
+        self.survived(turn, claim).await;
+        let encoded = computed?;
+        // The GPU's work is in hand: patience here saves doing it again.
+        self.patiently(Need::Store, || self.write(claim, admitted, &encoded, begun)).await?;
+        self.end(claim, admitted).await?;
+        debug!(job = %claim.grant.job(), chunk = claim.chunk, "chunk done");
+        Ok(Ended::Embedded)
+    }
+
+    /// From the chunk's object to the objects that are to be written.
+    async fn compute(&self, claim: &Claim, admitted: &Admitted) -> Result<Encoded, Stop> {
         let rows = self.fetch(claim, admitted.entry).await?;
         let spec = &admitted.manifest.spec;
         let mut tokenized = self.tokenize(rows, spec).await?;
         self.charge(claim, tokenized.total()).await?;
         let good = tokenized.take_good();
         let counts: Vec<u32> = good.iter().map(|tokens| tokens.len() as u32).collect();
-        kill_point("before-embed");
+        kill_point_of("before-embed", claim.grant.job().as_str());
         let hiddens =
             self.parts.embedder.embed(claim.grant.tenant().as_str(), good).await.map_err(|_| Stop::HandBack)?;
         let dimensions = spec.dimensions as usize;
         let finishing = tokio::task::spawn_blocking(move || Self::finish_rows(tokenized, &counts, hiddens, dimensions));
         let embedded =
             finishing.await.map_err(|_| Stop::Transient { reason: "finishing rows ended early".to_owned() })?;
-        let encoded = self.encode(claim, admitted, embedded).await?;
-        // The GPU's work is in hand: patience here saves doing it again.
-        self.patiently(Need::Store, || self.write(claim, admitted, &encoded, begun)).await?;
-        self.end(claim, admitted).await?;
-        debug!(job = %claim.grant.job(), chunk = claim.chunk, "chunk done");
-        Ok(Ended::Embedded)
+        self.encode(claim, admitted, embedded).await
     }
 
     /// Has the job looked at, now that this chunk has ended.
