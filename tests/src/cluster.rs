@@ -3,7 +3,7 @@
 use std::{
     net::TcpListener,
     path::{Path, PathBuf},
-    process::{Child, Command, Output, Stdio},
+    process::{Child, Command, ExitStatus, Output, Stdio},
     sync::atomic::{AtomicU32, Ordering},
     time::Duration,
 };
@@ -28,6 +28,8 @@ use crate::{
 pub const MODEL: &str = "vecmill/random";
 /// The tests' model: small, so that thousands of texts take seconds.
 const MODEL_SEED: u64 = 7;
+/// Of a failed test's programs.
+const LOG_LINES_SHOWN: usize = 40;
 /// Starting a program, with a busy machine in mind.
 const START_LIMIT: Duration = Duration::from_secs(60);
 
@@ -88,6 +90,11 @@ impl Process {
         .success()
     }
 
+    /// How it ended, if it has.
+    pub fn end(&mut self) -> Option<ExitStatus> {
+        self.child.try_wait().expect("a child")
+    }
+
     /// Whether it has ended.
     pub fn has_ended(&mut self) -> bool {
         self.child.try_wait().expect("a child").is_some()
@@ -100,13 +107,33 @@ impl Process {
 
     /// Answers one of its routes with 200.
     pub async fn answers(&self, path: &str) -> bool {
-        http_status(&self.url, path).await == Some(200)
+        self.get(path).await.is_some_and(|(status, _)| status == 200)
+    }
+
+    /// The status and body of one of its routes, or `None` when nobody answers.
+    pub async fn get(&self, path: &str) -> Option<(u16, String)> {
+        http_get(&self.url, path).await
+    }
+
+    /// How many deliveries a worker has settled with an outcome, as its metrics name it.
+    pub async fn settled(&self, outcome: &str) -> u64 {
+        let (_, metrics) = self.get("/metrics").await.expect("the worker's metrics");
+        let line = format!("vecmill_worker_chunks_total{{outcome=\"{outcome}\"}} ");
+        let count = metrics.lines().find_map(|metric| metric.strip_prefix(&line));
+        count.map_or(0, |count| count.parse().expect("a number"))
     }
 }
 
 impl Drop for Process {
     fn drop(&mut self) {
         self.kill();
+        if std::thread::panicking() {
+            // The folder with the log is about to be removed.
+            let logged = self.logged();
+            let last = logged.lines().rev().take(LOG_LINES_SHOWN).collect::<Vec<_>>();
+            eprintln!("the end of {}:", self.log.display());
+            last.iter().rev().for_each(|line| eprintln!("  {line}"));
+        }
     }
 }
 
@@ -336,14 +363,16 @@ pub fn free_address() -> String {
     listener.local_addr().expect("its address").to_string()
 }
 
-/// The status of a GET, or `None` when nobody answers.
-async fn http_status(url: &str, path: &str) -> Option<u16> {
+/// The status and body of a GET, or `None` when nobody answers.
+async fn http_get(url: &str, path: &str) -> Option<(u16, String)> {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     let address = url.strip_prefix("http://")?;
     let mut stream = tokio::net::TcpStream::connect(address).await.ok()?;
-    let request = format!("GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n");
+    // HTTP/1.0: no chunked bodies.
+    let request = format!("GET {path} HTTP/1.0\r\nHost: {address}\r\n\r\n");
     stream.write_all(request.as_bytes()).await.ok()?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer).await.ok()?;
-    answer.split(' ').nth(1)?.parse().ok()
+    let (head, body) = answer.split_once("\r\n\r\n")?;
+    Some((head.split(' ').nth(1)?.parse().ok()?, body.to_owned()))
 }
