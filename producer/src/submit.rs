@@ -199,12 +199,13 @@ pub fn message(manifest: &Manifest, chunk: u32, grant: &str) -> ChunkMessage {
     }
 }
 
-/// Removes what ended an earlier run (the cancellation, the dead chunks' records, the summary that names them)
-/// and gives the chunks that are not done.
+/// Removes what ended an earlier run (the cancellation, the dead chunks' records and what led to them, the summary that
+/// names them) and gives the chunks that are not done.
 pub async fn clear_the_way(store: &Store, prepared: &Prepared) -> Result<Vec<u32>, StoreError> {
     let keys = &prepared.keys;
     let dead = store.list(&keys.dead_prefix(), None).await?;
-    for object in &dead {
+    let trials = store.list(&keys.trials_prefix(), None).await?;
+    for object in dead.iter().chain(&trials) {
         store.delete(&object.key).await?;
     }
     if !dead.is_empty() {

@@ -4,7 +4,7 @@ use std::{
     io::Write,
     net::TcpListener,
     path::{Path, PathBuf},
-    process::{Child, Command, Output, Stdio},
+    process::{Child, Command, ExitStatus, Output, Stdio},
     sync::atomic::{AtomicU32, Ordering},
     time::Duration,
 };
@@ -29,6 +29,8 @@ use crate::{
 pub const MODEL: &str = "vecmill/random";
 /// The tests' model: small, so that thousands of texts take seconds.
 const MODEL_SEED: u64 = 7;
+/// Of a failed test's programs.
+const LOG_LINES_SHOWN: usize = 40;
 /// Starting a program, with a busy machine in mind.
 const START_LIMIT: Duration = Duration::from_secs(60);
 
@@ -89,6 +91,11 @@ impl Process {
         .success()
     }
 
+    /// How it ended, if it has.
+    pub fn end(&mut self) -> Option<ExitStatus> {
+        self.child.try_wait().expect("a child")
+    }
+
     /// Whether it has ended.
     pub fn has_ended(&mut self) -> bool {
         self.child.try_wait().expect("a child").is_some()
@@ -104,24 +111,34 @@ impl Process {
         self.get(path).await.is_some_and(|(status, _)| status == 200)
     }
 
-    /// A counter of `/metrics`, with its labels as exposed: `vecmill_worker_chunks_total{outcome="Dead"}`. One that
-    /// was never touched is 0.
-    pub async fn counter(&self, name: &str) -> u64 {
-        let (status, metrics) = self.get("/metrics").await.expect("the worker answers");
-        assert_eq!(status, 200, "{metrics}");
-        let value = metrics.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
-        value.map_or(0, |value| value.parse().unwrap_or_else(|_| panic!("{name} is {value}")))
-    }
-
-    /// Status and body of a GET, or `None` when nobody answers.
+    /// The status and body of one of its routes, or `None` when nobody answers.
     pub async fn get(&self, path: &str) -> Option<(u16, String)> {
         http_get(&self.url, path).await
+    }
+
+    /// How many deliveries a worker has settled with an outcome, as its metrics name it.
+    pub async fn settled(&self, outcome: &str) -> u64 {
+        self.counter(&format!("vecmill_worker_chunks_total{{outcome=\"{outcome}\"}}")).await
+    }
+
+    /// A counter of a worker's metrics; one that was never touched is 0.
+    pub async fn counter(&self, name: &str) -> u64 {
+        let (_, metrics) = self.get("/metrics").await.expect("the worker's metrics");
+        let count = metrics.lines().find_map(|metric| metric.strip_prefix(name)?.strip_prefix(' '));
+        count.map_or(0, |count| count.parse().expect("a number"))
     }
 }
 
 impl Drop for Process {
     fn drop(&mut self) {
         self.kill();
+        if std::thread::panicking() {
+            // The folder with the log is about to be removed.
+            let logged = self.logged();
+            let last = logged.lines().rev().take(LOG_LINES_SHOWN).collect::<Vec<_>>();
+            eprintln!("the end of {}:", self.log.display());
+            last.iter().rev().for_each(|line| eprintln!("  {line}"));
+        }
     }
 }
 
@@ -378,12 +395,13 @@ pub fn free_address() -> String {
     listener.local_addr().expect("its address").to_string()
 }
 
-/// Status and body of a GET, or `None` when nobody answers.
+/// The status and body of a GET, or `None` when nobody answers.
 async fn http_get(url: &str, path: &str) -> Option<(u16, String)> {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     let address = url.strip_prefix("http://")?;
     let mut stream = tokio::net::TcpStream::connect(address).await.ok()?;
-    let request = format!("GET {path} HTTP/1.0\r\nHost: {address}\r\nConnection: close\r\n\r\n");
+    // HTTP/1.0: no chunked bodies.
+    let request = format!("GET {path} HTTP/1.0\r\nHost: {address}\r\n\r\n");
     stream.write_all(request.as_bytes()).await.ok()?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer).await.ok()?;

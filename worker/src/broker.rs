@@ -31,6 +31,9 @@ use crate::{
 
 /// Between two attempts to connect: within the 5 seconds in which a worker must be back.
 const RECONNECT_AFTER: Duration = Duration::from_secs(2);
+/// Time for a session's connection, queues and consumers. A start of the broker takes part of it; one that accepts and
+/// then never answers (a queue without a leader does that) must be heard of.
+const OPEN_WITHIN: Duration = Duration::from_secs(30);
 /// A dead letter's reason, as a header, is at most this long.
 const REASON_BYTES_MAX: usize = 512;
 
@@ -76,6 +79,8 @@ enum SessionError {
     Broker(#[from] lapin::Error),
     #[error("the broker cancelled the consumer of {0}: was its queue deleted?")]
     Cancelled(String),
+    #[error("RabbitMQ did not set up the queues and consumers in {} s: has each queue a leader?", OPEN_WITHIN.as_secs())]
+    Late,
 }
 
 /// What settling needs of a session.
@@ -90,10 +95,8 @@ async fn session(
     health: &Health,
     mut stop: watch::Receiver<bool>,
 ) -> Result<(), SessionError> {
-    let connection = connect(&settings.url, &settings.worker).await?;
-    let publisher = Publisher::open(&connection).await?;
-    publisher.declare(&settings.topology).await?;
-    let consumers = consumers(settings, &connection).await?;
+    let opening = tokio::time::timeout(OPEN_WITHIN, open(settings));
+    let (connection, publisher, consumers) = opening.await.map_err(|_| SessionError::Late)??;
     let tags: Vec<_> = consumers.iter().map(|(_, consumer)| consumer.tag()).collect();
     let channel = consumers.first().map(|(channel, _)| channel.clone());
     // A consumer's stream that ends is an event here, not silence.
@@ -137,6 +140,14 @@ async fn session(
     }
     // After a broken session, what is still in the pipeline settles into nothing and is delivered again.
     ended
+}
+
+async fn open(settings: &Consume) -> Result<(Connection, Publisher, Vec<(lapin::Channel, Consumer)>), lapin::Error> {
+    let connection = connect(&settings.url, &settings.worker).await?;
+    let publisher = Publisher::open(&connection).await?;
+    publisher.declare(&settings.topology).await?;
+    let consumers = consumers(settings, &connection).await?;
+    Ok((connection, publisher, consumers))
 }
 
 async fn consumers(

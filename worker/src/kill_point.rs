@@ -1,6 +1,7 @@
 //! Named places at which a test may have the process die as by `kill -9`.
 //!
-//! `VECMILL_TEST_KILL_POINT=after-part:2` kills it at the second passage. A worker told so says so at start.
+//! `VECMILL_TEST_KILL_POINT=after-part:2` kills it at the second passage, `before-embed@JOB` at the first by a chunk of
+//! that job. A worker told so says so at start.
 
 use std::sync::{
     OnceLock,
@@ -21,6 +22,14 @@ pub fn wanted() -> Option<&'static (String, u32)> {
         Some((name.to_owned(), passage.parse().ok()?))
     };
     WANTED.get_or_init(read).as_ref()
+}
+
+/// The same, for a place that a test may name for one job alone.
+pub fn kill_point_of(name: &str, job: &str) {
+    if wanted().is_some() {
+        kill_point(name);
+        kill_point(&format!("{name}@{job}"));
+    }
 }
 
 /// Dies here, without unwinding or flushing, if a test asked for it.

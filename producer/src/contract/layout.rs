@@ -97,6 +97,16 @@ impl JobKeys {
         format!("{}dead/", self.prefix)
     }
 
+    /// How often a chunk that is suspected of killing workers was begun alone.
+    pub fn trials(&self, chunk: u32) -> String {
+        format!("{}trials/chunk-{chunk:06}.json", self.prefix)
+    }
+
+    /// The prefix of all [`Self::trials`] records.
+    pub fn trials_prefix(&self) -> String {
+        format!("{}trials/", self.prefix)
+    }
+
     /// The job's result: every part with its rows and digests.
     pub fn final_manifest(&self) -> String {
         format!("{}_manifest.json", self.prefix)

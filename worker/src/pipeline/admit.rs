@@ -20,9 +20,6 @@ use crate::{
     quota::{Ask, Charge, Limits, Verdict},
 };
 
-/// Deliveries lost before a chunk counts as one that kills workers. Broker restarts and killed pods also lose
-/// deliveries, so one or two prove nothing.
-const LOST_DELIVERIES_MAX: u32 = 5;
 /// How long a chunk waits outside when something that admission needs is away.
 const AWAY_WAIT: Duration = Duration::from_secs(5);
 
@@ -98,7 +95,7 @@ impl Pipeline {
     }
 
     /// Checks that this worker can compute the chunk, and that the chunk is the job's.
-    pub(super) fn admit(&self, delivery: &Incoming, claim: &Claim, manifest: &Arc<Manifest>) -> Result<Admitted, Stop> {
+    pub(super) fn admit(&self, claim: &Claim, manifest: &Arc<Manifest>) -> Result<Admitted, Stop> {
         let (model, hidden) = (&self.parts.model, self.parts.embedder.info().hidden);
         if claim.grant.model() != model {
             let reason = format!("the job is for model {}, these workers serve {model}", claim.grant.model());
@@ -116,11 +113,6 @@ impl Pipeline {
         if entry.sha256 != claim.sha256 {
             let reason = "the message's digest is not the manifest's".to_owned();
             return Err(Stop::Refused { code: "tampered", reason });
-        }
-        if delivery.lost_deliveries >= LOST_DELIVERIES_MAX {
-            let reason =
-                format!("{} workers took the chunk and none settled it: it may kill them", delivery.lost_deliveries);
-            return Err(Stop::Dead { code: "poison", reason });
         }
         Ok(Admitted { manifest: manifest.clone(), entry })
     }

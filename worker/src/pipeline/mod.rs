@@ -3,6 +3,7 @@
 mod admit;
 mod embed;
 mod settle;
+mod suspect;
 mod write;
 
 use std::{
@@ -12,7 +13,7 @@ use std::{
 };
 
 use tokio::{
-    sync::{Semaphore, mpsc, watch},
+    sync::{RwLock, Semaphore, mpsc, watch},
     task::JoinSet,
 };
 use vecmill_producer::{contract::JobKeys, store::Store};
@@ -69,6 +70,8 @@ pub struct Pipeline {
     manifests: Manifests,
     finisher: Finisher,
     tokenizing: Arc<Semaphore>,
+    /// Read by chunks that are computed together, written by one that must be alone.
+    turns: RwLock<()>,
     /// When each job was last asked about and not cancelled.
     not_cancelled: Mutex<HashMap<String, Instant>>,
 }
@@ -80,6 +83,7 @@ impl Pipeline {
             manifests: Manifests::new(parts.store.clone()),
             finisher: Finisher::start(parts.store.clone()),
             tokenizing: Arc::new(Semaphore::new(parts.tokenizers)),
+            turns: RwLock::default(),
             not_cancelled: Mutex::default(),
             parts,
         })

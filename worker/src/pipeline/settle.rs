@@ -15,14 +15,15 @@ use vecmill_signer::claims::Digest;
 
 use super::{
     Pipeline,
-    admit::{Claim, Stop},
+    admit::{Admitted, Claim, Stop},
+    write::Encoded,
 };
 use crate::{
     audit::{AuditRecord, Decision},
     delivery::{Delivery, Incoming, Settle, stopped},
     finish::{EndedJob, FinishError},
     health::Need,
-    kill_point::kill_point,
+    kill_point::{kill_point, kill_point_of},
     metrics::Outcome,
 };
 
@@ -88,7 +89,7 @@ impl Pipeline {
         let done = self.patiently(Need::Store, || store.exists(&done)).await?;
         // Kept outside: a chunk that stops below may be its job's last.
         let manifest = &*manifest.insert(self.manifest(claim).await?);
-        let admitted = &self.admit(delivery, claim, manifest)?;
+        let admitted = &self.admit(claim, manifest)?;
         if done {
             self.end(claim, manifest).await?;
             return Ok(Ended::AlreadyDone);
@@ -98,25 +99,33 @@ impl Pipeline {
             audit.write_for(store, &claim.keys, claim.chunk).await?;
             return Ok(Ended::Cancelled);
         }
+        let turn = self.turn(delivery, claim).await?;
+        let computed = self.compute(claim, admitted).await;
+        self.survived(turn, claim).await;
+        let encoded = computed?;
+        // The GPU's work is in hand: patience here saves doing it again.
+        self.patiently(Need::Store, || self.write(claim, admitted, &encoded, begun)).await?;
+        self.end(claim, manifest).await?;
+        debug!(job = %claim.grant.job(), chunk = claim.chunk, "chunk done");
+        Ok(Ended::Embedded)
+    }
+
+    /// From the chunk's object to the objects that are to be written.
+    async fn compute(&self, claim: &Claim, admitted: &Admitted) -> Result<Encoded, Stop> {
         let rows = self.fetch(claim, admitted.entry).await?;
         let spec = &admitted.manifest.spec;
         let mut tokenized = self.tokenize(rows, spec).await?;
         self.charge(claim, tokenized.total()).await?;
         let good = tokenized.take_good();
         let counts: Vec<u32> = good.iter().map(|tokens| tokens.len() as u32).collect();
-        kill_point("before-embed");
+        kill_point_of("before-embed", claim.grant.job().as_str());
         let hiddens =
             self.parts.embedder.embed(claim.grant.tenant().as_str(), good).await.map_err(|_| Stop::HandBack)?;
         let dimensions = spec.dimensions as usize;
         let finishing = tokio::task::spawn_blocking(move || Self::finish_rows(tokenized, &counts, hiddens, dimensions));
         let embedded =
             finishing.await.map_err(|_| Stop::Transient { reason: "finishing rows ended early".to_owned() })?;
-        let encoded = self.encode(claim, admitted, embedded).await?;
-        // The GPU's work is in hand: patience here saves doing it again.
-        self.patiently(Need::Store, || self.write(claim, admitted, &encoded, begun)).await?;
-        self.end(claim, manifest).await?;
-        debug!(job = %claim.grant.job(), chunk = claim.chunk, "chunk done");
-        Ok(Ended::Embedded)
+        self.encode(claim, admitted, embedded).await
     }
 
     /// Has the job looked at, now that this chunk has ended.

@@ -1,0 +1,151 @@
+//! What a job left on S3, read back and held against what it must be.
+
+use std::{collections::HashSet, path::Path, time::Duration};
+
+use vecmill_producer::{
+    contract::{ChunkResult, FinalManifest, JobKeys, Manifest, chunk_of_key},
+    store::Store,
+};
+use vecmill_signer::claims::Digest;
+use vecmill_worker::{
+    audit::{AuditRecord, Decision},
+    engine::Tokenizer,
+    part,
+};
+
+use crate::{Tenant, eventually};
+
+/// More than any object of the tests has.
+const OBJECT_BYTES_MAX: usize = 64 << 20;
+
+/// One stored vector.
+#[derive(Clone, Debug, PartialEq)]
+pub struct StoredRow {
+    /// The chunk whose part it is in.
+    pub chunk: u32,
+    /// The text's id.
+    pub id: String,
+    /// The vector.
+    pub vector: Vec<f32>,
+    /// The text's tokens.
+    pub tokens: u32,
+}
+
+/// The exact tokens of each text, as the model in `model` counts them.
+pub fn count_tokens(model: &Path, texts: &[(String, String)]) -> Vec<u32> {
+    let tokenizer = Tokenizer::load(model).expect("the model's tokenizer");
+    texts.iter().map(|(_, text)| tokenizer.encode(text, None).expect("tokens").len() as u32).collect()
+}
+
+/// The numbers of a job's finished chunks.
+pub async fn done_chunks(store: &Store, keys: &JobKeys) -> HashSet<u32> {
+    let done = store.list(&keys.done_prefix(), None).await.expect("a listing");
+    done.iter().filter_map(|object| chunk_of_key(&object.key)).collect()
+}
+
+/// Waits until some chunks of a job are done, but not all; gives how many.
+///
+/// # Panics
+/// When the job ends before anybody could look: it has too few chunks for this test.
+pub async fn in_mid_job(store: &Store, keys: &JobKeys) -> usize {
+    let chunks = document::<Manifest>(store, &keys.manifest()).await.chunks.len();
+    let done = eventually("some chunks are done", Duration::from_secs(60), || async {
+        let done = done_chunks(store, keys).await.len();
+        (done > 0).then_some(done)
+    })
+    .await;
+    assert!(done < chunks, "all {chunks} chunks were done before the test could look: it needs more of them");
+    done
+}
+
+/// Checks everything that a completed job of `texts` must have left, and nothing else: each row once and in input
+/// order, exact token counts, one audit record a chunk, digests that agree with the bytes, the summary and `_SUCCESS`.
+/// Gives the rows in input order.
+///
+/// # Panics
+/// At the first thing that is not so.
+pub async fn check_completed(
+    store: &Store,
+    keys: &JobKeys,
+    tenant: &Tenant,
+    model: &Path,
+    texts: &[(String, String)],
+) -> Vec<StoredRow> {
+    let manifest: Manifest = document(store, &keys.manifest()).await;
+    let summary: FinalManifest = document(store, &keys.final_manifest()).await;
+    assert!(store.exists(&keys.success()).await.expect("an answer"), "there is no _SUCCESS");
+    assert_eq!(manifest.rows, texts.len() as u64, "rows of the manifest");
+    assert_eq!((summary.rows, summary.failed), (manifest.rows, 0), "rows and failures of the summary");
+    assert!(summary.dead.is_empty(), "dead chunks: {:?}", summary.dead);
+    let chunks: Vec<u32> = (0..manifest.chunk_count()).collect();
+    assert_eq!(summary.parts.iter().map(|part| part.chunk).collect::<Vec<_>>(), chunks, "the summary's parts");
+    // Exactly these objects: a part, an audit record, a done record for each chunk.
+    assert_eq!(numbers(store, &keys.parts_prefix()).await, chunks, "parts");
+    assert_eq!(numbers(store, keys.audit_prefix()).await, chunks, "audit records");
+    assert_eq!(numbers(store, &keys.done_prefix()).await, chunks, "done records");
+
+    let mut rows = Vec::new();
+    for (entry, listed) in manifest.chunks.iter().zip(&summary.parts) {
+        let chunk = listed.chunk;
+        let bytes = store.get(&keys.part(chunk), OBJECT_BYTES_MAX).await.expect("an answer").expect("a part");
+        let done: ChunkResult = document(store, &keys.done(chunk)).await;
+        let audit = audit_record(store, keys, chunk).await;
+        let stored = part::decode(bytes.clone()).expect("a part");
+        let vectors: Vec<u8> = stored.iter().flat_map(|(_, vector, _)| vector).flat_map(|x| x.to_le_bytes()).collect();
+        let tokens: u64 = stored.iter().map(|(_, _, tokens)| u64::from(*tokens)).sum();
+
+        assert_eq!(format!("{}{}", keys.prefix(), listed.path), keys.part(chunk), "the part's place in the summary");
+        assert_eq!(stored.len(), entry.rows as usize, "rows in part {chunk}");
+        assert_eq!((done.rows, done.failed, done.tokens), (entry.rows, 0, tokens), "done record of chunk {chunk}");
+        assert_eq!((listed.rows, listed.failed, listed.tokens), (entry.rows, 0, tokens), "summary of chunk {chunk}");
+        assert_eq!((audit.rows, audit.failed, audit.tokens), (entry.rows, 0, tokens), "audit of chunk {chunk}");
+        assert_eq!(done.part_sha256, Digest::of(&bytes), "the done record's digest of part {chunk}");
+        assert_eq!(listed.sha256, Digest::of(&bytes), "the summary's digest of part {chunk}");
+        assert_eq!(listed.bytes, bytes.len() as u64, "the summary's size of part {chunk}");
+        assert_eq!(
+            done.vectors_sha256,
+            Digest::of(&vectors),
+            "the done record's digest of the vectors of chunk {chunk}"
+        );
+        assert_eq!(
+            audit.output_sha256,
+            Some(Digest::of(&vectors)),
+            "the audit's digest of the vectors of chunk {chunk}"
+        );
+        assert_eq!(audit.input_sha256, Some(entry.sha256), "the audit's digest of chunk {chunk}");
+        assert_eq!(audit.decision, Decision::Embedded, "audit of chunk {chunk}");
+        assert_eq!(audit.tenant.as_ref(), Some(&tenant.id), "the tenant in the audit of chunk {chunk}");
+        assert_eq!((audit.job.as_ref(), audit.chunk), (Some(&manifest.job), Some(chunk)), "audit of chunk {chunk}");
+        rows.extend(stored.into_iter().map(|(id, vector, tokens)| StoredRow { chunk, id, vector, tokens }));
+    }
+    let counted = count_tokens(model, texts);
+    assert_eq!(summary.tokens, counted.iter().map(|&tokens| u64::from(tokens)).sum::<u64>(), "tokens of the summary");
+    assert_eq!(rows.len(), texts.len(), "rows in all parts");
+    for ((row, (id, _)), tokens) in rows.iter().zip(texts).zip(counted) {
+        assert_eq!((&row.id, row.tokens), (id, tokens), "a row in its place, with its tokens");
+    }
+    rows
+}
+
+/// The audit record of a chunk.
+///
+/// # Panics
+/// When its object does not hold exactly one.
+pub async fn audit_record(store: &Store, keys: &JobKeys, chunk: u32) -> AuditRecord {
+    let lines = store.get(&keys.audit(chunk), OBJECT_BYTES_MAX).await.expect("an answer").expect("an audit record");
+    let lines: Vec<&[u8]> = lines.split(|&byte| byte == b'\n').filter(|line| !line.is_empty()).collect();
+    assert_eq!(lines.len(), 1, "records in the audit object of chunk {chunk}");
+    serde_json::from_slice(lines[0]).expect("an audit record")
+}
+
+/// A JSON document that must be there.
+pub async fn document<T: serde::de::DeserializeOwned>(store: &Store, key: &str) -> T {
+    let read = store.get_json(key, OBJECT_BYTES_MAX).await.expect("an answer");
+    read.unwrap_or_else(|| panic!("{key} is not there"))
+}
+
+/// The chunk numbers of the objects under a prefix, in listing order. An object without one is listed as the largest.
+async fn numbers(store: &Store, prefix: &str) -> Vec<u32> {
+    let objects = store.list(prefix, None).await.expect("a listing");
+    objects.iter().map(|object| chunk_of_key(&object.key).unwrap_or(u32::MAX)).collect()
+}
