@@ -1,6 +1,7 @@
 //! A signer, workers and the `vecmill` command as real processes, on given servers, with names of their own.
 
 use std::{
+    io::Write,
     net::TcpListener,
     path::{Path, PathBuf},
     process::{Child, Command, Output, Stdio},
@@ -100,7 +101,21 @@ impl Process {
 
     /// Answers one of its routes with 200.
     pub async fn answers(&self, path: &str) -> bool {
-        http_status(&self.url, path).await == Some(200)
+        self.get(path).await.is_some_and(|(status, _)| status == 200)
+    }
+
+    /// A counter of `/metrics`, with its labels as exposed: `vecmill_worker_chunks_total{outcome="Dead"}`. One that
+    /// was never touched is 0.
+    pub async fn counter(&self, name: &str) -> u64 {
+        let (status, metrics) = self.get("/metrics").await.expect("the worker answers");
+        assert_eq!(status, 200, "{metrics}");
+        let value = metrics.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        value.map_or(0, |value| value.parse().unwrap_or_else(|_| panic!("{name} is {value}")))
+    }
+
+    /// Status and body of a GET, or `None` when nobody answers.
+    pub async fn get(&self, path: &str) -> Option<(u16, String)> {
+        http_get(&self.url, path).await
     }
 }
 
@@ -152,7 +167,8 @@ impl Cluster {
         Self { servers, env, dir, signer: None, unique }
     }
 
-    async fn start_signer(&mut self) {
+    /// Sets up and starts the signer of a cluster that has none yet.
+    pub async fn start_signer(&mut self) {
         let bootstrapped =
             self.run("vecmill-signer", &["bootstrap", "--tenant", &format!("{}-admin", self.unique), "--json"]);
         assert!(bootstrapped.status.success(), "{}", String::from_utf8_lossy(&bootstrapped.stderr));
@@ -198,11 +214,27 @@ impl Cluster {
         command.env("VECMILL_API_KEY", &tenant.api_key).output().expect("vecmill runs")
     }
 
+    /// Runs `vecmill` as a tenant with some settings of its own.
+    pub fn vecmill_with_env(&self, tenant: &Tenant, arguments: &[&str], env: &[(&str, &str)]) -> Output {
+        let mut command = self.command("vecmill", arguments);
+        command.env("VECMILL_API_KEY", &tenant.api_key).envs(env.iter().copied()).output().expect("vecmill runs")
+    }
+
     /// Runs `vecmill` as a tenant without waiting for it.
     pub fn vecmill_in_background(&self, tenant: &Tenant, arguments: &[&str]) -> Child {
         let mut command = self.command("vecmill", arguments);
         command.env("VECMILL_API_KEY", &tenant.api_key).stdout(Stdio::piped()).stderr(Stdio::piped());
         command.spawn().expect("vecmill runs")
+    }
+
+    /// Runs `vecmill` as a tenant with something on its standard input.
+    pub fn vecmill_with_input(&self, tenant: &Tenant, arguments: &[&str], input: &[u8]) -> Output {
+        let mut command = self.command("vecmill", arguments);
+        command.env("VECMILL_API_KEY", &tenant.api_key).stdin(Stdio::piped());
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("vecmill runs");
+        // A program that ends without reading all of it has its reasons; its output tells.
+        let _ = child.stdin.take().expect("a pipe").write_all(input);
+        child.wait_with_output().expect("vecmill runs")
     }
 
     /// Submits a file; gives the job.
@@ -246,6 +278,11 @@ impl Cluster {
         Store::connect_with(&settings, credentials).await
     }
 
+    /// The first word of all names that are this cluster's own.
+    pub fn unique(&self) -> &str {
+        &self.unique
+    }
+
     /// A job's keys.
     pub fn keys(&self, tenant: &Tenant, job: &JobId) -> JobKeys {
         JobKeys::new(&tenant.id, job)
@@ -276,6 +313,11 @@ impl Cluster {
         let publisher = Publisher::open(&connection).await.expect("a channel");
         publisher.declare(&self.topology()).await.expect("the topology");
         (connection, publisher)
+    }
+
+    /// One command to Redis.
+    pub fn redis(&self, command: &[&str]) -> crate::redis::Reply {
+        crate::redis::ask(&self.env["VECMILL_REDIS_URL"], command)
     }
 
     /// Takes the dead letters: each message's body and its reason header.
@@ -335,14 +377,15 @@ pub fn free_address() -> String {
     listener.local_addr().expect("its address").to_string()
 }
 
-/// The status of a GET, or `None` when nobody answers.
-async fn http_status(url: &str, path: &str) -> Option<u16> {
+/// Status and body of a GET, or `None` when nobody answers.
+async fn http_get(url: &str, path: &str) -> Option<(u16, String)> {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     let address = url.strip_prefix("http://")?;
     let mut stream = tokio::net::TcpStream::connect(address).await.ok()?;
-    let request = format!("GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n");
+    let request = format!("GET {path} HTTP/1.0\r\nHost: {address}\r\nConnection: close\r\n\r\n");
     stream.write_all(request.as_bytes()).await.ok()?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer).await.ok()?;
-    answer.split(' ').nth(1)?.parse().ok()
+    let (head, body) = answer.split_once("\r\n\r\n")?;
+    Some((head.split(' ').nth(1)?.parse().ok()?, body.to_owned()))
 }
