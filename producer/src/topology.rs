@@ -16,6 +16,7 @@ use lapin::{
     options::{ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions},
     types::{AMQPValue, FieldTable},
 };
+use vecmill_signer::claims::DEFAULT_LANES;
 
 /// Most lanes. Each is a quorum queue; RabbitMQ asks for a topology review above 5,000.
 pub const LANES_MAX: u16 = 256;
@@ -39,7 +40,7 @@ pub struct BrokerSettings {
     #[arg(long, env = "VECMILL_AMQP_NAMESPACE", value_name = "NAME", default_value = "vecmill")]
     pub amqp_namespace: String,
     /// Number of lanes; a tenant has one of its own while there are no more tenants than lanes
-    #[arg(long, env = "VECMILL_LANES", value_name = "N", default_value_t = 16)]
+    #[arg(long, env = "VECMILL_LANES", value_name = "N", default_value_t = DEFAULT_LANES as u16)]
     pub lanes: u16,
     /// Waiting times of the retry ladder, in seconds
     #[arg(

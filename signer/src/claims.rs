@@ -177,4 +177,4 @@ pub struct GrantClaims {
 /// The issuer name where none is configured, so that a signer and its verifiers agree out of the box.
 pub const DEFAULT_ISSUER: &str = "vecmill-signer";
 /// Lanes where no number is configured. The signer and the queue topology must use the same number.
-pub const DEFAULT_LANES: u32 = 64;
+pub const DEFAULT_LANES: u32 = 16;

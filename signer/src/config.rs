@@ -144,7 +144,7 @@ mod tests {
             listen: "127.0.0.1:0".to_owned(),
             insecure_listen: false,
             issuer: "signer".to_owned(),
-            lanes: "64".to_owned(),
+            lanes: "16".to_owned(),
             log: "info".to_owned(),
             log_format: LogFormat::Text,
         }

@@ -12,6 +12,7 @@ use crate::claims::{
     TenantId,
 };
 use crate::header::{is_kid, kid_of};
+pub use crate::http::AddressError;
 pub use crate::keys::KeySet;
 use crate::mint::install_crypto;
 pub use crate::refusal::Refusal;

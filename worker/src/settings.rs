@@ -3,7 +3,10 @@
 use std::{net::SocketAddr, time::Duration};
 
 use vecmill_producer::{secret::secret, store::StoreSettings, topology::BrokerSettings};
-use vecmill_signer::verify::{Keys, RemoteKeys, Verifier};
+use vecmill_signer::{
+    claims::DEFAULT_ISSUER,
+    verify::{Keys, RemoteKeys, Verifier},
+};
 
 use crate::{model_source::ModelSource, quota::RedisQuota};
 
@@ -31,7 +34,7 @@ pub struct Settings {
     #[arg(long, env = "VECMILL_SIGNER_URL", value_name = "URL", default_value = "http://127.0.0.1:8700")]
     signer_url: String,
     /// Issuer name that grants must carry
-    #[arg(long, env = "VECMILL_ISSUER", value_name = "NAME", default_value = "vecmill-signer")]
+    #[arg(long, env = "VECMILL_ISSUER", value_name = "NAME", default_value = DEFAULT_ISSUER)]
     issuer: String,
     #[command(flatten)]
     store: StoreSettings,

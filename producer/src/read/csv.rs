@@ -36,6 +36,7 @@ pub(super) fn rows(input: Box<dyn Read + Send>, options: &ReadOptions) -> Result
             return None;
         }
         since_record.store(0, Ordering::Relaxed);
+        let begins = reader.position().line();
         match reader.read_byte_record(&mut record) {
             Ok(false) => None,
             Ok(true) => {
@@ -44,7 +45,7 @@ pub(super) fn rows(input: Box<dyn Read + Send>, options: &ReadOptions) -> Result
             }
             Err(error) => {
                 ended = true;
-                let line = reader.position().line();
+                let line = begins;
                 Some(match into_io(error) {
                     // Where the record ends is not known, so nothing after it can be trusted.
                     error if error.kind() == io::ErrorKind::FileTooLarge => {

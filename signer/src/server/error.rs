@@ -28,6 +28,13 @@ impl ApiError {
         Self::new(StatusCode::BAD_REQUEST, code, description)
     }
 
+    /// What the body's reader says: 413 for one too large, else 400.
+    pub(super) fn bad_body(status: StatusCode, description: impl Into<String>) -> Self {
+        let too_large = status == StatusCode::PAYLOAD_TOO_LARGE;
+        let status = if too_large { status } else { StatusCode::BAD_REQUEST };
+        Self::new(status, "invalid_request", description)
+    }
+
     /// 401: one answer for an unknown key, a wrong secret and a barred key, so that none can be told from another.
     pub(super) fn invalid_client() -> Self {
         let sentence = "the API key is unknown, wrong, expired or revoked";

@@ -26,7 +26,7 @@ pub(super) async fn grant(
     request: Result<Json<GrantRequest>, JsonRejection>,
 ) -> Result<impl IntoResponse, ApiError> {
     let access = authorize(&app, &headers, peer).await?;
-    let Json(request) = request.map_err(|rejection| ApiError::bad_request("invalid_request", rejection.body_text()))?;
+    let Json(request) = request.map_err(|rejection| ApiError::bad_body(rejection.status(), rejection.body_text()))?;
 
     let tenant = app.store.tenant(access.tenant()).await?.ok_or_else(|| ApiError::invalid_token("no such tenant"))?;
     policy::check(&tenant.settings, &request).map_err(|denial| {

@@ -45,8 +45,8 @@ pub(super) async fn token(
     headers: HeaderMap,
     form: Result<Form<TokenForm>, FormRejection>,
 ) -> Result<impl IntoResponse, ApiError> {
-    let Form(form) = form.map_err(|_| {
-        ApiError::bad_request("invalid_request", "the body must be a form of at most 16 KiB with no parameter twice")
+    let Form(form) = form.map_err(|rejection| {
+        ApiError::bad_body(rejection.status(), "the body must be a form of at most 16 KiB with no parameter twice")
     })?;
     match filled(form.grant_type.as_deref()) {
         Some("client_credentials") => {}

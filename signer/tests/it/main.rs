@@ -1,0 +1,7 @@
+//! The signer as others meet it: tokens, the HTTP service, the program.
+
+mod bootstrap;
+mod remote_keys;
+mod service;
+mod support;
+mod verification;
