@@ -354,15 +354,12 @@ async fn only_what_the_signer_vouched_for_is_computed() {
     }
 
     let mut letters = BTreeMap::new();
-    eventually("every message is a dead letter", LIMIT, || {
-        let letters = &mut letters;
-        let (scene, cases) = (&scene, &cases);
-        async move {
-            letters.extend(scene.cluster.dead_letters().await);
-            (letters.len() >= cases.len()).then_some(())
-        }
-    })
-    .await;
+    while letters.len() < cases.len() {
+        let more = eventually("every message is a dead letter", LIMIT, || async {
+            Some(scene.cluster.dead_letters().await).filter(|letters| !letters.is_empty())
+        });
+        letters.extend(more.await);
+    }
     for case in &cases {
         let reason = letters.get(&case.body).unwrap_or_else(|| panic!("{}: no dead letter", case.name));
         assert!(reason.starts_with(&format!("{}: ", case.code)), "{}: {reason}", case.name);
