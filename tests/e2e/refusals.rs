@@ -193,7 +193,11 @@ fn refused(scene: &Scene, job: &Job) -> Vec<Case> {
     let with = |changes: Value| scene.grant(&job.claims_with(changes));
     let grants = [
         ("another key's signature", ForgeKey::new(2).sign(&key.grant_header(), &claims), "bad_signature"),
-        ("a key that nobody publishes", ForgeKey::new(2).sign(&ForgeKey::new(2).grant_header(), &claims), "unknown_key"),
+        (
+            "a key that nobody publishes",
+            ForgeKey::new(2).sign(&ForgeKey::new(2).grant_header(), &claims),
+            "unknown_key",
+        ),
         ("no algorithm", unsigned(&header(json!({ "alg": "none" })), &claims), "wrong_algorithm"),
         ("no signature", unsigned(&key.grant_header(), &claims), "bad_signature"),
         (
@@ -203,11 +207,7 @@ fn refused(scene: &Scene, job: &Job) -> Vec<Case> {
         ),
         ("HMAC under another name", sign_hs256(key.public(), &key.grant_header(), &claims), "bad_signature"),
         ("a path as key id", key.sign(&header(json!({ "kid": "../../etc/passwd" })), &claims), "malformed"),
-        (
-            "a query as key id",
-            key.sign(&header(json!({ "kid": "' OR 1=1 --" })), &claims),
-            "malformed",
-        ),
+        ("a query as key id", key.sign(&header(json!({ "kid": "' OR 1=1 --" })), &claims), "malformed"),
         (
             "keys of its own by address",
             key.sign(&header(json!({ "jku": "http://127.0.0.1:9/jwks" })), &claims),
@@ -372,8 +372,10 @@ async fn only_what_the_signer_vouched_for_is_computed() {
     for chunk in 0..3 {
         publish(&scene, &publisher, &lanes[0], &scene.good(&good, chunk)).await;
     }
-    let outcome = async |outcome: &str| worker.counter(&format!("vecmill_worker_chunks_total{{outcome=\"{outcome}\"}}")).await;
-    eventually("the good chunks are embedded", LIMIT, || async { (outcome("Embedded").await == 3).then_some(()) }).await;
+    let outcome =
+        async |outcome: &str| worker.counter(&format!("vecmill_worker_chunks_total{{outcome=\"{outcome}\"}}")).await;
+    eventually("the good chunks are embedded", LIMIT, || async { (outcome("Embedded").await == 3).then_some(()) })
+        .await;
     assert!(scene.store.exists(&good.keys.success()).await.unwrap(), "the job is complete");
     let tokens = worker.counter("vecmill_worker_tokens_total").await;
     assert!(tokens > 0);

@@ -71,7 +71,8 @@ async fn what_waits_comes_back_to_its_own_lane_and_declaring_again_changes_nothi
     for key in &keys {
         let queue = topology.lane_queue(key);
         for (rung, least_s) in rungs.iter().rev() {
-            let message = eventually(&format!("lane {key}'s message of rung {rung}"), LIMIT, || next(&channel, &queue)).await;
+            let message =
+                eventually(&format!("lane {key}'s message of rung {rung}"), LIMIT, || next(&channel, &queue)).await;
             assert_eq!(String::from_utf8_lossy(&message.data), format!("{key}/{rung}"));
             assert!(begun.elapsed() >= Duration::from_secs(*least_s), "rung {rung} lasts {least_s} s");
             assert_eq!(message.delivery.routing_key.as_str(), key.as_str(), "the lane is known for the next rung");
