@@ -3,12 +3,12 @@
 use std::collections::HashSet;
 
 use vecmill_signer::{
-    claims::{JobId, Scope, TenantId},
+    claims::{Digest, JobId, Scope, TenantId},
     client::{ClientError, GrantRequest, SignerClient},
 };
 
 use crate::{
-    contract::{CONTRACT_VERSION, ChunkMessage, JobSpec, Manifest, SpecError, Submission},
+    contract::{CONTRACT_VERSION, ChunkMessage, JobKeys, JobSpec, MANIFEST_BYTES_MAX, Manifest, SpecError, Submission},
     prepare::{Corpus, Event, PrepareError, Prepared, prepare},
     publish::{PublishError, Publisher, connect},
     status::{JobState, JobStatus, StatusError},
@@ -102,19 +102,69 @@ pub async fn submit(
     if !takes_up {
         return Ok(submitted);
     }
+    submitted.published = take_up(store, signer, broker, &prepared, what.window_s, report).await?;
+    Ok(submitted)
+}
 
-    // Splitting may have outlived the first token.
+/// Takes a job up again from what is on S3, without its corpus: for a broker that lost its queues, or after a failure,
+/// an expiry or a cancellation. `None` where there is no such job.
+pub async fn repair(
+    store: &Store,
+    signer: &SignerClient,
+    broker: &BrokerSettings,
+    job: &JobId,
+    window_s: u64,
+    report: impl Fn(Event),
+) -> Result<Option<Submitted>, SubmitError> {
+    let tenant = signer.access_token(&[Scope::JobsSubmit]).await?.tenant;
+    let keys = JobKeys::new(&tenant, job);
+    let Some(bytes) = store.get(&keys.manifest(), MANIFEST_BYTES_MAX).await? else { return Ok(None) };
+    let manifest = Manifest::parse(&bytes).map_err(StatusError::from)?;
+    let was = JobStatus::read(store, &tenant, job).await?;
+    let name = was.name.unwrap_or_default();
+    let prepared =
+        Prepared { job: job.clone(), keys, name, manifest, manifest_sha256: Digest::of(&bytes), known: true };
+    let published = match was.state {
+        JobState::Completed => 0,
+        _ => take_up(store, signer, broker, &prepared, window_s, report).await?,
+    };
+    Ok(Some(Submitted {
+        job: prepared.job,
+        tenant,
+        rows: prepared.manifest.rows,
+        rejected: prepared.manifest.rejected,
+        chunks: prepared.manifest.chunk_count(),
+        published,
+        was: was.state,
+    }))
+}
+
+/// Has a prepared job signed and publishes what is not done of it; gives the number of messages.
+async fn take_up(
+    store: &Store,
+    signer: &SignerClient,
+    broker: &BrokerSettings,
+    prepared: &Prepared,
+    window_s: u64,
+    report: impl Fn(Event),
+) -> Result<u32, SubmitError> {
+    // Splitting may have outlived an earlier token.
     let access = signer.access_token(&[Scope::JobsSubmit]).await?;
+    let manifest = &prepared.manifest;
     let request = GrantRequest {
         job: prepared.job.clone(),
         manifest_sha256: prepared.manifest_sha256,
-        model: what.spec.model.clone(),
-        dimensions: what.spec.dimensions,
-        rows: prepared.manifest.rows,
-        window_s: what.window_s,
+        model: manifest.spec.model.clone(),
+        dimensions: manifest.spec.dimensions,
+        rows: manifest.rows,
+        window_s,
     };
     let grant = signer.job_grant(&access, &request).await?;
-    let missing = clear_the_way(store, &prepared).await?;
+    let mut missing = clear_the_way(store, prepared).await?;
+    if missing.is_empty() {
+        // Every chunk is done and the job's end is not written: any chunk's delivery has a worker look.
+        missing.push(manifest.chunk_count() - 1);
+    }
     let mut submission = Submission {
         version: CONTRACT_VERSION,
         submitted_at: jiff::Timestamp::now(),
@@ -130,13 +180,12 @@ pub async fn submit(
     let publisher = Publisher::open(&connection).await.map_err(PublishError::from)?;
     let topology = broker.topology();
     publisher.declare(&topology).await.map_err(PublishError::from)?;
-    let messages = missing.iter().map(|&chunk| message(&prepared.manifest, chunk, &grant.grant).to_bytes());
+    let messages = missing.iter().map(|&chunk| message(manifest, chunk, &grant.grant).to_bytes());
     let lane = topology.lane_key_of(grant.lane);
     publisher.publish_all(&topology.jobs_exchange(), &lane, messages, || report(Event::Published)).await?;
     submission.published = true;
     store.put_json(&prepared.keys.submission(), &submission).await?;
-    submitted.published = missing.len() as u32;
-    Ok(submitted)
+    Ok(missing.len() as u32)
 }
 
 /// The message of one chunk.

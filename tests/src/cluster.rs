@@ -136,7 +136,8 @@ impl Cluster {
         Self::on(Servers::private()).await
     }
 
-    async fn on(servers: Servers) -> Self {
+    /// A cluster on these servers, with a signer.
+    pub async fn on(servers: Servers) -> Self {
         let mut cluster = Self::without_signer(servers);
         cluster.start_signer().await;
         cluster

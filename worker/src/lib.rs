@@ -16,6 +16,7 @@ pub mod local;
 pub mod manifests;
 pub mod metrics;
 pub mod model_source;
+pub mod panics;
 pub mod part;
 pub mod pipeline;
 pub mod quota;

@@ -63,25 +63,31 @@ impl Settings {
         let mut mistakes = self.model.mistakes();
         mistakes.extend(self.store.mistakes());
         mistakes.extend(self.broker.mistakes());
-        let mut keep = |result: Result<_, String>| result.map_err(|mistake| mistakes.push(mistake)).ok();
         let keys = keep(
+            &mut mistakes,
             RemoteKeys::new(&self.signer_url).map_err(|error| format!("--signer-url (VECMILL_SIGNER_URL): {error}")),
         );
-        let mut keep = |result: Result<_, String>| result.map_err(|mistake| mistakes.push(mistake)).ok();
-        let listen = keep(self.listen.parse().map_err(|_| {
-            format!(
-                "--listen (VECMILL_WORKER_LISTEN) is {:?}: it must be ADDRESS:PORT, for example 127.0.0.1:8701",
-                self.listen
-            )
-        }));
-        let mut keep = |result: Result<_, String>| result.map_err(|mistake| mistakes.push(mistake)).ok();
-        let quota = keep(match secret("VECMILL_REDIS_URL") {
-            None => Err("VECMILL_REDIS_URL is not set: give Redis' URL, for example redis://:password@127.0.0.1:6379"
-                .to_owned()),
-            Some(url) => RedisQuota::new(&url)
-                .and_then(|quota| Ok((quota, RedisQuota::new(&url)?)))
-                .map_err(|error| format!("VECMILL_REDIS_URL: {error}")),
-        });
+        let listen = keep(
+            &mut mistakes,
+            self.listen.parse().map_err(|_| {
+                format!(
+                    "--listen (VECMILL_WORKER_LISTEN) is {:?}: it must be ADDRESS:PORT, for example 127.0.0.1:8701",
+                    self.listen
+                )
+            }),
+        );
+        let quota = keep(
+            &mut mistakes,
+            match secret("VECMILL_REDIS_URL") {
+                None => {
+                    Err("VECMILL_REDIS_URL is not set: give Redis' URL, for example redis://:password@127.0.0.1:6379"
+                        .to_owned())
+                }
+                Some(url) => RedisQuota::new(&url)
+                    .and_then(|quota| Ok((quota, RedisQuota::new(&url)?)))
+                    .map_err(|error| format!("VECMILL_REDIS_URL: {error}")),
+            },
+        );
         match (keys, listen, quota) {
             (Some(keys), Some(listen), Some(quota)) if mistakes.is_empty() => Ok(Config {
                 model: self.model,
@@ -98,6 +104,11 @@ impl Settings {
             _ => Err(mistakes),
         }
     }
+}
+
+/// The value, or its mistake among the others.
+fn keep<T>(mistakes: &mut Vec<String>, result: Result<T, String>) -> Option<T> {
+    result.map_err(|mistake| mistakes.push(mistake)).ok()
 }
 
 fn default_name() -> String {

@@ -5,6 +5,7 @@ mod connection;
 mod get;
 mod list;
 mod output;
+mod repair;
 mod status;
 mod submit;
 
@@ -20,6 +21,7 @@ Examples:
   vecmill status 5d41402abc4b2a76b9719d911017c592 --watch
   vecmill get 5d41402abc4b2a76b9719d911017c592 --out vectors/
   vecmill list --json
+  vecmill repair 5d41402abc4b2a76b9719d911017c592
 
 Settings come from the environment: VECMILL_API_KEY (or VECMILL_API_KEY_FILE), VECMILL_SIGNER_URL,
 VECMILL_AMQP_URL (or VECMILL_AMQP_URL_FILE), VECMILL_S3_ENDPOINT, VECMILL_S3_BUCKET and the usual AWS_* variables.
@@ -43,6 +45,8 @@ enum Command {
     Status(status::Args),
     /// Fetch a job's vectors; of a running job, the parts finished so far
     Get(get::Args),
+    /// Publish again what is not done of a job, from what is on S3: after a failure, or for a broker that lost it
+    Repair(repair::Args),
     /// Cancel a job; what is finished stays
     Cancel(cancel::Args),
     /// List the tenant's jobs
@@ -60,6 +64,7 @@ pub async fn run(cli: Cli) -> ExitCode {
         Command::Submit(args) => submit::run(args).await,
         Command::Status(args) => status::run(args).await,
         Command::Get(args) => get::run(args).await,
+        Command::Repair(args) => repair::run(args).await,
         Command::Cancel(args) => cancel::run(args).await,
         Command::List(args) => list::run(args).await,
         Command::Completions { shell } => {

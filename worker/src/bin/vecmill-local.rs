@@ -4,7 +4,10 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use tracing_subscriber::EnvFilter;
-use vecmill_worker::local::{Cli, run};
+use vecmill_worker::{
+    local::{Cli, run},
+    panics,
+};
 
 #[tokio::main]
 async fn main() -> ExitCode {
@@ -12,6 +15,7 @@ async fn main() -> ExitCode {
     // Quiet by default: what the user needs to know is printed.
     let filter = EnvFilter::try_from_env("VECMILL_LOG").unwrap_or_else(|_| EnvFilter::new("off"));
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    panics::say_only_where();
     match run(cli).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

@@ -1,14 +1,14 @@
 //! `vecmill-worker`: takes chunks from the lanes, embeds them, writes the vectors.
 
-use std::process::ExitCode;
+use std::{io::IsTerminal, path::PathBuf, process::ExitCode};
 
-use clap::{CommandFactory, Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand, ValueEnum};
 use tokio::{
     signal::unix::{SignalKind, signal},
     sync::watch,
 };
 use tracing_subscriber::EnvFilter;
-use vecmill_worker::{settings::Settings, worker};
+use vecmill_worker::{engine::synthetic, panics, settings::Settings, worker};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -31,6 +31,17 @@ struct Cli {
 enum Command {
     /// Take chunks and embed them until SIGTERM
     Run(Box<Settings>),
+    /// Write a seeded random model, for load tests without a download; its vectors mean nothing
+    RandomModel {
+        /// Folder to write
+        dir: PathBuf,
+        /// Its size
+        #[arg(long, env = "VECMILL_RANDOM_SHAPE", value_enum, default_value = "first-look")]
+        shape: RandomShape,
+        /// Another seed gives other weights
+        #[arg(long, env = "VECMILL_RANDOM_SEED", default_value_t = 1)]
+        seed: u64,
+    },
     /// Print a completion script for a shell
     Completions {
         /// The shell
@@ -38,16 +49,46 @@ enum Command {
     },
 }
 
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum RandomShape {
+    /// 2 layers, 64 wide: the pipeline's own cost shows
+    Tiny,
+    /// 4 layers, 256 wide: what `vecmill/random` is
+    FirstLook,
+    /// 4 layers of the 0.6B model's shape: a realistic cost
+    Realistic,
+}
+
+impl RandomShape {
+    fn shape(self) -> synthetic::Shape {
+        match self {
+            Self::Tiny => synthetic::Shape::tiny(),
+            Self::FirstLook => synthetic::Shape::first_look(),
+            Self::Realistic => synthetic::Shape::realistic(4),
+        }
+    }
+}
+
 #[tokio::main]
 async fn main() -> ExitCode {
     let settings = match Cli::parse().command {
         Command::Run(settings) => settings,
+        Command::RandomModel { dir, shape, seed } => {
+            return match synthetic::write(&dir, &shape.shape(), seed) {
+                Ok(()) => ExitCode::SUCCESS,
+                Err(error) => {
+                    eprintln!("vecmill-worker: {error}");
+                    ExitCode::FAILURE
+                }
+            };
+        }
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "vecmill-worker", &mut std::io::stdout());
             return ExitCode::SUCCESS;
         }
     };
     start_log();
+    panics::say_only_where();
     let config = match settings.check() {
         Ok(config) => config,
         Err(mistakes) => {
@@ -66,7 +107,10 @@ async fn main() -> ExitCode {
 
 fn start_log() {
     let filter = EnvFilter::try_from_env("VECMILL_LOG").unwrap_or_else(|_| EnvFilter::new("info,lapin=warn,aws=warn"));
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let log = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_writer(std::io::stderr);
     if std::env::var("VECMILL_LOG_FORMAT").is_ok_and(|format| format == "json") {
         log.json().init();
     } else {

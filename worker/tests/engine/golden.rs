@@ -7,8 +7,11 @@ use vecmill_worker::engine::{EngineError, Model};
 use crate::support::{SEED, cosine, difference, loaded, vectors};
 
 /// How far a unit vector's values may move with the batch: matrix products of another height add in another order.
-/// Measured: 4e-7. A wrong position, mask or row moves them by 1e-2 and more.
+/// Measured: 3e-7. A wrong position, mask or row moves them by 1e-2 and more.
 const BATCH_TOLERANCE: f32 = 3e-6;
+
+/// How far a unit vector's values may lie from transformers'. Another library's f32 adds in another order, in every layer.
+const GOLDEN_TOLERANCE: f32 = 1e-5;
 
 /// The cosine that golden vectors must reach.
 const COSINE_MIN: f64 = 0.99999;
@@ -41,13 +44,15 @@ fn agrees_with_golden(name: &str) {
     let golden = Golden::read(name);
     let model = loaded(&golden.shape, golden.seed);
     let texts = golden.texts();
-    let compare = |how: &str, got: &[Vec<f32>], order: &[usize]| {
+    let mut worst = (1.0f64, 0.0f32);
+    let mut compare = |how: &str, got: &[Vec<f32>], order: &[usize]| {
         for (got, &index) in got.iter().zip(order) {
             let case = &golden.cases[index];
             let cosine = cosine(got, &case.vector);
             let difference = difference(got, &case.vector);
+            worst = (worst.0.min(cosine), worst.1.max(difference));
             assert!(cosine > COSINE_MIN, "{name}, {how}, {} tokens: cosine {cosine}", case.length);
-            assert!(difference < 1e-4, "{name}, {how}, {} tokens: differs by {difference}", case.length);
+            assert!(difference < GOLDEN_TOLERANCE, "{name}, {how}, {} tokens: differs by {difference}", case.length);
         }
     };
     let order: Vec<usize> = (0..texts.len()).collect();
@@ -62,6 +67,7 @@ fn agrees_with_golden(name: &str) {
     for (index, text) in texts.iter().enumerate().filter(|(_, text)| text.len() <= 300) {
         compare("equal", &vectors(&model, &[text, text, text]), &[index; 3]);
     }
+    println!("{name}: cosines from {:.9}, values differ by {:e} at most", worst.0, worst.1);
 }
 
 #[test]
@@ -84,7 +90,7 @@ fn a_sharded_model_agrees_with_transformers() {
 fn a_text_has_one_vector_whatever_it_is_batched_with() {
     let model = loaded(&Shape::first_look(), SEED);
     let equal: Vec<_> = (0..9).map(|seed| token_ids(seed, 130)).collect();
-    let mixed: Vec<_> = (1..80).step_by(3).chain([257, 600, 64]).map(|n| token_ids(n as u64, n)).collect();
+    let mixed: Vec<_> = (1..80).step_by(3).chain([257, 600, 128]).map(|n| token_ids(n as u64, n)).collect();
     let permuted: Vec<_> = mixed.iter().rev().cloned().collect();
     for batch in [&equal, &mixed, &permuted] {
         let together = vectors(&model, batch);
@@ -109,7 +115,9 @@ fn long_texts_are_cut_into_blocks_without_a_trace() {
     let together = vectors(&model, &texts);
     for (text, together) in texts.iter().zip(&together) {
         let alone = vectors(&model, &[text]);
-        assert!(difference(&alone[0], together) <= BATCH_TOLERANCE, "{} tokens", text.len());
+        let moved = difference(&alone[0], together);
+        println!("{} tokens: alone and together differ by {moved:e}", text.len());
+        assert!(moved <= BATCH_TOLERANCE, "{} tokens: {moved:e}", text.len());
     }
 }
 
