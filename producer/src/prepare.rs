@@ -149,18 +149,21 @@ pub async fn prepare(
     }
     let rows = open(&spooled, corpus).await?;
     let rejecting = report.clone();
-    let cut = split(
-        store,
-        &keys,
-        rows,
-        corpus.cut,
-        move |bad| rejecting(Event::Rejected(bad.clone())),
-        |rows| report(Event::Uploaded(rows)),
-    )
-    .await?;
-    if cut.rows == 0 {
-        return Err(PrepareError::Empty { name, bad: cut.rejected });
-    }
+    let rejected = move |bad: &BadRow| rejecting(Event::Rejected(bad.clone()));
+    let cut = match split(store, &keys, rows, corpus.cut, rejected, |rows| report(Event::Uploaded(rows))).await {
+        Ok(cut) if cut.rows > 0 => cut,
+        Ok(cut) => {
+            leave_nothing(store, &keys).await;
+            return Err(PrepareError::Empty { name, bad: cut.rejected });
+        }
+        Err(error) => {
+            // After a failure of S3 what is there stays: the same command goes on from it.
+            if matches!(error, SplitError::Read(_) | SplitError::TooManyChunks) {
+                leave_nothing(store, &keys).await;
+            }
+            return Err(error.into());
+        }
+    };
     let manifest = Manifest {
         version: CONTRACT_VERSION,
         job: job.clone(),
@@ -175,6 +178,20 @@ pub async fn prepare(
     // Last, when every chunk is there: a manifest on S3 means that the corpus is complete.
     store.put(&keys.manifest(), bytes, "application/json").await?;
     Ok(Prepared { job, keys, name, manifest, manifest_sha256, known: false })
+}
+
+/// Removes what a refused corpus was cut into, so that no list shows it as a job. The refusal is what matters: a failure
+/// here is for the log only.
+async fn leave_nothing(store: &Store, keys: &JobKeys) {
+    let removing = async {
+        for object in store.list(&keys.input_prefix(), None).await? {
+            store.delete(&object.key).await?;
+        }
+        Ok::<(), StoreError>(())
+    };
+    if let Err(error) = removing.await {
+        tracing::warn!(%error, "a refused corpus has left objects behind");
+    }
 }
 
 async fn open(spooled: &Spooled, corpus: &Corpus) -> Result<read::Rows, ReadError> {

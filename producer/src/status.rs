@@ -129,6 +129,12 @@ impl JobStatus {
         Watch::new(store.clone(), tenant, job).look().await
     }
 
+    /// Whether the job is there: neither one that is being uploaded for the first time nor the empty folder that some
+    /// S3-compatible servers leave of a deleted one is.
+    pub fn is_known(&self) -> bool {
+        self.model.is_some() || self.submitted_at.is_some()
+    }
+
     fn unknown(job: &JobId) -> Self {
         Self {
             job: job.clone(),

@@ -46,12 +46,18 @@ impl StoreSettings {
     /// What is wrong with the settings, a sentence each.
     pub fn mistakes(&self) -> Vec<String> {
         let mut mistakes = Vec::new();
-        if let Some(url) = &self.endpoint
-            && !(url.starts_with("http://") || url.starts_with("https://"))
-        {
-            mistakes.push(format!(
-                "--s3-endpoint (VECMILL_S3_ENDPOINT) is {url:?}: it must begin with http:// or https://"
-            ));
+        if let Some(url) = &self.endpoint {
+            // The value is not repeated: a password may have found its way into it.
+            if !(url.starts_with("http://") || url.starts_with("https://")) {
+                mistakes.push(
+                    "--s3-endpoint (VECMILL_S3_ENDPOINT) must be a URL that begins with http:// or https://".to_owned(),
+                );
+            }
+            if url.contains('@') {
+                mistakes.push(
+                    "--s3-endpoint (VECMILL_S3_ENDPOINT) holds a user or a password: give them as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY".to_owned(),
+                );
+            }
         }
         if self.bucket.is_empty() {
             mistakes.push("--s3-bucket (VECMILL_S3_BUCKET) is empty: name the bucket".to_owned());
@@ -67,9 +73,15 @@ pub struct StoreError {
     action: &'static str,
     key: String,
     message: String,
+    too_long: bool,
 }
 
 impl StoreError {
+    /// Whether the object is longer than the caller takes: S3 is well, and asking again gives the same.
+    pub fn is_too_long(&self) -> bool {
+        self.too_long
+    }
+
     fn new<E, R>(action: &'static str, key: &str, error: SdkError<E, R>) -> Self
     where
         E: ProvideErrorMetadata + std::error::Error + 'static,
@@ -79,11 +91,11 @@ impl StoreError {
             Some(code) => format!("{code}: {}", error.message().unwrap_or("no further word")),
             None => DisplayErrorContext(&error).to_string(),
         };
-        Self { action, key: key.to_owned(), message }
+        Self { action, key: key.to_owned(), message, too_long: false }
     }
 
     fn other(action: &'static str, key: &str, message: impl ToString) -> Self {
-        Self { action, key: key.to_owned(), message: message.to_string() }
+        Self { action, key: key.to_owned(), message: message.to_string(), too_long: false }
     }
 }
 
@@ -160,7 +172,8 @@ impl Store {
         };
         let bytes = answer.content_length().unwrap_or_default();
         if bytes > bytes_max as i64 {
-            return Err(StoreError::other("read", key, format!("it has {bytes} bytes, at most {bytes_max} are taken")));
+            let message = format!("it has {bytes} bytes, at most {bytes_max} are taken");
+            return Err(StoreError { too_long: true, ..StoreError::other("read", key, message) });
         }
         let body = answer.body.collect().await.map_err(|error| StoreError::other("read", key, error))?;
         Ok(Some(body.into_bytes()))

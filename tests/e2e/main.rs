@@ -1,6 +1,12 @@
 //! End-to-end tests: real servers, real programs, nothing mocked. Run by `infra/test`, which starts the servers.
+#![allow(clippy::unwrap_used, reason = "a test that panics has failed, as it should")]
 
+mod bad_input;
+mod cli;
 mod crashes;
+mod local_mode;
 mod outages;
 mod quota;
+mod refusals;
+mod topology;
 mod two_tenants;

@@ -1,6 +1,7 @@
 //! A signer, workers and the `vecmill` command as real processes, on given servers, with names of their own.
 
 use std::{
+    io::Write,
     net::TcpListener,
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Output, Stdio},
@@ -110,17 +111,23 @@ impl Process {
         self.get(path).await.is_some_and(|(status, _)| status == 200)
     }
 
-    /// The status and body of one of its routes, or `None` when nobody answers.
-    pub async fn get(&self, path: &str) -> Option<(u16, String)> {
-        http_get(&self.url, path).await
-    }
-
     /// How many deliveries a worker has settled with an outcome, as its metrics name it.
     pub async fn settled(&self, outcome: &str) -> u64 {
-        let (_, metrics) = self.get("/metrics").await.expect("the worker's metrics");
-        let line = format!("vecmill_worker_chunks_total{{outcome=\"{outcome}\"}} ");
-        let count = metrics.lines().find_map(|metric| metric.strip_prefix(&line));
-        count.map_or(0, |count| count.parse().expect("a number"))
+        self.counter(&format!("vecmill_worker_chunks_total{{outcome=\"{outcome}\"}}")).await
+    }
+
+    /// A counter of `/metrics`, with its labels as exposed: `vecmill_worker_chunks_total{outcome="Dead"}`. One that
+    /// was never touched is 0.
+    pub async fn counter(&self, name: &str) -> u64 {
+        let (status, metrics) = self.get("/metrics").await.expect("the worker answers");
+        assert_eq!(status, 200, "{metrics}");
+        let value = metrics.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        value.map_or(0, |value| value.parse().unwrap_or_else(|_| panic!("{name} is {value}")))
+    }
+
+    /// Status and body of a GET, or `None` when nobody answers.
+    pub async fn get(&self, path: &str) -> Option<(u16, String)> {
+        http_get(&self.url, path).await
     }
 }
 
@@ -180,7 +187,8 @@ impl Cluster {
         Self { servers, env, dir, signer: None, unique }
     }
 
-    async fn start_signer(&mut self) {
+    /// Sets up and starts the signer of a cluster that has none yet.
+    pub async fn start_signer(&mut self) {
         let bootstrapped =
             self.run("vecmill-signer", &["bootstrap", "--tenant", &format!("{}-admin", self.unique), "--json"]);
         assert!(bootstrapped.status.success(), "{}", String::from_utf8_lossy(&bootstrapped.stderr));
@@ -226,11 +234,27 @@ impl Cluster {
         command.env("VECMILL_API_KEY", &tenant.api_key).output().expect("vecmill runs")
     }
 
+    /// Runs `vecmill` as a tenant with some settings of its own.
+    pub fn vecmill_with_env(&self, tenant: &Tenant, arguments: &[&str], env: &[(&str, &str)]) -> Output {
+        let mut command = self.command("vecmill", arguments);
+        command.env("VECMILL_API_KEY", &tenant.api_key).envs(env.iter().copied()).output().expect("vecmill runs")
+    }
+
     /// Runs `vecmill` as a tenant without waiting for it.
     pub fn vecmill_in_background(&self, tenant: &Tenant, arguments: &[&str]) -> Child {
         let mut command = self.command("vecmill", arguments);
         command.env("VECMILL_API_KEY", &tenant.api_key).stdout(Stdio::piped()).stderr(Stdio::piped());
         command.spawn().expect("vecmill runs")
+    }
+
+    /// Runs `vecmill` as a tenant with something on its standard input.
+    pub fn vecmill_with_input(&self, tenant: &Tenant, arguments: &[&str], input: &[u8]) -> Output {
+        let mut command = self.command("vecmill", arguments);
+        command.env("VECMILL_API_KEY", &tenant.api_key).stdin(Stdio::piped());
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("vecmill runs");
+        // A program that ends without reading all of it has its reasons; its output tells.
+        let _ = child.stdin.take().expect("a pipe").write_all(input);
+        child.wait_with_output().expect("vecmill runs")
     }
 
     /// Submits a file; gives the job.
@@ -274,6 +298,11 @@ impl Cluster {
         Store::connect_with(&settings, credentials).await
     }
 
+    /// The first word of all names that are this cluster's own.
+    pub fn unique(&self) -> &str {
+        &self.unique
+    }
+
     /// A job's keys.
     pub fn keys(&self, tenant: &Tenant, job: &JobId) -> JobKeys {
         JobKeys::new(&tenant.id, job)
@@ -304,6 +333,11 @@ impl Cluster {
         let publisher = Publisher::open(&connection).await.expect("a channel");
         publisher.declare(&self.topology()).await.expect("the topology");
         (connection, publisher)
+    }
+
+    /// One command to Redis.
+    pub fn redis(&self, command: &[&str]) -> crate::redis::Reply {
+        crate::redis::ask(&self.env["VECMILL_REDIS_URL"], command)
     }
 
     /// Takes the dead letters: each message's body and its reason header.

@@ -6,6 +6,7 @@
 pub mod cluster;
 pub mod corpus;
 pub mod forge;
+pub mod redis;
 pub mod results;
 pub mod servers;
 

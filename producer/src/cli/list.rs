@@ -26,6 +26,8 @@ pub(super) async fn run(args: Args) -> Result<(), Failure> {
     let jobs = list_jobs(&store, &tenant).await?;
     let mut statuses: Vec<JobStatus> =
         stream::iter(&jobs).map(|job| JobStatus::read(&store, &tenant, job)).buffered(LOOKS_MAX).try_collect().await?;
+    // What `status` would call unknown is not listed either.
+    statuses.retain(JobStatus::is_known);
     statuses.sort_by_key(|status| status.submitted_at);
     if args.json {
         statuses.iter().for_each(print_json);

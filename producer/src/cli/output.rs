@@ -6,7 +6,10 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::Serialize;
 use vecmill_signer::client::ClientError;
 
-use crate::{fetch::FetchError, prepare::PrepareError, status::StatusError, store::StoreError, submit::SubmitError};
+use crate::{
+    fetch::FetchError, prepare::PrepareError, split::SplitError, status::StatusError, store::StoreError,
+    submit::SubmitError,
+};
 
 /// Why a command ends without having done its work.
 #[derive(Debug)]
@@ -75,6 +78,7 @@ impl From<SubmitError> for Failure {
                 PrepareError::Strict { .. }
                 | PrepareError::Empty { .. }
                 | PrepareError::Read(_)
+                | PrepareError::Split(SplitError::Read(_) | SplitError::TooManyChunks)
                 | PrepareError::Source(_),
             ) => Self::Input(error.to_string()),
             error => Self::Unavailable(error.to_string()),

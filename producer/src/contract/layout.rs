@@ -22,6 +22,11 @@ impl JobKeys {
         &self.prefix
     }
 
+    /// The prefix of everything that was cut from the input.
+    pub fn input_prefix(&self) -> String {
+        format!("{}input/", self.prefix)
+    }
+
     /// A chunk's input: zstd-compressed JSON lines.
     pub fn chunk(&self, chunk: u32) -> String {
         format!("{}input/chunk-{chunk:06}.jsonl.zst", self.prefix)

@@ -128,7 +128,7 @@ impl Local {
         };
         self.store.put_json(&prepared.keys.submission(), &submission).await?;
         let mut given_up = Vec::new();
-        let mut running: JoinSet<anyhow::Result<Option<GivenUp>>> = JoinSet::new();
+        let mut running: JoinSet<anyhow::Result<(u32, Option<GivenUp>)>> = JoinSet::new();
         let mut waiting = chunks.iter();
         loop {
             while running.len() < IN_FLIGHT_MAX
@@ -140,8 +140,8 @@ impl Local {
             match running.join_next().await {
                 None => return Ok(given_up),
                 Some(ended) => {
-                    let ended = ended??;
-                    settled(ended.as_ref().map_or(0, |ended| ended.chunk));
+                    let (chunk, ended) = ended??;
+                    settled(chunk);
                     given_up.extend(ended);
                 }
             }
@@ -170,20 +170,26 @@ impl Local {
 }
 
 /// Hands a chunk in until it is settled for good: what RabbitMQ's wait ladder does, in memory.
-async fn deliver(deliveries: mpsc::Sender<Delivery>, chunk: u32, body: Vec<u8>) -> anyhow::Result<Option<GivenUp>> {
+async fn deliver(
+    deliveries: mpsc::Sender<Delivery>,
+    chunk: u32,
+    body: Vec<u8>,
+) -> anyhow::Result<(u32, Option<GivenUp>)> {
     let mut incoming = Incoming { body: body.into(), attempt: 0, lost_deliveries: 0 };
     loop {
         let (settle, settled) = oneshot::channel();
         let delivery = Delivery { incoming: incoming.clone(), settle };
         deliveries.send(delivery).await.context("the pipeline has ended")?;
         match settled.await.context("a chunk's task ended early")? {
-            Settle::Done => return Ok(None),
+            Settle::Done => return Ok((chunk, None)),
             Settle::Later { wait } => tokio::time::sleep(wait).await,
             Settle::Retry { .. } => {
                 incoming.attempt += 1;
                 tokio::time::sleep(Duration::from_secs(1 << incoming.attempt.min(5))).await;
             }
-            Settle::Dead { code, reason } => return Ok(Some(GivenUp { chunk, reason: format!("{reason} [{code}]") })),
+            Settle::Dead { code, reason } => {
+                return Ok((chunk, Some(GivenUp { chunk, reason: format!("{reason} [{code}]") })));
+            }
             Settle::HandBack => anyhow::bail!("the pipeline handed a chunk back"),
         }
     }

@@ -82,8 +82,20 @@ impl Pipeline {
         Ok(Claim { keys, chunk: message.chunk, sha256: message.sha256, grant })
     }
 
+    /// The manifest that the grant vouches for.
+    pub(super) async fn manifest(&self, claim: &Claim) -> Result<Arc<Manifest>, Stop> {
+        match self.manifests.of(&claim.grant).await {
+            Ok(manifest) => Ok(manifest),
+            Err(ManifestTrouble::Store(error)) => Err(error.into()),
+            Err(error @ ManifestTrouble::Missing) => {
+                Err(Stop::Dead { code: "manifest_missing", reason: error.to_string() })
+            }
+            Err(error) => Err(Stop::Dead { code: "bad_manifest", reason: error.to_string() }),
+        }
+    }
+
     /// Checks that this worker can compute the chunk, and that the chunk is the job's.
-    pub(super) async fn admit(&self, claim: &Claim) -> Result<Admitted, Stop> {
+    pub(super) fn admit(&self, claim: &Claim, manifest: &Arc<Manifest>) -> Result<Admitted, Stop> {
         let (model, hidden) = (&self.parts.model, self.parts.embedder.info().hidden);
         if claim.grant.model() != model {
             let reason = format!("the job is for model {}, these workers serve {model}", claim.grant.model());
@@ -93,14 +105,6 @@ impl Pipeline {
             let reason = format!("the job asks for {} dimensions, the model has {hidden}", claim.grant.dimensions());
             return Err(Stop::Dead { code: "too_many_dimensions", reason });
         }
-        let manifest = match self.manifests.of(&claim.grant).await {
-            Ok(manifest) => manifest,
-            Err(ManifestTrouble::Store(error)) => return Err(error.into()),
-            Err(error @ ManifestTrouble::Missing) => {
-                return Err(Stop::Dead { code: "manifest_missing", reason: error.to_string() });
-            }
-            Err(error) => return Err(Stop::Dead { code: "bad_manifest", reason: error.to_string() }),
-        };
         let Some(entry) = manifest.chunks.get(claim.chunk as usize).copied() else {
             let reason = format!("the message is for chunk {}, the job has {}", claim.chunk, manifest.chunks.len());
             return Err(Stop::Refused { code: "no_such_chunk", reason });
@@ -110,18 +114,23 @@ impl Pipeline {
             let reason = "the message's digest is not the manifest's".to_owned();
             return Err(Stop::Refused { code: "tampered", reason });
         }
-        Ok(Admitted { manifest, entry })
+        Ok(Admitted { manifest: manifest.clone(), entry })
     }
 
     /// Fetches the chunk's rows, which must be those of the manifest.
     pub(super) async fn fetch(&self, claim: &Claim, entry: ChunkEntry) -> Result<Vec<ChunkRow>, Stop> {
         let key = claim.keys.chunk(claim.chunk);
-        let object = match self.parts.store.get(&key, entry.bytes as usize).await? {
-            Some(object) => object,
-            None => {
+        let object = match self.parts.store.get(&key, entry.bytes as usize).await {
+            Ok(Some(object)) => object,
+            Ok(None) => {
                 let reason = "the chunk is not on S3: it was deleted".to_owned();
                 return Err(Stop::Dead { code: "chunk_missing", reason });
             }
+            // Longer than the manifest says: another object, whatever it hashes to. No later try changes that.
+            Err(error) if error.is_too_long() => {
+                return Err(Stop::Dead { code: "bad_digest", reason: error.to_string() });
+            }
+            Err(error) => return Err(error.into()),
         };
         let decoded = tokio::task::spawn_blocking(move || {
             let found = Digest::of(&object);

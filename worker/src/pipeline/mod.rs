@@ -36,9 +36,9 @@ const PATIENCE: Duration = Duration::from_secs(20);
 /// Between two tries in that time.
 const TRY_EVERY: Duration = Duration::from_millis(500);
 /// How long a job is known not to be cancelled. A cancellation takes effect within this time.
-const CANCELLATION_KNOWN_FOR: Duration = Duration::from_secs(2);
-/// Jobs whose cancellation is remembered.
-const CANCELLATIONS_MAX: usize = 1024;
+const NOT_CANCELLED_FOR: Duration = Duration::from_secs(2);
+/// Jobs of which that is remembered.
+const NOT_CANCELLED_MAX: usize = 1024;
 
 /// What the pipeline is made of.
 pub struct Parts {
@@ -72,7 +72,8 @@ pub struct Pipeline {
     tokenizing: Arc<Semaphore>,
     /// Read by chunks that are computed together, written by one that must be alone.
     turns: RwLock<()>,
-    cancellations: Mutex<HashMap<String, (Instant, bool)>>,
+    /// When each job was last asked about and not cancelled.
+    not_cancelled: Mutex<HashMap<String, Instant>>,
 }
 
 impl Pipeline {
@@ -83,7 +84,7 @@ impl Pipeline {
             finisher: Finisher::start(parts.store.clone()),
             tokenizing: Arc::new(Semaphore::new(parts.tokenizers)),
             turns: RwLock::default(),
-            cancellations: Mutex::default(),
+            not_cancelled: Mutex::default(),
             parts,
         })
     }
@@ -129,24 +130,28 @@ impl Pipeline {
         }
     }
 
-    /// Whether the tenant has cancelled the job.
+    /// Whether the tenant has cancelled the job. Only a no is remembered: a job that is cancelled and submitted again at
+    /// once must not have its new messages dropped.
     async fn is_cancelled(&self, keys: &JobKeys) -> Result<bool, vecmill_producer::store::StoreError> {
-        let known = self.cancellations().get(keys.prefix()).copied();
-        if let Some((asked, cancelled)) = known
-            && asked.elapsed() < CANCELLATION_KNOWN_FOR
-        {
-            return Ok(cancelled);
+        let known = self.not_cancelled().get(keys.prefix()).copied();
+        if known.is_some_and(|asked| asked.elapsed() < NOT_CANCELLED_FOR) {
+            return Ok(false);
         }
+        let asked = Instant::now();
         let cancelled = self.parts.store.exists(&keys.cancelled()).await?;
-        let mut cancellations = self.cancellations();
-        if cancellations.len() >= CANCELLATIONS_MAX {
-            cancellations.clear();
+        let mut not_cancelled = self.not_cancelled();
+        if cancelled {
+            not_cancelled.remove(keys.prefix());
+        } else {
+            if not_cancelled.len() >= NOT_CANCELLED_MAX {
+                not_cancelled.clear();
+            }
+            not_cancelled.insert(keys.prefix().to_owned(), asked);
         }
-        cancellations.insert(keys.prefix().to_owned(), (Instant::now(), cancelled));
         Ok(cancelled)
     }
 
-    fn cancellations(&self) -> std::sync::MutexGuard<'_, HashMap<String, (Instant, bool)>> {
-        self.cancellations.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    fn not_cancelled(&self) -> std::sync::MutexGuard<'_, HashMap<String, Instant>> {
+        self.not_cancelled.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 }

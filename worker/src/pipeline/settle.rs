@@ -7,7 +7,10 @@ use std::{
 
 use tokio::sync::watch;
 use tracing::{debug, info, warn};
-use vecmill_producer::{contract::DeadChunk, store::StoreError};
+use vecmill_producer::{
+    contract::{DeadChunk, Manifest},
+    store::StoreError,
+};
 use vecmill_signer::claims::Digest;
 
 use super::{
@@ -64,12 +67,12 @@ impl Pipeline {
             Ok(claim) => claim,
             Err(stop) => return self.stopped_unverified(delivery, stop).await,
         };
-        let mut admitted = None;
-        match self.work(delivery, &claim, &mut admitted, begun).await {
+        let mut manifest = None;
+        match self.work(delivery, &claim, &mut manifest, begun).await {
             Ok(Ended::Embedded) => (Settle::Done, Outcome::Embedded),
             Ok(Ended::AlreadyDone) => (Settle::Done, Outcome::AlreadyDone),
             Ok(Ended::Cancelled) => (Settle::Done, Outcome::Cancelled),
-            Err(stop) => self.stopped(delivery, &claim, admitted.as_ref(), stop).await,
+            Err(stop) => self.stopped(delivery, &claim, manifest.as_ref(), stop).await,
         }
     }
 
@@ -77,16 +80,18 @@ impl Pipeline {
         &self,
         delivery: &Incoming,
         claim: &Claim,
-        slot: &mut Option<Admitted>,
+        manifest: &mut Option<Arc<Manifest>>,
         begun: Instant,
     ) -> Result<Ended, Stop> {
         let store = &self.parts.store;
         // An outage of S3 shows here first; it is waited for before anything is spent on the chunk.
         let done = claim.keys.done(claim.chunk);
         let done = self.patiently(Need::Store, || store.exists(&done)).await?;
-        let admitted = &*slot.insert(self.admit(claim).await?);
+        // Kept outside: a chunk that stops below may be its job's last.
+        let manifest = &*manifest.insert(self.manifest(claim).await?);
+        let admitted = &self.admit(claim, manifest)?;
         if done {
-            self.end(claim, admitted).await?;
+            self.end(claim, manifest).await?;
             return Ok(Ended::AlreadyDone);
         }
         if self.is_cancelled(&claim.keys).await? {
@@ -100,7 +105,7 @@ impl Pipeline {
         let encoded = computed?;
         // The GPU's work is in hand: patience here saves doing it again.
         self.patiently(Need::Store, || self.write(claim, admitted, &encoded, begun)).await?;
-        self.end(claim, admitted).await?;
+        self.end(claim, manifest).await?;
         debug!(job = %claim.grant.job(), chunk = claim.chunk, "chunk done");
         Ok(Ended::Embedded)
     }
@@ -124,10 +129,10 @@ impl Pipeline {
     }
 
     /// Has the job looked at, now that this chunk has ended.
-    async fn end(&self, claim: &Claim, admitted: &Admitted) -> Result<(), Stop> {
+    async fn end(&self, claim: &Claim, manifest: &Arc<Manifest>) -> Result<(), Stop> {
         let ended = EndedJob {
             keys: claim.keys.clone(),
-            manifest: admitted.manifest.clone(),
+            manifest: manifest.clone(),
             manifest_sha256: claim.grant.manifest_sha256(),
         };
         match self.patiently(Need::Store, || self.finisher.chunk_ended(ended.clone())).await {
@@ -160,7 +165,7 @@ impl Pipeline {
         &self,
         delivery: &Incoming,
         claim: &Claim,
-        admitted: Option<&Admitted>,
+        manifest: Option<&Arc<Manifest>>,
         stop: Stop,
     ) -> (Settle, Outcome) {
         let (code, reason) = match stop {
@@ -182,8 +187,8 @@ impl Pipeline {
             warn!(%error, "the chunk's end can't be recorded yet");
             return (Settle::Later { wait: UNRECORDED_WAIT }, Outcome::Later);
         }
-        if let Some(admitted) = admitted
-            && self.end(claim, admitted).await.is_err()
+        if let Some(manifest) = manifest
+            && self.end(claim, manifest).await.is_err()
         {
             return (Settle::Later { wait: UNRECORDED_WAIT }, Outcome::Later);
         }

@@ -1,0 +1,202 @@
+//! `vecmill-local`: the first thing that a newcomer runs.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    os::unix::process::ExitStatusExt,
+    path::{Path, PathBuf},
+    process::{Command, Output},
+    time::SystemTime,
+};
+
+use serde_json::Value;
+use tempfile::TempDir;
+use vecmill_tests::{
+    cluster::release_dir,
+    corpus::{texts, write_jsonl},
+};
+use vecmill_worker::{audit::AuditRecord, part};
+
+/// SIGABRT, by which a kill point ends the process: as sudden as `kill -9`, and told apart from it.
+const SIGABRT: i32 = 6;
+
+/// Runs `vecmill-local` in a folder, with nothing of the caller's settings.
+fn local(dir: &Path, arguments: &[&str], env: &[(&str, &str)]) -> Output {
+    let mut command = Command::new(release_dir().join("vecmill-local"));
+    command.args(arguments).current_dir(dir).env_clear().env("VECMILL_CACHE_DIR", dir.join("cache"));
+    command.envs(env.iter().copied()).output().expect("vecmill-local runs")
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8(bytes.to_vec()).unwrap()
+}
+
+/// The JSON that a run which must succeed prints.
+fn outcome(output: &Output) -> Value {
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
+/// Every file of a folder: its bytes and when it was written.
+fn files(dir: &Path) -> BTreeMap<PathBuf, (Vec<u8>, SystemTime)> {
+    let entries = std::fs::read_dir(dir).unwrap_or_else(|error| panic!("{}: {error}", dir.display()));
+    entries
+        .map(|entry| entry.unwrap().path())
+        .filter(|path| path.is_file())
+        .map(|path| {
+            let written = path.metadata().unwrap().modified().unwrap();
+            (path.clone(), (std::fs::read(&path).unwrap(), written))
+        })
+        .collect()
+}
+
+/// The rows of all parts in a folder: id, vector and tokens.
+fn rows(vectors: &Path) -> Vec<(String, Vec<f32>, u32)> {
+    let parts = files(vectors);
+    let parts = parts.iter().filter(|(path, _)| path.extension().is_some_and(|extension| extension == "parquet"));
+    parts.flat_map(|(_, (bytes, _))| part::decode(bytes.clone().into()).unwrap()).collect()
+}
+
+fn path(outcome: &Value, name: &str) -> PathBuf {
+    PathBuf::from(outcome[name].as_str().unwrap())
+}
+
+#[test]
+fn the_bundled_passages_are_embedded_and_searched() {
+    let dir = TempDir::new().unwrap();
+    let run = local(dir.path(), &["--json"], &[]);
+    let outcome = outcome(&run);
+    let status = &outcome["status"];
+    assert_eq!(status["state"], "completed");
+    assert_eq!(outcome["model_is_random"], true);
+    let passages = std::fs::read_to_string(dir.path().join("vecmill-out/sample-corpus.jsonl")).unwrap();
+    let ids: BTreeSet<String> = passages
+        .lines()
+        .map(|line| serde_json::from_str::<Value>(line).unwrap()["id"].as_str().unwrap().to_owned())
+        .collect();
+    assert!(ids.len() > 100);
+
+    let rows = rows(&path(&outcome, "vectors"));
+    assert_eq!(rows.iter().map(|(id, ..)| id.clone()).collect::<BTreeSet<_>>(), ids);
+    assert_eq!(rows.len(), ids.len());
+    for (id, vector, _) in &rows {
+        let length: f32 = vector.iter().map(|number| number * number).sum::<f32>().sqrt();
+        assert_eq!(vector.len(), 256, "{id}");
+        assert!((length - 1.0).abs() < 1e-4, "{id} has length {length}");
+    }
+    let tokens: u64 = rows.iter().map(|(.., tokens)| u64::from(*tokens)).sum();
+    assert_eq!(status["tokens"], tokens);
+
+    let manifest = path(&outcome, "manifest");
+    assert!(manifest.with_file_name("_SUCCESS").is_file());
+    let manifest: Value = serde_json::from_slice(&std::fs::read(manifest).unwrap()).unwrap();
+    assert_eq!(manifest["rows"], ids.len());
+    let audit = files(&path(&outcome, "audit"));
+    assert_eq!(audit.len(), manifest["parts"].as_array().unwrap().len(), "a record for each part");
+    let mut audited = 0;
+    for (bytes, _) in audit.values() {
+        let record: AuditRecord = serde_json::from_slice(bytes).unwrap();
+        audited += record.tokens;
+    }
+    assert_eq!(audited, tokens);
+
+    for search in outcome["searches"].as_array().unwrap() {
+        let hits = search["hits"].as_array().unwrap();
+        assert_eq!(hits.len(), 3, "{search}");
+        assert!(hits.iter().all(|hit| ids.contains(hit["id"].as_str().unwrap())), "{search}");
+    }
+
+    // Again, for people this time: nothing is computed twice, and what it is worth is said.
+    let before = files(&path(&outcome, "vectors"));
+    let again = local(dir.path(), &[], &[]);
+    assert!(again.status.success(), "{}", text(&again.stderr));
+    assert_eq!(files(&path(&outcome, "vectors")), before);
+    let said = text(&again.stdout);
+    for sentence in ["a seeded random one", "mean nothing", "not for production", "_manifest.json", ".parquet"] {
+        assert!(said.contains(sentence), "{sentence:?} is not said: {said}");
+    }
+}
+
+#[test]
+fn killed_in_the_middle_it_goes_on_where_it_was() {
+    let dir = TempDir::new().unwrap();
+    let corpus = write_jsonl(dir.path(), "corpus.jsonl", &texts(21, 300));
+    let corpus = corpus.to_str().unwrap();
+    let arguments = [corpus, "--dimensions", "64", "--json"];
+
+    // The third part is on disk; its record and those after it are not.
+    let killed = local(dir.path(), &arguments, &[("VECMILL_TEST_KILL_POINT", "after-part:3")]);
+    assert_eq!(killed.status.signal(), Some(SIGABRT), "{}", text(&killed.stderr));
+    assert!(killed.stdout.is_empty(), "{}", text(&killed.stdout));
+    let jobs: Vec<_> = std::fs::read_dir(dir.path().join("vecmill-out/vecmill/local/jobs")).unwrap().collect();
+    assert_eq!(jobs.len(), 1);
+    let job = jobs[0].as_ref().unwrap().path();
+    assert!(!job.join("_SUCCESS").exists());
+    let done: Vec<PathBuf> = files(&job.join("done")).into_keys().collect();
+    assert!((1..9).contains(&done.len()), "{done:?}");
+    let part_of = |done: &Path| {
+        let name = done.file_stem().unwrap().to_str().unwrap().replace("chunk", "part");
+        job.join("vectors").join(format!("{name}.parquet"))
+    };
+    let parts = files(&job.join("vectors"));
+    let finished: BTreeMap<_, _> = done.iter().map(|done| (part_of(done), parts[&part_of(done)].clone())).collect();
+
+    let resumed = local(dir.path(), &arguments, &[]);
+    let said = text(&resumed.stderr);
+    assert!(said.contains("going on where an earlier run was: "), "{said}");
+    let outcome = outcome(&resumed);
+    assert_eq!(outcome["status"]["state"], "completed");
+    assert!(job.join("_SUCCESS").is_file());
+    let parts = files(&job.join("vectors"));
+    for (path, before) in &finished {
+        assert_eq!(&parts[path], before, "{} was written again", path.display());
+    }
+
+    // What came of it is what an undisturbed run gives, byte for byte.
+    let elsewhere = local(dir.path(), &[&arguments[..], &["--out", "elsewhere"]].concat(), &[]);
+    let elsewhere = files(&path(&self::outcome(&elsewhere), "vectors"));
+    let bytes = |files: BTreeMap<PathBuf, (Vec<u8>, SystemTime)>| -> Vec<Vec<u8>> {
+        files.into_values().map(|(bytes, _)| bytes).collect()
+    };
+    assert!(bytes(parts) == bytes(elsewhere), "the parts differ from an undisturbed run's");
+}
+
+#[test]
+fn it_takes_the_users_own_file_and_says_what_is_wrong_with_flags() {
+    let dir = TempDir::new().unwrap();
+    std::fs::write(
+        dir.path().join("own.csv"),
+        "id,text\nmoon,The moon pulls the sea up twice a day.\nbread,Bread rises because of yeast.\nbad,\nmill,A mill grinds grain.\n",
+    )
+    .unwrap();
+    let run = local(dir.path(), &["own.csv", "--dimensions", "32", "--query", "why are there tides?", "--json"], &[]);
+    assert!(text(&run.stderr).contains("own.csv:4: "), "{}", text(&run.stderr));
+    let outcome = outcome(&run);
+    assert_eq!((&outcome["status"]["rows"], &outcome["status"]["rejected"]), (&3.into(), &1.into()));
+    let rows = rows(&path(&outcome, "vectors"));
+    assert_eq!(rows.iter().map(|(id, ..)| id.as_str()).collect::<Vec<_>>(), ["moon", "bread", "mill"]);
+    assert!(rows.iter().all(|(_, vector, _)| vector.len() == 32));
+    let search = &outcome["searches"][0];
+    assert_eq!(search["query"], "why are there tides?");
+    let hits: BTreeSet<&str> =
+        search["hits"].as_array().unwrap().iter().map(|hit| hit["id"].as_str().unwrap()).collect();
+    assert_eq!(hits, BTreeSet::from(["moon", "bread", "mill"]));
+
+    let refused: [(&[&str], i32, &str); 8] = [
+        (&["own.csv", "--dimensions", "31"], 1, "dimensions is 31"),
+        (&["own.csv", "--dimensions", "257"], 1, "the model has 256"),
+        (&["own.csv", "--dimensions", "many"], 2, "--dimensions"),
+        (&["own.csv", "--strict"], 1, "--strict"),
+        (&["own.csv", "--text-field", "body"], 1, "there are: id, text"),
+        (&["absent.csv"], 1, "absent.csv"),
+        (&["own.unknown"], 1, "--format"),
+        (&["own.csv", "--model", "another/model"], 1, "VECMILL_MODEL_DIR"),
+    ];
+    for (arguments, code, sentence) in refused {
+        let run = local(dir.path(), &[arguments, &["--json"]].concat(), &[]);
+        let said = text(&run.stderr);
+        assert_eq!(run.status.code(), Some(code), "{arguments:?}: {said}");
+        assert!(said.contains(sentence), "{arguments:?}: {said}");
+        assert!(run.stdout.is_empty(), "{arguments:?}: {}", text(&run.stdout));
+        assert!(!said.contains("panicked"), "{arguments:?}: {said}");
+    }
+}
