@@ -20,7 +20,6 @@ const LIMIT: Duration = Duration::from_secs(60);
 /// A corpus with bad rows, and what must become of it.
 struct Case {
     name: &'static str,
-    /// Its bytes, or `None` for one that is on S3 or comes by standard input and was submitted otherwise.
     bytes: Vec<u8>,
     arguments: &'static [&'static str],
     /// Lines that can't be used, each with its code.

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use vecmill_signer::claims::JobId;
 use vecmill_tests::{
     Cluster, Servers, Tenant, WorkerOptions,
-    cluster::{Process, release_dir},
+    cluster::release_dir,
     corpus::{texts, write_jsonl},
     eventually,
 };
@@ -36,10 +36,6 @@ fn fails(output: &Output, code: i32, sentence: &str) {
     assert_eq!(output.status.code(), Some(code), "{}", stderr(output));
     assert!(stderr(output).contains(sentence), "{sentence:?} is not in: {}", stderr(output));
     assert!(output.stdout.is_empty(), "{}", stdout(output));
-}
-
-async fn outcomes(worker: &Process, outcome: &str) -> u64 {
-    worker.counter(&format!("vecmill_worker_chunks_total{{outcome=\"{outcome}\"}}")).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -158,7 +154,7 @@ async fn a_cancelled_job_stops_and_goes_on_when_it_is_submitted_again() {
 
     // The ladder's longest rung is 3 s: within seconds every chunk has come by and been dropped.
     let settled = eventually("every other chunk is dropped", Duration::from_secs(20), || async {
-        let (done, dropped) = (outcomes(&worker, "Embedded").await, outcomes(&worker, "Cancelled").await);
+        let (done, dropped) = (worker.settled("Embedded").await, worker.settled("Cancelled").await);
         (done + dropped == 20).then_some((done, dropped))
     })
     .await;
@@ -173,9 +169,35 @@ async fn a_cancelled_job_stops_and_goes_on_when_it_is_submitted_again() {
     assert_eq!(again["was"], "cancelled");
     let status = cluster.reaches(&tenant, &job, "completed", LIMIT).await;
     assert_eq!((&status["rows_done"], &status["chunks_done"]), (&json!(100), &json!(20)));
-    assert_eq!(outcomes(&worker, "Embedded").await, 20, "no chunk was computed twice");
+    assert_eq!(worker.settled("Embedded").await, 20, "no chunk was computed twice");
     let audit = cluster.store().await.list(cluster.keys(&tenant, &job).audit_prefix(), None).await.unwrap();
     assert_eq!(audit.len(), 20);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_that_no_worker_can_compute_fails_and_says_why() {
+    let cluster = Cluster::shared().await;
+    let tenant = cluster.tenant("hopeless", &["--models", "vecmill/random,another/model"]);
+    let worker = cluster.worker(WorkerOptions::default()).await;
+    let corpus = write_jsonl(cluster.dir.path(), "corpus.jsonl", &texts(33, 10));
+    let submit = ["submit", corpus.to_str().unwrap(), "--chunk-rows", "5", "--json"];
+    for (flags, code) in
+        [(["--dimensions", "128"], "too_many_dimensions"), (["--model", "another/model"], "wrong_model")]
+    {
+        let waited = cluster.vecmill(&tenant, &[&submit[..], &flags, &["--wait"]].concat());
+        assert_eq!(waited.status.code(), Some(5), "{}", stderr(&waited));
+        assert!(stderr(&waited).contains("ended failed"), "{}", stderr(&waited));
+        let status: Value = serde_json::from_slice(&waited.stdout).unwrap();
+        assert_eq!((&status["state"], &status["chunks_dead"]), (&json!("failed"), &json!(2)));
+        let job = status["job"].as_str().unwrap();
+        let said = stdout(&cluster.vecmill(&tenant, &["status", job]));
+        assert!(said.contains("given up   chunk 1: ") && said.contains(&format!("[{code}]")), "{said}");
+        // Its workers may be others by now: submitted again, it is tried again.
+        let again = json_of(&cluster.vecmill(&tenant, &[&submit[..], &flags].concat()));
+        assert_eq!((&again["was"], &again["published"]), (&json!("failed"), &json!(2)));
+        cluster.reaches(&tenant, &job.parse().unwrap(), "failed", LIMIT).await;
+    }
+    assert_eq!(worker.counter("vecmill_worker_tokens_total").await, 0);
 }
 
 /// A program with these settings and no others.

@@ -26,7 +26,7 @@ use vecmill_producer::{
 use vecmill_signer::claims::{Digest, JobId, TenantId};
 use vecmill_tests::{
     Cluster, Servers, WorkerOptions,
-    cluster::{MODEL, free_address},
+    cluster::{MODEL, Process, free_address},
     corpus::{texts, write_jsonl},
     eventually,
     forge::{ForgeKey, sign_hs256, unsigned},
@@ -372,13 +372,14 @@ async fn only_what_the_signer_vouched_for_is_computed() {
     for chunk in 0..3 {
         publish(&scene, &publisher, &lanes[0], &scene.good(&good, chunk)).await;
     }
-    let outcome =
-        async |outcome: &str| worker.counter(&format!("vecmill_worker_chunks_total{{outcome=\"{outcome}\"}}")).await;
-    eventually("the good chunks are embedded", LIMIT, || async { (outcome("Embedded").await == 3).then_some(()) })
-        .await;
+    eventually("the good chunks are embedded", LIMIT, || async {
+        (worker.settled("Embedded").await == 3).then_some(())
+    })
+    .await;
     assert!(scene.store.exists(&good.keys.success()).await.unwrap(), "the job is complete");
     let tokens = worker.counter("vecmill_worker_tokens_total").await;
     assert!(tokens > 0);
+    assert_eq!(worker.counter("vecmill_worker_rows_total").await, 9);
     assert_eq!(scene.charged(&good.tenant), Some(tokens), "charged is what was computed, once");
 
     // Replayed, its messages find everything there: the same records, the same bytes, no second charge.
@@ -386,9 +387,10 @@ async fn only_what_the_signer_vouched_for_is_computed() {
     for chunk in 0..3 {
         publish(&scene, &publisher, &lanes[1], &scene.good(&good, chunk)).await;
     }
-    eventually("the replays are settled", LIMIT, || async { (outcome("AlreadyDone").await == 3).then_some(()) }).await;
+    eventually("the replays are settled", LIMIT, || async { (worker.settled("AlreadyDone").await == 3).then_some(()) })
+        .await;
     assert_eq!(objects(&scene, &good).await, before);
-    assert_eq!(outcome("Embedded").await, 3);
+    assert_eq!(worker.settled("Embedded").await, 3);
     assert_eq!(worker.counter("vecmill_worker_tokens_total").await, tokens);
     assert_eq!(scene.charged(&good.tenant), Some(tokens));
     assert_eq!(scene.cluster.dead_letters().await, []);
@@ -424,13 +426,13 @@ async fn check_records(scene: &Scene, cases: &[Case]) {
 }
 
 /// Zero model calls, zero vectors, zero charges.
-async fn check_nothing_was_done(scene: &Scene, worker: &vecmill_tests::cluster::Process, cases: &[Case]) {
+async fn check_nothing_was_done(scene: &Scene, worker: &Process, cases: &[Case]) {
     assert_eq!(worker.counter("vecmill_worker_tokens_total").await, 0);
     assert_eq!(worker.counter("vecmill_worker_rows_total").await, 0);
     let verified = cases.iter().filter(|case| case.chunk.is_some()).count() as u64;
     let refused = cases.len() as u64 - verified;
-    assert_eq!(worker.counter("vecmill_worker_chunks_total{outcome=\"Refused\"}").await, refused);
-    assert_eq!(worker.counter("vecmill_worker_chunks_total{outcome=\"Dead\"}").await, verified);
+    assert_eq!(worker.settled("Refused").await, refused);
+    assert_eq!(worker.settled("Dead").await, verified);
     let tenants = ["good", "chunks", "gone", "swapped", "other", "victim", "thief", "garbage", "model", "wide"];
     for tenant in tenants {
         let tenant: TenantId = format!("{}-{tenant}", scene.cluster.unique()).parse().unwrap();

@@ -111,23 +111,21 @@ impl Process {
         self.get(path).await.is_some_and(|(status, _)| status == 200)
     }
 
+    /// The status and body of one of its routes, or `None` when nobody answers.
+    pub async fn get(&self, path: &str) -> Option<(u16, String)> {
+        http_get(&self.url, path).await
+    }
+
     /// How many deliveries a worker has settled with an outcome, as its metrics name it.
     pub async fn settled(&self, outcome: &str) -> u64 {
         self.counter(&format!("vecmill_worker_chunks_total{{outcome=\"{outcome}\"}}")).await
     }
 
-    /// A counter of `/metrics`, with its labels as exposed: `vecmill_worker_chunks_total{outcome="Dead"}`. One that
-    /// was never touched is 0.
+    /// A counter of a worker's metrics; one that was never touched is 0.
     pub async fn counter(&self, name: &str) -> u64 {
-        let (status, metrics) = self.get("/metrics").await.expect("the worker answers");
-        assert_eq!(status, 200, "{metrics}");
-        let value = metrics.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
-        value.map_or(0, |value| value.parse().unwrap_or_else(|_| panic!("{name} is {value}")))
-    }
-
-    /// Status and body of a GET, or `None` when nobody answers.
-    pub async fn get(&self, path: &str) -> Option<(u16, String)> {
-        http_get(&self.url, path).await
+        let (_, metrics) = self.get("/metrics").await.expect("the worker's metrics");
+        let count = metrics.lines().find_map(|metric| metric.strip_prefix(name)?.strip_prefix(' '));
+        count.map_or(0, |count| count.parse().expect("a number"))
     }
 }
 
