@@ -12,6 +12,7 @@ mod submit;
 use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand};
+use tracing_subscriber::EnvFilter;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -32,7 +33,7 @@ Exit codes: 0 done; 1 failed, try again later; 2 wrong usage or settings; 3 refu
 /// Embed text in bulk: submit a corpus, watch it, fetch the vectors.
 #[derive(Debug, Parser)]
 #[command(name = "vecmill", version, after_help = EXAMPLES)]
-pub struct Cli {
+struct Cli {
     #[command(subcommand)]
     command: Command,
 }
@@ -58,8 +59,19 @@ enum Command {
     },
 }
 
+/// The program. It stands here and not in `bin/`, because a program that awaits a library's futures compiles them all
+/// once more.
+#[tokio::main]
+pub async fn main() -> ExitCode {
+    let cli = Cli::parse();
+    // Quiet by default: the libraries' own words about retries are for debugging.
+    let filter = EnvFilter::try_from_env("VECMILL_LOG").unwrap_or_else(|_| EnvFilter::new("off"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    run(cli).await
+}
+
 /// Runs a command; the exit code tells how it went.
-pub async fn run(cli: Cli) -> ExitCode {
+async fn run(cli: Cli) -> ExitCode {
     let result = match cli.command {
         Command::Submit(args) => submit::run(args).await,
         Command::Status(args) => status::run(args).await,

@@ -3,12 +3,15 @@
 use std::{
     io::IsTerminal,
     path::{Path, PathBuf},
+    process::ExitCode,
     sync::{Arc, Mutex},
     time::Instant,
 };
 
 use anyhow::Context;
+use clap::Parser;
 use indicatif::{HumanCount, ProgressBar, ProgressDrawTarget, ProgressStyle};
+use tracing_subscriber::EnvFilter;
 use vecmill_producer::{
     contract::{Dtype, JobSpec, Manifest},
     prepare::{Corpus, Event, Prepared},
@@ -24,7 +27,10 @@ use super::{
     sample,
     search::{Hit, Vectors, embed_query},
 };
-use crate::model_source::{ModelSource, RANDOM_MODEL};
+use crate::{
+    model_source::{ModelSource, RANDOM_MODEL},
+    panics,
+};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -46,9 +52,9 @@ const SAMPLE_QUERIES_SHOWN: usize = 4;
 const PASSAGE_SHOWN: usize = 90;
 
 /// Embed a corpus in one process: the whole pipeline, no server, no download. Not for production.
-#[derive(Debug, clap::Parser)]
+#[derive(Debug, Parser)]
 #[command(name = "vecmill-local", version, after_help = EXAMPLES)]
-pub struct Cli {
+struct Cli {
     /// Corpus: JSONL, Parquet, CSV or text lines; a file or `-`; leave out for the bundled passages
     corpus: Option<Source>,
     /// Folder for everything that is written
@@ -115,8 +121,26 @@ struct Search {
     hits: Vec<Hit>,
 }
 
+/// The program. It stands here and not in `bin/`, because a program that awaits a library's futures compiles them all
+/// once more.
+#[tokio::main]
+pub async fn main() -> ExitCode {
+    let cli = Cli::parse();
+    // Quiet by default: what the user needs to know is printed.
+    let filter = EnvFilter::try_from_env("VECMILL_LOG").unwrap_or_else(|_| EnvFilter::new("off"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    panics::say_only_where();
+    match run(cli).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("vecmill-local: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
 /// Runs; an error is a sentence for the user.
-pub async fn run(cli: Cli) -> anyhow::Result<()> {
+async fn run(cli: Cli) -> anyhow::Result<()> {
     let begun = Instant::now();
     let model = ModelSource { model: cli.model.clone(), model_dir: cli.model_dir.clone() };
     let mistakes = model.mistakes();

@@ -10,4 +10,4 @@ mod s3;
 mod sample;
 mod search;
 
-pub use cli::{Cli, run};
+pub use cli::main;
