@@ -9,12 +9,7 @@ use super::{BadRow, ReadOptions, Row};
 pub(super) const ID_BYTES_MAX: usize = 512;
 
 /// A row, if its parts can be used.
-pub(super) fn row(
-    line: u64,
-    id: Cow<'_, str>,
-    text: Cow<'_, str>,
-    options: &ReadOptions,
-) -> Result<Row, BadRow> {
+pub(super) fn row(line: u64, id: Cow<'_, str>, text: Cow<'_, str>, options: &ReadOptions) -> Result<Row, BadRow> {
     let bad = |code, reason: String| Err(BadRow::new(line, code, reason));
     if id.is_empty() {
         return bad("bad_id", "the id is empty: give it a value".to_owned());

@@ -120,10 +120,9 @@ impl Columns {
             match (places.next(), places.next()) {
                 (Some(column), None) => Ok(column),
                 (Some(_), Some(_)) => Err(ReadError::DuplicateColumn(name.to_owned())),
-                (None, _) => Err(ReadError::NoColumn {
-                    wanted: name.to_owned(),
-                    found: names(found.iter().map(|name| &**name)),
-                }),
+                (None, _) => {
+                    Err(ReadError::NoColumn { wanted: name.to_owned(), found: names(found.iter().map(|name| &**name)) })
+                }
             }
         };
         let id = match place(&options.id_field) {
@@ -153,6 +152,8 @@ struct Records<R> {
     bytes: Vec<u8>,
     ends: Vec<usize>,
     fields: usize,
+    /// The record ended with a `\r`; the parser counts lines by their `\n` alone.
+    after_return: bool,
     ended: bool,
 }
 
@@ -160,7 +161,7 @@ impl<R: BufRead> Records<R> {
     fn new(input: R, delimiter: u8, bytes_max: usize) -> Self {
         let parser = csv_core::ReaderBuilder::new().delimiter(delimiter).build();
         let bytes = vec![0; RECORD_BYTES.min(bytes_max)];
-        Self { input, parser, bytes_max, bytes, ends: vec![0; 16], fields: 0, ended: false }
+        Self { input, parser, bytes_max, bytes, ends: vec![0; 16], fields: 0, after_return: false, ended: false }
     }
 
     /// The line that comes next, from 1.
@@ -193,6 +194,7 @@ impl<R: BufRead> Records<R> {
             let input = if self.ended { b"\n" } else { input };
             let (result, taken, written, found) =
                 self.parser.read_record(input, &mut self.bytes[filled..], &mut self.ends[fields..]);
+            self.after_return = input[..taken].last() == Some(&b'\r');
             if !self.ended {
                 self.input.consume(taken);
             }
@@ -201,6 +203,7 @@ impl<R: BufRead> Records<R> {
             match result {
                 ReadRecordResult::Record | ReadRecordResult::End => {
                     self.fields = fields;
+                    self.parser.set_line(self.parser.line() + u64::from(self.after_return));
                     return Ok(Some((line, if too_long { Record::TooLong } else { Record::Whole })));
                 }
                 _ if self.ended && taken > 0 => return Ok(Some((line, Record::Unclosed))),
@@ -224,16 +227,18 @@ impl<R: BufRead> Records<R> {
     fn skip_line_breaks(&mut self) -> io::Result<bool> {
         loop {
             let input = self.input.fill_buf()?;
+            let bytes = input.len();
             let breaks = input.iter().take_while(|byte| matches!(byte, b'\r' | b'\n')).count();
-            let lines = input[..breaks].iter().filter(|&&byte| byte == b'\n').count();
-            if breaks < input.len() || breaks == 0 {
-                let more = !input.is_empty();
-                self.input.consume(breaks);
-                self.parser.set_line(self.parser.line() + lines as u64);
-                return Ok(more);
+            for &byte in &input[..breaks] {
+                // The line of a `\r\n` was counted at its `\r`.
+                let counted = byte == b'\n' && self.after_return;
+                self.parser.set_line(self.parser.line() + u64::from(!counted));
+                self.after_return = byte == b'\r';
             }
             self.input.consume(breaks);
-            self.parser.set_line(self.parser.line() + lines as u64);
+            if bytes == 0 || breaks < bytes {
+                return Ok(bytes > 0);
+            }
         }
     }
 }

@@ -57,9 +57,7 @@ pub enum ReadError {
     #[error("the text is UTF-16: save it as UTF-8")]
     Utf16,
     /// A column that was asked for.
-    #[error(
-        "there is no column {wanted:?}; there are: {found} (name the columns with --id-field and --text-field)"
-    )]
+    #[error("there is no column {wanted:?}; there are: {found} (name the columns with --id-field and --text-field)")]
     NoColumn {
         /// Its name.
         wanted: String,

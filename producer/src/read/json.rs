@@ -120,7 +120,8 @@ impl Line<'_> {
     fn input<'de>(self, input: Option<Value<'de>>) -> Result<Cow<'de, str>, BadRow> {
         let item = match input {
             Some(Value::Array { len: 2.., first: Some(first) }) if matches!(*first, Value::Text(_)) => {
-                return self.bad("several_inputs", "input has several texts: give each a line and a custom_id of its own");
+                return self
+                    .bad("several_inputs", "input has several texts: give each a line and a custom_id of its own");
             }
             Some(Value::Array { first, .. }) => first.map(|first| *first),
             other => other,

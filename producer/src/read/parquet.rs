@@ -87,7 +87,8 @@ impl ParquetRows {
     /// Reads the file's metadata and finds the columns.
     pub(super) fn open(path: &Path, options: ReadOptions) -> Result<Self, ReadError> {
         let file = File::open(path).map_err(|error| ReadError::Open { path: path.to_owned(), error })?;
-        let metadata = guarded(|| ParquetMetaDataReader::new().parse_and_finish(&file)).map_err(ReadError::NotParquet)?;
+        let metadata =
+            guarded(|| ParquetMetaDataReader::new().parse_and_finish(&file)).map_err(ReadError::NotParquet)?;
         let schema = metadata.file_metadata().schema_descr();
         let text = find(schema, &options.text_field, &[Physical::BYTE_ARRAY], "a string")?;
         let id_types = [Physical::BYTE_ARRAY, Physical::INT32, Physical::INT64];
@@ -159,7 +160,8 @@ impl ParquetRows {
     }
 
     fn row(&self, (id, text): Cells) -> Result<Row, BadRow> {
-        let null = |code, what: &str| BadRow::new(self.row, code, format!("the {what} is null: fill it or drop the row"));
+        let null =
+            |code, what: &str| BadRow::new(self.row, code, format!("the {what} is null: fill it or drop the row"));
         let id_bytes;
         let id = match self.id {
             None => Cow::Owned(self.row.to_string()),
@@ -202,9 +204,9 @@ impl CellReader {
     fn read(&mut self, rows: usize, optional: bool) -> ParquetResult<Vec<Option<ByteArray>>> {
         match self {
             Self::Text(reader) => cells(reader, rows, optional, |text| text),
-            Self::Int32 { reader, signed: true } => cells(reader, rows, optional, |id| decimal(id)),
+            Self::Int32 { reader, signed: true } => cells(reader, rows, optional, decimal),
             Self::Int32 { reader, signed: false } => cells(reader, rows, optional, |id| decimal(id.cast_unsigned())),
-            Self::Int64 { reader, signed: true } => cells(reader, rows, optional, |id| decimal(id)),
+            Self::Int64 { reader, signed: true } => cells(reader, rows, optional, decimal),
             Self::Int64 { reader, signed: false } => cells(reader, rows, optional, |id| decimal(id.cast_unsigned())),
         }
     }
@@ -231,12 +233,7 @@ fn cells<T: DataType>(
 }
 
 /// A column of the schema's top level.
-fn find(
-    schema: &SchemaDescriptor,
-    name: &str,
-    types: &[Physical],
-    wanted: &'static str,
-) -> Result<Column, ReadError> {
+fn find(schema: &SchemaDescriptor, name: &str, types: &[Physical], wanted: &'static str) -> Result<Column, ReadError> {
     let fields = schema.root_schema().get_fields();
     let wrong = |found| ReadError::ColumnType { column: name.to_owned(), found, wanted };
     match fields.iter().filter(|field| field.name() == name).count() {

@@ -86,8 +86,11 @@ fn zstd<R: Read>(raw: R) -> io::Result<impl Read + use<R>> {
     Ok(decoder)
 }
 
+/// A reader that begins with bytes that were read before.
+type Again<R> = Chain<Cursor<Vec<u8>>, R>;
+
 /// The first bytes (fewer at the end), and a reader that begins with them again.
-fn peek<R: Read>(mut input: R, bytes: u64) -> io::Result<(Vec<u8>, Chain<Cursor<Vec<u8>>, R>)> {
+fn peek<R: Read>(mut input: R, bytes: u64) -> io::Result<(Vec<u8>, Again<R>)> {
     let mut head = Vec::new();
     input.by_ref().take(bytes).read_to_end(&mut head)?;
     Ok((head.clone(), Cursor::new(head).chain(input)))
