@@ -44,8 +44,7 @@ struct Columns {
 }
 
 impl CsvRows {
-    /// Reads the header. A file without a byte has no rows. `delimiter` is guessed where it is not known: a first
-    /// line with tabs and no comma is TSV's.
+    /// Reads the header. `delimiter` is guessed where it is not known: a first line with tabs and no comma is TSV's.
     pub(super) fn new(
         (mut text, origin): (Text, Origin),
         options: ReadOptions,
@@ -58,14 +57,11 @@ impl CsvRows {
         let input = Cursor::new(head).chain(text);
         let mut records = Records::new(input, delimiter.unwrap_or(guessed), options.record_bytes_max());
         let columns = match records.next_record().map_err(failed)? {
-            None => None,
-            Some((_, Record::Whole)) => Some(Columns::find(&records, &options)?),
+            None | Some((_, Record::Whole)) => Columns::find(&records, &options)?,
             Some((_, Record::TooLong)) => return Err(ReadError::Header("it is too long; is a quote missing?")),
             Some((_, Record::Unclosed)) => return Err(ReadError::Header("a quote is not closed")),
         };
-        let ended = columns.is_none();
-        let columns = columns.unwrap_or(Columns { count: 0, text: 0, id: None });
-        Ok(Self { records, origin, options, columns, ended })
+        Ok(Self { records, origin, options, columns, ended: false })
     }
 
     fn row(&self, line: u64) -> Result<Row, BadRow> {
@@ -125,11 +121,12 @@ impl Columns {
                 }
             }
         };
+        let text = place(&options.text_field)?;
         let id = match place(&options.id_field) {
             Err(ReadError::NoColumn { .. }) if options.id_field == ID_FIELD => None,
             found => Some(found?),
         };
-        Ok(Self { count: found.len(), text: place(&options.text_field)?, id })
+        Ok(Self { count: found.len(), text, id })
     }
 }
 

@@ -41,7 +41,7 @@ pub enum ReadError {
     /// Damaged or cut off compression.
     #[error(
         "the {compression} data is damaged or cut off near its byte {position}, after line {line} ({error}): \
-         compress or transfer the file again"
+         is the file cut off?"
     )]
     Corrupt {
         /// gzip or zstd.
@@ -98,6 +98,9 @@ pub(super) fn names<'a>(names: impl ExactSizeIterator<Item = &'a str>) -> String
     const NAMES_MAX: usize = 20;
     const CHARS_MAX: usize = 40;
     let count = names.len();
+    if count == 0 {
+        return "none".to_owned();
+    }
     let mut shown: Vec<String> =
         names.take(NAMES_MAX).map(|name| name.chars().take(CHARS_MAX).collect::<String>()).collect();
     if count > NAMES_MAX {

@@ -69,7 +69,13 @@ impl Line<'_> {
 
     fn plain(self, id: Option<Value<'_>>, text: Value<'_>) -> Result<Row, BadRow> {
         let id = self.id(&self.options.id_field, id)?;
-        check::row(self.number, id, self.text(&self.options.text_field, text)?, self.options)
+        match text {
+            Value::Text(text) => check::row(self.number, id, text, self.options),
+            other => {
+                let field = &self.options.text_field;
+                self.bad("bad_json", format!("{field} is {}: make it a string, or drop the row", other.kind()))
+            }
+        }
     }
 
     fn batch(
@@ -86,8 +92,10 @@ impl Line<'_> {
         if !url.is_none_or(|url| is(&url, BATCH_URL)) {
             return self.bad("wrong_url", format!("url must be {BATCH_URL:?}: nothing else is computed here"));
         }
-        let Some(Value::Object(body)) = body else {
-            return self.bad("bad_input", "body must be an object with the field input");
+        let body = match body {
+            Some(Value::Object(body)) => body,
+            None => return self.bad("no_text", "the batch line has no body: its input is the text"),
+            Some(_) => return self.bad("bad_input", "body must be an object with the field input"),
         };
         let [input, model, dimensions, instruction, ..] = *body;
         self.same_model(model)?;
@@ -131,7 +139,8 @@ impl Line<'_> {
             Some(Value::Unsigned(_) | Value::Array { .. }) => {
                 self.bad("bad_input", "body.input holds token ids: send the text that they stand for")
             }
-            Some(text) => self.text("body.input", text),
+            Some(Value::Text(text)) => Ok(text),
+            Some(other) => self.bad("bad_input", format!("body.input is {}: it must be one text", other.kind())),
         }
     }
 
@@ -143,14 +152,6 @@ impl Line<'_> {
             Value::Signed(id) => Ok(id.to_string().into()),
             Value::Null => self.bad("bad_id", format!("{field} is null: give it a value, or leave the field out")),
             other => self.bad("bad_id", format!("{field} is {}: make it a string or an integer", other.kind())),
-        }
-    }
-
-    fn text<'de>(self, field: &str, text: Value<'de>) -> Result<Cow<'de, str>, BadRow> {
-        match text {
-            Value::Text(text) => Ok(text),
-            Value::Null => self.bad("no_text", format!("{field} is null: fill it or drop the row")),
-            other => self.bad("bad_text", format!("{field} is {}: make it a string", other.kind())),
         }
     }
 }

@@ -26,9 +26,13 @@ fn tabs_are_known_by_the_header_or_by_the_name() {
 }
 
 #[test]
-fn files_without_rows() {
-    for empty in ["", "\u{feff}", "\n\r\n", "id,text", "id,text\n\n"] {
+fn a_header_alone_gives_no_rows_and_no_header_is_refused() {
+    for empty in ["id,text", "id,text\n\n"] {
         assert_eq!(read(empty.as_bytes(), InputFormat::Csv), (vec![], vec![]), "{empty:?}");
+    }
+    for empty in ["", "\u{feff}", "\n\r\n"] {
+        let error = refusal(empty.as_bytes(), InputFormat::Csv, &options()).to_string();
+        assert!(error.contains("no column \"text\"") && error.contains("there are: none"), "{error}");
     }
 }
 
