@@ -1,55 +1,119 @@
-//! Text lines, and what they share with JSON lines.
+//! Lines of bounded length, the core of JSON lines and of plain lines.
 
-use std::io::Read;
-
-use super::{
-    BadRow, ReadError, ReadOptions, Row, Rows, check_row,
-    options::LINE_BYTES_MAX,
-    splitter::{Line, Splitter},
+use std::{
+    borrow::Cow,
+    io::{self, BufRead, Read},
 };
 
-/// Each line that is not blank is a text.
-pub(super) fn rows(input: Box<dyn Read + Send>, options: &ReadOptions) -> Rows {
-    let options = options.clone();
-    each_line(input, move |line, text| check_row(line, None, text.to_owned(), &options))
+use super::{
+    BadRow, ReadError, ReadOptions, Row,
+    check::{self, too_long, utf8},
+    text::{Origin, Text},
+};
+
+/// Cuts bytes at line feeds. Holds one line, and never more than the bound of it.
+pub(super) struct LineSplitter<R> {
+    input: R,
+    bytes_max: usize,
+    number: u64,
+    line: Vec<u8>,
 }
 
-/// Calls `parse` with the number and the text of each line that is not blank; names lines that are no text.
-pub(super) fn each_line(
-    input: Box<dyn Read + Send>,
-    parse: impl Fn(u64, &str) -> Result<Row, BadRow> + Send + 'static,
-) -> Rows {
-    let mut lines = Splitter::new(input, LINE_BYTES_MAX);
-    let mut broken = false;
-    Box::new(std::iter::from_fn(move || {
-        while !broken {
-            let number = lines.number() + 1;
-            let line = match lines.next_line() {
-                Ok(None) => return None,
-                Ok(Some(line)) => line,
-                Err(error) => {
-                    broken = true;
-                    return Some(Err(ReadError::Broken { line: number - 1, error }));
-                }
-            };
-            let bytes = match line {
-                Line::TooLong => {
-                    let reason = format!("the line has more than {LINE_BYTES_MAX} bytes: split its text");
-                    return Some(Ok(Err(BadRow::new(number, "line_too_long", reason))));
-                }
-                Line::Whole(bytes) => bytes,
-            };
-            if bytes.iter().all(u8::is_ascii_whitespace) {
-                continue;
+/// One line, without its line break (`\n` or `\r\n`).
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Line<'a> {
+    /// All of it.
+    Whole(&'a [u8]),
+    /// More than the bound; it was skipped.
+    TooLong,
+}
+
+impl<R: BufRead> LineSplitter<R> {
+    /// `bytes_max` counts a carriage return, not the line feed.
+    pub(super) fn new(input: R, bytes_max: usize) -> Self {
+        Self { input, bytes_max, number: 0, line: Vec::new() }
+    }
+
+    /// Lines read so far: after [`next_line`](Self::next_line), the number of the line that it gave.
+    pub(super) fn number(&self) -> u64 {
+        self.number
+    }
+
+    /// The next line, or `None` at the end. A last line need not have a line break.
+    pub(super) fn next_line(&mut self) -> io::Result<Option<Line<'_>>> {
+        self.line.clear();
+        let most = (self.bytes_max as u64).saturating_add(1);
+        if self.input.by_ref().take(most).read_until(b'\n', &mut self.line)? == 0 {
+            return Ok(None);
+        }
+        let line = match self.line.strip_suffix(b"\n") {
+            Some(line) => line,
+            None if self.line.len() > self.bytes_max => {
+                self.input.skip_until(b'\n')?;
+                self.number += 1;
+                return Ok(Some(Line::TooLong));
             }
-            return Some(Ok(match std::str::from_utf8(bytes) {
-                Ok(text) => parse(number, text),
-                Err(error) => {
-                    let reason = format!("the line is not UTF-8 (byte {}): convert the file", error.valid_up_to() + 1);
-                    Err(BadRow::new(number, "not_utf8", reason))
+            None => &self.line,
+        };
+        self.number += 1;
+        Ok(Some(Line::Whole(line.strip_suffix(b"\r").unwrap_or(line))))
+    }
+
+    #[cfg(test)]
+    pub(super) fn buffer_bytes(&self) -> usize {
+        self.line.capacity()
+    }
+}
+
+/// Makes a row of a line's bytes; `None` for a blank line.
+type ParseLine = fn(u64, &[u8], &ReadOptions) -> Option<Result<Row, BadRow>>;
+
+/// The rows of an input that has one a line.
+pub(super) struct LineRows {
+    lines: LineSplitter<Text>,
+    origin: Origin,
+    options: ReadOptions,
+    parse: ParseLine,
+    ended: bool,
+}
+
+impl LineRows {
+    pub(super) fn new((text, origin): (Text, Origin), options: ReadOptions, parse: ParseLine) -> Self {
+        Self { lines: LineSplitter::new(text, options.record_bytes_max()), origin, options, parse, ended: false }
+    }
+}
+
+impl Iterator for LineRows {
+    type Item = Result<Result<Row, BadRow>, ReadError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        while !self.ended {
+            let number = self.lines.number() + 1;
+            match self.lines.next_line() {
+                Ok(Some(Line::Whole(line))) => {
+                    if let Some(row) = (self.parse)(number, line, &self.options) {
+                        return Some(Ok(row));
+                    }
                 }
-            }));
+                Ok(Some(Line::TooLong)) => {
+                    return Some(Ok(Err(too_long(number, "line_too_long", "line", self.options.record_bytes_max()))));
+                }
+                Ok(None) => self.ended = true,
+                Err(error) => {
+                    self.ended = true;
+                    return Some(Err(self.origin.error(number - 1, error)));
+                }
+            }
         }
         None
-    }))
+    }
+}
+
+/// A plain line is a text, and its number is its id.
+pub(super) fn row(number: u64, line: &[u8], options: &ReadOptions) -> Option<Result<Row, BadRow>> {
+    match utf8(number, "line", line) {
+        Ok(text) if text.trim_start().is_empty() => None,
+        Ok(text) => Some(check::row(number, Cow::Owned(number.to_string()), Cow::Borrowed(text), options)),
+        Err(bad) => Some(Err(bad)),
+    }
 }

@@ -1,131 +1,63 @@
-//! Reading a corpus: rows from JSON lines, CSV, Parquet or text lines, one at a time and in bounded memory.
+//! Taking rows from a corpus: JSON lines, Parquet, CSV or plain lines, in flat memory.
 //!
-//! A bad row is an item, not an end: it is named by its place and reason, and the rows beside it go on.
+//! One bad row never stops a corpus: it comes out as a [`BadRow`] in its place, and reading goes on. Only what makes
+//! the rest unreadable (the disk, damaged compression, a missing column) is a [`ReadError`], and the last item.
 
-mod batch_line;
+mod check;
 mod csv;
-mod decompress;
-mod jsonl;
+mod error;
+mod json;
+mod json_value;
 mod lines;
 mod options;
 mod parquet;
-mod splitter;
+#[cfg(test)]
+mod tests;
+mod text;
 
-use std::{fs::File, io::BufReader, path::Path};
+use std::{fmt, path::Path};
 
-pub use self::options::{InputFormat, ReadOptions};
-
-/// Bytes of the file read at once.
-const READ_BYTES: usize = 256 << 10;
+pub use self::{
+    error::{BadRow, ReadError},
+    options::{InputFormat, ReadOptions},
+};
 
 /// A text to embed.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct Row {
-    /// Its place, counted from 1: the line (JSON lines, text lines), the line on which the record begins (CSV), or the
-    /// row (Parquet).
+    /// Where it stands in the input, from 1: the line (JSON lines, plain lines), the line on which the record starts
+    /// (CSV), or the row (Parquet).
     pub line: u64,
-    /// The tenant's id for it; where it has none, its place.
+    /// The tenant's own id, 1 to 512 bytes; need not be unique. The line's number where the input has none.
     pub id: String,
-    /// The text.
+    /// The text; never empty or only white space.
     pub text: String,
 }
 
-/// A row that can't be used.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct BadRow {
-    /// Its place, as [`Row::line`].
-    pub line: u64,
-    /// A stable word that a program can branch on.
-    pub code: &'static str,
-    /// What is wrong, as a sentence; never the text itself.
-    pub reason: String,
-}
-
-impl BadRow {
-    pub(crate) fn new(line: u64, code: &'static str, reason: impl Into<String>) -> Self {
-        Self { line, code, reason: reason.into() }
+/// Without the text, which must not reach a log.
+impl fmt::Debug for Row {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { line, id, text } = self;
+        write!(f, "Row {{ line: {line}, id: {id:?}, text: {} bytes }}", text.len())
     }
 }
 
-/// Why the input as a whole can't be read.
-#[derive(Debug, thiserror::Error)]
-pub enum ReadError {
-    /// The file can't be opened.
-    #[error("{path} can't be opened: {error}")]
-    Open {
-        /// The file.
-        path: String,
-        /// Why.
-        error: std::io::Error,
-    },
-    /// Reading stopped in mid-file: a disk fault, or compressed data that is cut off or damaged.
-    #[error("reading stopped after line {line}: {error} (is the file cut off?)")]
-    Broken {
-        /// The last line read.
-        line: u64,
-        /// Why.
-        error: std::io::Error,
-    },
-    /// A column is missing.
-    #[error("there is no column {wanted:?}; there are: {found} (name the columns with --id-field and --text-field)")]
-    NoColumn {
-        /// The column.
-        wanted: String,
-        /// Those there are.
-        found: String,
-    },
-    /// A column has a type that is no text or id.
-    #[error("column {column:?} is of type {found}; it must be {wanted}")]
-    ColumnType {
-        /// The column.
-        column: String,
-        /// Its type.
-        found: String,
-        /// What it may be.
-        wanted: &'static str,
-    },
-    /// The file is not Parquet, or damaged.
-    #[error("the Parquet file can't be read: {0}")]
-    Parquet(String),
-}
-
-/// The rows of an input, good and bad. After an error there are no more.
+/// The rows of a corpus in input order, good and bad. After a [`ReadError`] nothing follows.
 pub type Rows = Box<dyn Iterator<Item = Result<Result<Row, BadRow>, ReadError>> + Send>;
 
-/// Opens a local file. Blocking, as is the iterator that it gives.
+/// Opens a corpus. Blocks, as does each step of the iterator.
+///
+/// gzip and zstd are seen through by their first bytes, whatever the file's name, except for Parquet, which
+/// compresses inside.
 pub fn open(path: &Path, format: InputFormat, options: &ReadOptions) -> Result<Rows, ReadError> {
-    let file = File::open(path).map_err(|error| ReadError::Open { path: path.display().to_string(), error })?;
-    if format == InputFormat::Parquet {
-        return parquet::rows(file, options);
-    }
-    let plain = decompress::reader(BufReader::with_capacity(READ_BYTES, file))
-        .map_err(|error| ReadError::Open { path: path.display().to_string(), error })?;
+    let options = options.clone();
     Ok(match format {
-        InputFormat::Jsonl => jsonl::rows(plain, options),
-        InputFormat::Lines => lines::rows(plain, options),
-        InputFormat::Csv | InputFormat::Parquet => csv::rows(plain, options)?,
+        InputFormat::Parquet => Box::new(parquet::ParquetRows::open(path, options)?),
+        InputFormat::Jsonl => Box::new(lines::LineRows::new(text::open(path)?, options, json::row)),
+        InputFormat::Lines => Box::new(lines::LineRows::new(text::open(path)?, options, lines::row)),
+        InputFormat::Csv => {
+            let tab = matches!(path.to_str().and_then(options::extension).as_deref(), Some("tsv" | "tab"));
+            Box::new(csv::CsvRows::new(text::open(path)?, options, tab.then_some(b'\t'))?)
+        }
     })
 }
-
-/// The checks that every text passes, whatever it was read from.
-fn check_row(line: u64, id: Option<String>, text: String, options: &ReadOptions) -> Result<Row, BadRow> {
-    let id = id.unwrap_or_else(|| line.to_string());
-    if id.is_empty() || id.len() > options::ID_BYTES_MAX {
-        let reason = format!("the id has {} bytes: give 1 to {}, or leave it out", id.len(), options::ID_BYTES_MAX);
-        return Err(BadRow::new(line, "bad_id", reason));
-    }
-    if id.contains('\0') {
-        return Err(BadRow::new(line, "bad_id", "the id holds a NUL character: remove it"));
-    }
-    if text.len() > options.text_bytes_max {
-        let reason =
-            format!("the text has {} bytes, at most {} are taken: split it", text.len(), options.text_bytes_max);
-        return Err(BadRow::new(line, "text_too_long", reason));
-    }
-    if text.chars().all(char::is_whitespace) {
-        return Err(BadRow::new(line, "empty_text", "the text is empty: remove the row"));
-    }
-    Ok(Row { line, id, text })
-}
-#[cfg(test)]
-mod tests;

@@ -2,15 +2,13 @@
 
 use serde::{Deserialize, Serialize};
 
-/// Most bytes of an id. It is repeated in every result, so a megabyte of it would be a mistake.
-pub(super) const ID_BYTES_MAX: usize = 512;
+/// The field of the ids where nothing else is said. It alone may be missing as a column: a name that somebody asked
+/// for must be there.
+pub(super) const ID_FIELD: &str = "id";
 
-/// Most bytes of a text. The model takes 32,768 tokens, about 150 KiB of English and never more than a few bytes a
-/// token; what is longer would fail there after having been stored and moved.
+/// Most bytes of a text. The model takes 32,768 tokens: about 150 KiB of English, under 400 KiB of any script. What is
+/// longer would fail there after having been stored and moved.
 const TEXT_BYTES_MAX: usize = 1 << 20;
-
-/// Most bytes of a line: the longest text with every character escaped as `\u00xx`, and its surroundings.
-pub(super) const LINE_BYTES_MAX: usize = 8 << 20;
 
 /// The formats of a corpus.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, clap::ValueEnum, Serialize, Deserialize)]
@@ -27,43 +25,58 @@ pub enum InputFormat {
 }
 
 impl InputFormat {
-    /// The format that a file's name stands for, looking through `.gz` and `.zst`.
+    /// The format that a file's name stands for, looking through `.gz` and `.zst`; `None` where it says nothing.
     pub fn from_name(name: &str) -> Option<Self> {
-        let name = name.to_ascii_lowercase();
-        let plain = [".gz", ".zst", ".zstd"].iter().find_map(|suffix| name.strip_suffix(suffix)).unwrap_or(&name);
-        match plain.rsplit_once('.')?.1 {
+        match extension(name)?.as_str() {
             "jsonl" | "ndjson" | "json" => Some(Self::Jsonl),
             "parquet" | "pq" => Some(Self::Parquet),
-            "csv" | "tsv" => Some(Self::Csv),
+            "csv" | "tsv" | "tab" => Some(Self::Csv),
             "txt" | "text" | "lines" => Some(Self::Lines),
             _ => None,
         }
     }
 }
 
+/// The last extension of a name in lower case, looking through compression.
+pub(super) fn extension(name: &str) -> Option<String> {
+    let name = name.rsplit(['/', '\\']).next()?.to_ascii_lowercase();
+    let plain = [".gz", ".zst", ".zstd"].iter().find_map(|suffix| name.strip_suffix(suffix)).unwrap_or(&name);
+    plain.rsplit_once('.').map(|(_, extension)| extension.to_owned())
+}
+
 /// Which fields to read, and what the job expects of the lines that say something about it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ReadOptions {
-    /// Field or column of the ids. Where it is missing the row's place is its id.
+    /// Field or column of the ids. A row of JSON without it, and a table without a column `id` where that is the
+    /// name, have the row's place as id; a table without another column that is named here can't be read.
     pub id_field: String,
     /// Field or column of the texts.
     pub text_field: String,
-    /// Most bytes of a text.
+    /// Most bytes of a text in UTF-8.
     pub text_bytes_max: usize,
-    /// The job's dimensions: an OpenAI batch line that asks for others is a bad row.
+    /// The job's dimensions: an OpenAI batch line that asks for others is a bad row. Where this is `None`, so is one
+    /// that asks for any: it would not get them.
     pub dimensions: Option<u32>,
-    /// The job's model: an OpenAI batch line that asks for another is a bad row.
+    /// The job's model: an OpenAI batch line that asks for another is a bad row. `None` takes any.
     pub model: Option<String>,
 }
 
 impl Default for ReadOptions {
     fn default() -> Self {
         Self {
-            id_field: "id".to_owned(),
+            id_field: ID_FIELD.to_owned(),
             text_field: "text".to_owned(),
             text_bytes_max: TEXT_BYTES_MAX,
             dimensions: None,
             model: None,
         }
+    }
+}
+
+impl ReadOptions {
+    /// Most bytes of one line of JSON or one CSV record. JSON writes a byte of text as up to six (`\u0007`), and
+    /// 2 MiB are left for other fields: 8 MiB by default, held once at a time.
+    pub(super) fn record_bytes_max(&self) -> usize {
+        self.text_bytes_max.saturating_mul(6).saturating_add(2 << 20)
     }
 }

@@ -1,150 +1,295 @@
-//! Parquet: two columns, a bounded number of rows at a time.
+//! Parquet: the text column and the id column, a few rows at a time.
+//!
+//! Columns are read as bytes, below the Arrow layer: that one refuses a whole page for one string that is not UTF-8,
+//! and copies the values of a dictionary page once a row. Here a bad string fails its row, values are slices of their
+//! page, and memory is that of a few pages, whatever the size of row groups.
 
-use std::fs::File;
-
-use arrow_array::{Array, ArrayRef, RecordBatch, cast::AsArray, types};
-use arrow_schema::{DataType, Schema};
-use parquet::arrow::{
-    ProjectionMask,
-    arrow_reader::{ParquetRecordBatchReader, ParquetRecordBatchReaderBuilder},
+use std::{
+    borrow::Cow,
+    fs::File,
+    panic::{AssertUnwindSafe, catch_unwind},
+    path::Path,
+    sync::Arc,
+    vec,
 };
 
-use super::{BadRow, ReadError, ReadOptions, Row, Rows, check_row};
+use parquet::{
+    basic::{ConvertedType, LogicalType, Type as Physical},
+    column::reader::{ColumnReaderImpl, get_column_reader, get_typed_column_reader},
+    data_type::{ByteArray, ByteArrayType, DataType, Int32Type, Int64Type},
+    errors::{ParquetError, Result as ParquetResult},
+    file::{
+        metadata::{ParquetMetaData, ParquetMetaDataReader},
+        serialized_reader::SerializedPageReader,
+    },
+    schema::types::{ColumnDescriptor, SchemaDescriptor},
+};
 
-/// Rows decoded at once: few enough that long texts stay small in sum, enough to amortize decoding.
-const BATCH_ROWS: usize = 256;
+use super::{
+    BadRow, ReadError, ReadOptions, Row,
+    check::{self, utf8},
+    error::names,
+    options::ID_FIELD,
+};
 
-const TEXT_TYPES: &str = "text (string, large string, string view, or a dictionary of strings)";
-const ID_TYPES: &str = "text or an integer";
+/// Rows read at once. Each may keep a page of its own in memory (1 MiB as writers cut them), so few: 64 MiB at worst.
+const BATCH_ROWS: usize = 64;
 
-/// Rows of the two columns; others are not read.
-pub(super) fn rows(file: File, options: &ReadOptions) -> Result<Rows, ReadError> {
-    let builder =
-        ParquetRecordBatchReaderBuilder::try_new(file).map_err(|error| ReadError::Parquet(error.to_string()))?;
-    let schema = builder.schema().clone();
-    let text = column(&schema, &options.text_field)?;
-    check_type(&schema, text, is_text, TEXT_TYPES)?;
-    let id = column(&schema, &options.id_field).ok();
-    if let Some(id) = id {
-        check_type(&schema, id, |found| is_text(found) || found.is_integer(), ID_TYPES)?;
-    }
-    let mask = ProjectionMask::roots(builder.parquet_schema(), id.into_iter().chain([text]));
-    let batches = builder
-        .with_projection(mask)
-        .with_batch_size(BATCH_ROWS)
-        .build()
-        .map_err(|error| ReadError::Parquet(error.to_string()))?;
-    let rows = ParquetRows { batches, options: options.clone(), has_id: id.is_some(), read: 0, ended: false };
-    Ok(Box::new(rows.flatten()))
-}
+/// A value of each column; `None` is null.
+type Cells = (Option<ByteArray>, Option<ByteArray>);
 
-fn column(schema: &Schema, wanted: &str) -> Result<usize, ReadError> {
-    schema.index_of(wanted).map_err(|_| {
-        let found: Vec<&str> = schema.fields().iter().map(|field| field.name().as_str()).collect();
-        ReadError::NoColumn { wanted: wanted.to_owned(), found: found.join(", ") }
-    })
-}
-
-fn check_type(
-    schema: &Schema,
-    column: usize,
-    fits: impl Fn(&DataType) -> bool,
-    wanted: &'static str,
-) -> Result<(), ReadError> {
-    let field = schema.field(column);
-    if fits(field.data_type()) {
-        return Ok(());
-    }
-    Err(ReadError::ColumnType { column: field.name().clone(), found: field.data_type().to_string(), wanted })
-}
-
-fn is_text(found: &DataType) -> bool {
-    match found {
-        DataType::Utf8 | DataType::LargeUtf8 | DataType::Utf8View => true,
-        DataType::Dictionary(_, value) => is_text(value),
-        _ => false,
-    }
-}
-
-struct ParquetRows {
-    batches: ParquetRecordBatchReader,
+/// The rows of a Parquet file.
+pub(super) struct ParquetRows {
+    file: Arc<File>,
+    metadata: ParquetMetaData,
     options: ReadOptions,
-    has_id: bool,
-    read: u64,
+    text: Column,
+    /// `None`: rows are numbered.
+    id: Option<Column>,
+    next_group: usize,
+    group: Option<Group>,
+    batch: vec::IntoIter<Cells>,
+    row: u64,
     ended: bool,
 }
 
-type BatchRows = Vec<Result<Result<Row, BadRow>, ReadError>>;
+/// A column that is read.
+#[derive(Clone, Copy)]
+struct Column {
+    index: usize,
+    optional: bool,
+    kind: Kind,
+}
 
-impl Iterator for ParquetRows {
-    type Item = BatchRows;
+/// How its values are kept.
+#[derive(Clone, Copy)]
+enum Kind {
+    Text,
+    Int32 { signed: bool },
+    Int64 { signed: bool },
+}
 
-    fn next(&mut self) -> Option<BatchRows> {
-        if self.ended {
-            return None;
-        }
-        match self.batches.next()? {
-            Ok(batch) => Some(self.batch_rows(&batch)),
-            Err(error) => {
-                self.ended = true;
-                Some(vec![Err(ReadError::Parquet(format!("after row {}: {error}", self.read)))])
-            }
-        }
-    }
+/// The row group that is being read.
+struct Group {
+    text: CellReader,
+    id: Option<CellReader>,
+    rows_left: u64,
+}
+
+/// A column of a row group.
+enum CellReader {
+    Text(ColumnReaderImpl<ByteArrayType>),
+    Int32 { reader: ColumnReaderImpl<Int32Type>, signed: bool },
+    Int64 { reader: ColumnReaderImpl<Int64Type>, signed: bool },
 }
 
 impl ParquetRows {
-    fn batch_rows(&mut self, batch: &RecordBatch) -> BatchRows {
-        let text = batch.column_by_name(&self.options.text_field);
-        let id = if self.has_id { batch.column_by_name(&self.options.id_field) } else { None };
-        let first = self.read + 1;
-        self.read += batch.num_rows() as u64;
-        (0..batch.num_rows())
-            .map(|row| {
-                let line = first + row as u64;
-                let Some(text) = text.and_then(|column| value(column, row)) else {
-                    return Ok(Err(BadRow::new(line, "no_text", "the text is null: remove the row")));
-                };
-                let id = match id {
-                    None => None,
-                    Some(column) => match value(column, row) {
-                        Some(id) => Some(id),
-                        None => return Ok(Err(BadRow::new(line, "bad_id", "the id is null: give the row one"))),
-                    },
-                };
-                Ok(check_row(line, id, text, &self.options))
-            })
-            .collect()
+    /// Reads the file's metadata and finds the columns.
+    pub(super) fn open(path: &Path, options: ReadOptions) -> Result<Self, ReadError> {
+        let file = File::open(path).map_err(|error| ReadError::Open { path: path.to_owned(), error })?;
+        let metadata =
+            guarded(|| ParquetMetaDataReader::new().parse_and_finish(&file)).map_err(ReadError::NotParquet)?;
+        let schema = metadata.file_metadata().schema_descr();
+        let text = find(schema, &options.text_field, &[Physical::BYTE_ARRAY], "a string")?;
+        let id_types = [Physical::BYTE_ARRAY, Physical::INT32, Physical::INT64];
+        let id = match find(schema, &options.id_field, &id_types, "a string or an integer") {
+            Err(ReadError::NoColumn { .. }) if options.id_field == ID_FIELD => None,
+            found => Some(found?),
+        };
+        Ok(Self {
+            file: Arc::new(file),
+            metadata,
+            options,
+            text,
+            id,
+            next_group: 0,
+            group: None,
+            batch: Vec::new().into_iter(),
+            row: 0,
+            ended: false,
+        })
+    }
+
+    /// The next rows; empty at the end.
+    fn read_batch(&mut self) -> ParquetResult<Vec<Cells>> {
+        loop {
+            let Some(group) = &mut self.group else {
+                if self.next_group == self.metadata.num_row_groups() {
+                    return Ok(Vec::new());
+                }
+                self.group = Some(self.open_group(self.next_group)?);
+                self.next_group += 1;
+                continue;
+            };
+            if group.rows_left == 0 {
+                self.group = None;
+                continue;
+            }
+            let most = usize::try_from(group.rows_left).map_or(BATCH_ROWS, |left| left.min(BATCH_ROWS));
+            let texts = group.text.read(most, self.text.optional)?;
+            let ids = match (&mut group.id, self.id) {
+                (Some(reader), Some(column)) => reader.read(most, column.optional)?,
+                _ => vec![None; most],
+            };
+            if texts.len() != most || ids.len() != most {
+                return Err(ParquetError::EOF("a column has fewer values than its row group has rows".to_owned()));
+            }
+            group.rows_left -= most as u64;
+            return Ok(ids.into_iter().zip(texts).collect());
+        }
+    }
+
+    fn open_group(&self, group: usize) -> ParquetResult<Group> {
+        let rows = self.metadata.row_group(group).num_rows();
+        let rows_left = u64::try_from(rows).map_err(|_| ParquetError::General(format!("{rows} rows")))?;
+        let open = |column: Column| self.open_column(group, column);
+        Ok(Group { text: open(self.text)?, id: self.id.map(open).transpose()?, rows_left })
+    }
+
+    fn open_column(&self, group: usize, column: Column) -> ParquetResult<CellReader> {
+        let group = self.metadata.row_group(group);
+        let rows = usize::try_from(group.num_rows())?;
+        let chunk = group.column(column.index);
+        let pages = SerializedPageReader::new(self.file.clone(), chunk, rows, None)?;
+        let reader = get_column_reader(chunk.column_descr_ptr(), Box::new(pages));
+        Ok(match column.kind {
+            Kind::Text => CellReader::Text(get_typed_column_reader(reader)),
+            Kind::Int32 { signed } => CellReader::Int32 { reader: get_typed_column_reader(reader), signed },
+            Kind::Int64 { signed } => CellReader::Int64 { reader: get_typed_column_reader(reader), signed },
+        })
+    }
+
+    fn row(&self, (id, text): Cells) -> Result<Row, BadRow> {
+        let null =
+            |code, what: &str| BadRow::new(self.row, code, format!("the {what} is null: fill it or drop the row"));
+        let id_bytes;
+        let id = match self.id {
+            None => Cow::Owned(self.row.to_string()),
+            Some(_) => {
+                id_bytes = id.ok_or_else(|| null("bad_id", "id"))?;
+                Cow::Borrowed(utf8(self.row, "id", id_bytes.data())?)
+            }
+        };
+        let text = text.ok_or_else(|| null("no_text", "text"))?;
+        check::row(self.row, id, Cow::Borrowed(utf8(self.row, "text", text.data())?), &self.options)
     }
 }
 
-/// The value at `row` as text, `None` for null. The columns' types were checked when the file was opened.
-fn value(column: &ArrayRef, row: usize) -> Option<String> {
-    if column.is_null(row) {
-        return None;
-    }
-    macro_rules! integer {
-        ($type:ty) => {
-            column.as_primitive::<$type>().value(row).to_string()
-        };
-    }
-    Some(match column.data_type() {
-        DataType::Utf8 => column.as_string::<i32>().value(row).to_owned(),
-        DataType::LargeUtf8 => column.as_string::<i64>().value(row).to_owned(),
-        DataType::Utf8View => column.as_string_view().value(row).to_owned(),
-        DataType::Dictionary(..) => {
-            let dictionary = column.as_any_dictionary();
-            let key = dictionary.normalized_keys().get(row).copied()?;
-            return value(dictionary.values(), key);
+impl Iterator for ParquetRows {
+    type Item = Result<Result<Row, BadRow>, ReadError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.ended {
+            return None;
         }
-        DataType::Int8 => integer!(types::Int8Type),
-        DataType::Int16 => integer!(types::Int16Type),
-        DataType::Int32 => integer!(types::Int32Type),
-        DataType::Int64 => integer!(types::Int64Type),
-        DataType::UInt8 => integer!(types::UInt8Type),
-        DataType::UInt16 => integer!(types::UInt16Type),
-        DataType::UInt32 => integer!(types::UInt32Type),
-        DataType::UInt64 => integer!(types::UInt64Type),
-        _ => return None,
-    })
+        if self.batch.len() == 0 {
+            match guarded(|| self.read_batch()) {
+                Ok(batch) => self.batch = batch.into_iter(),
+                Err(reason) => {
+                    self.ended = true;
+                    return Some(Err(ReadError::Parquet { row: self.row, reason }));
+                }
+            }
+        }
+        let Some(cells) = self.batch.next() else {
+            self.ended = true;
+            return None;
+        };
+        self.row += 1;
+        Some(Ok(self.row(cells)))
+    }
+}
+
+impl CellReader {
+    fn read(&mut self, rows: usize, optional: bool) -> ParquetResult<Vec<Option<ByteArray>>> {
+        match self {
+            Self::Text(reader) => cells(reader, rows, optional, |text| text),
+            Self::Int32 { reader, signed: true } => cells(reader, rows, optional, decimal),
+            Self::Int32 { reader, signed: false } => cells(reader, rows, optional, |id| decimal(id.cast_unsigned())),
+            Self::Int64 { reader, signed: true } => cells(reader, rows, optional, decimal),
+            Self::Int64 { reader, signed: false } => cells(reader, rows, optional, |id| decimal(id.cast_unsigned())),
+        }
+    }
+}
+
+fn decimal(id: impl ToString) -> ByteArray {
+    ByteArray::from(id.to_string().into_bytes())
+}
+
+/// The next values of a column; fewer only at its end.
+fn cells<T: DataType>(
+    reader: &mut ColumnReaderImpl<T>,
+    rows: usize,
+    optional: bool,
+    to_bytes: impl Fn(T::T) -> ByteArray,
+) -> ParquetResult<Vec<Option<ByteArray>>> {
+    let (mut levels, mut values) = (Vec::new(), Vec::new());
+    reader.read_records(rows, optional.then_some(&mut levels), None, &mut values)?;
+    let mut values = values.into_iter().map(to_bytes);
+    if !optional {
+        return Ok(values.map(Some).collect());
+    }
+    Ok(levels.into_iter().map(|level| if level > 0 { values.next() } else { None }).collect())
+}
+
+/// A column of the schema's top level.
+fn find(schema: &SchemaDescriptor, name: &str, types: &[Physical], wanted: &'static str) -> Result<Column, ReadError> {
+    let fields = schema.root_schema().get_fields();
+    let wrong = |found| ReadError::ColumnType { column: name.to_owned(), found, wanted };
+    match fields.iter().filter(|field| field.name() == name).count() {
+        0 => {
+            let found = names(fields.iter().map(|field| field.name()));
+            return Err(ReadError::NoColumn { wanted: name.to_owned(), found });
+        }
+        1 => {}
+        _ => return Err(ReadError::DuplicateColumn(name.to_owned())),
+    }
+    let mut leaves = schema.columns().iter().enumerate();
+    let top = leaves.find(|(_, leaf)| matches!(leaf.path().parts(), [only] if only == name));
+    let Some((index, leaf)) = top else { return Err(wrong("nested".to_owned())) };
+    if leaf.max_rep_level() > 0 {
+        return Err(wrong("a list".to_owned()));
+    }
+    match kind(leaf).filter(|_| types.contains(&leaf.physical_type())) {
+        Some(kind) => Ok(Column { index, optional: leaf.max_def_level() > 0, kind }),
+        None => Err(wrong(describe(leaf))),
+    }
+}
+
+fn kind(leaf: &ColumnDescriptor) -> Option<Kind> {
+    use ConvertedType::*;
+    let integer = match (leaf.logical_type_ref(), leaf.converted_type()) {
+        (Some(LogicalType::Integer(integer)), _) => Some(integer.is_signed),
+        (None, NONE | INT_8 | INT_16 | INT_32 | INT_64) => Some(true),
+        (None, UINT_8 | UINT_16 | UINT_32 | UINT_64) => Some(false),
+        _ => None,
+    };
+    let text = matches!(
+        (leaf.logical_type_ref(), leaf.converted_type()),
+        (Some(LogicalType::String | LogicalType::Enum | LogicalType::Json), _) | (None, UTF8 | ENUM | JSON)
+    );
+    match leaf.physical_type() {
+        Physical::BYTE_ARRAY if text => Some(Kind::Text),
+        Physical::INT32 => integer.map(|signed| Kind::Int32 { signed }),
+        Physical::INT64 => integer.map(|signed| Kind::Int64 { signed }),
+        _ => None,
+    }
+}
+
+fn describe(leaf: &ColumnDescriptor) -> String {
+    let physical = leaf.physical_type();
+    match (leaf.logical_type_ref(), leaf.converted_type()) {
+        (Some(logical), _) => format!("{physical} ({logical:?})"),
+        (None, ConvertedType::NONE) => physical.to_string(),
+        (None, converted) => format!("{physical} ({converted})"),
+    }
+}
+
+/// Runs the decoder. A damaged or hostile file may make it panic; that is an error of the file. What was being read
+/// is not touched again afterwards.
+fn guarded<T>(decode: impl FnOnce() -> ParquetResult<T>) -> Result<T, String> {
+    match catch_unwind(AssertUnwindSafe(decode)) {
+        Ok(result) => result.map_err(|error| error.to_string()),
+        Err(_) => Err("the decoder stopped at it".to_owned()),
+    }
 }
