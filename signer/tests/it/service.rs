@@ -35,7 +35,7 @@ fn refused(error: ClientError) -> (u16, String) {
 
 /// Posts a form to the token endpoint by hand.
 async fn post_form(signer: &Signer, form: &[(&str, &str)]) -> Response {
-    let request = reqwest::Client::new().post(format!("{}/oauth/token", signer.url())).form(form);
+    let request = http().post(format!("{}/oauth/token", signer.url())).form(form);
     request.send().await.expect("an answer")
 }
 
@@ -51,6 +51,11 @@ async fn execute(signer: &Signer, sql: &'static str, value: &str) {
     let done = sqlx::query(sql).bind(value).execute(&mut connection).await.expect("executed");
     assert_eq!(done.rows_affected(), 1);
     connection.close().await.expect("closed");
+}
+
+/// A client that gives up: a signer that hangs must fail the test, not stall it.
+fn http() -> reqwest::Client {
+    reqwest::Client::builder().timeout(std::time::Duration::from_secs(10)).build().expect("a client")
 }
 
 #[tokio::test]
@@ -120,7 +125,7 @@ async fn the_form_works_as_rfc_6749_says() {
         assert!(body["error_description"].is_string());
     }
 
-    let both = reqwest::Client::new()
+    let both = http()
         .post(format!("{}/oauth/token", signer.url()))
         .basic_auth(key.id(), Some(key.expose()))
         .form(&[grant_type, with_secret]);
@@ -212,7 +217,7 @@ async fn grants_are_refused_with_a_reason() {
 async fn the_grant_endpoint_reads_strictly() {
     let signer = Signer::start(settings()).await;
     let access = signer.client(&signer.keys.writer).access_token(&[]).await.expect("a token");
-    let http = reqwest::Client::new();
+    let http = http();
     let url = format!("{}/v1/grants", signer.url());
     let mut named = serde_json::to_value(request()).expect("JSON");
     named["tenant"] = json!("globex");
@@ -237,7 +242,7 @@ async fn the_grant_endpoint_reads_strictly() {
 async fn forwarded_addresses_are_not_believed() {
     let signer = Signer::start(settings()).await;
     let key = &signer.keys.writer;
-    let answer = reqwest::Client::new()
+    let answer = http()
         .post(format!("{}/oauth/token", signer.url()))
         .header("x-forwarded-for", "203.0.113.9")
         .header("forwarded", "for=203.0.113.9")
@@ -257,10 +262,10 @@ async fn forwarded_addresses_are_not_believed() {
 async fn open_endpoints_answer() {
     let signer = Signer::start(settings()).await;
     for (path, status) in [("healthz", 200), ("readyz", 200), (".well-known/jwks.json", 200), ("nothing", 404)] {
-        let answer = reqwest::get(format!("{}/{path}", signer.url())).await.expect("an answer");
+        let answer = http().get(format!("{}/{path}", signer.url())).send().await.expect("an answer");
         assert_eq!(answer.status().as_u16(), status, "{path}");
     }
-    let jwks = reqwest::get(format!("{}/.well-known/jwks.json", signer.url())).await.expect("an answer");
+    let jwks = http().get(format!("{}/.well-known/jwks.json", signer.url())).send().await.expect("an answer");
     assert_eq!(jwks.headers()["cache-control"], "public, max-age=300");
     let jwks: Value = jwks.json().await.expect("JSON");
     assert_eq!(jwks["keys"][0]["crv"], "Ed25519");

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use super::tokenizer_json::{END_ID, VOCAB};
 
-/// Sizes of a model. Fields are named as people speak of them; [`Shape::config_json`] has Qwen3's names.
+/// Sizes of a model. Fields are named as people speak of them; `config.json` has Qwen3's names.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Shape {
