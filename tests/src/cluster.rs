@@ -383,10 +383,11 @@ impl Cluster {
     }
 }
 
-/// Where cargo leaves the programs: beside this test's own folder.
+/// Where cargo leaves the programs: a benchmark stands beside them, a test in `deps` below.
 pub fn release_dir() -> PathBuf {
-    let test = std::env::current_exe().expect("this test's path");
-    test.parent().and_then(Path::parent).expect("target/release").to_owned()
+    let this = std::env::current_exe().expect("this program's path");
+    let dir = this.parent().expect("a folder");
+    if dir.ends_with("deps") { dir.parent().expect("target/release").to_owned() } else { dir.to_owned() }
 }
 
 /// An address that was free a moment ago.

@@ -27,7 +27,7 @@ fn setting(name: &str, default: usize) -> anyhow::Result<usize> {
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
     let (texts, layers, turns) =
-        (setting("BENCH_TEXTS", 600)?, setting("BENCH_LAYERS", 2)?, setting("BENCH_TURNS", 3)?);
+        (setting("BENCH_TEXTS", 3000)?, setting("BENCH_LAYERS", 2)?, setting("BENCH_TURNS", 2)?);
     let mut cluster = Cluster::on(Servers::shared()).await;
     let dir = cluster.dir.path().join("realistic");
     println!(
