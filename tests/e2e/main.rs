@@ -8,5 +8,6 @@ mod local_mode;
 mod outages;
 mod quota;
 mod refusals;
+mod repair;
 mod topology;
 mod two_tenants;
