@@ -9,6 +9,7 @@ use aws_sdk_s3::{
         retry::RetryConfig, timeout::TimeoutConfig,
     },
     error::{DisplayErrorContext, ProvideErrorMetadata, SdkError},
+    operation::list_objects_v2::ListObjectsV2Output,
     primitives::ByteStream,
 };
 use bytes::Bytes;
@@ -220,6 +221,34 @@ impl Store {
     /// All objects under `prefix` in the keys' order, those after `start_after` where given.
     pub async fn list(&self, prefix: &str, start_after: Option<&str>) -> Result<Vec<Object>, StoreError> {
         let mut objects = Vec::new();
+        self.each_page(prefix, start_after, None, |page| {
+            objects.extend(page.contents().iter().map(|object| Object {
+                key: object.key().unwrap_or_default().to_owned(),
+                bytes: object.size().unwrap_or_default() as u64,
+                modified_s: object.last_modified().map(|time| time.as_secs_f64()).unwrap_or_default(),
+            }));
+        })
+        .await?;
+        Ok(objects)
+    }
+
+    /// The "folders" directly under `prefix`, each with its trailing slash.
+    pub async fn list_folders(&self, prefix: &str) -> Result<Vec<String>, StoreError> {
+        let mut folders = Vec::new();
+        self.each_page(prefix, None, Some("/"), |page| {
+            folders.extend(page.common_prefixes().iter().filter_map(|folder| folder.prefix().map(str::to_owned)));
+        })
+        .await?;
+        Ok(folders)
+    }
+
+    async fn each_page(
+        &self,
+        prefix: &str,
+        start_after: Option<&str>,
+        delimiter: Option<&str>,
+        mut take: impl FnMut(&ListObjectsV2Output),
+    ) -> Result<(), StoreError> {
         let mut token: Option<String> = None;
         loop {
             let page = self
@@ -228,43 +257,15 @@ impl Store {
                 .bucket(&self.bucket)
                 .prefix(prefix)
                 .set_start_after(start_after.map(str::to_owned))
+                .set_delimiter(delimiter.map(str::to_owned))
                 .set_continuation_token(token.take())
                 .send()
                 .await
                 .map_err(|error| StoreError::new("list", prefix, error))?;
-            for object in page.contents() {
-                objects.push(Object {
-                    key: object.key().unwrap_or_default().to_owned(),
-                    bytes: object.size().unwrap_or_default() as u64,
-                    modified_s: object.last_modified().map(|time| time.as_secs_f64()).unwrap_or_default(),
-                });
-            }
+            take(&page);
             match page.next_continuation_token() {
                 Some(next) if page.is_truncated() == Some(true) => token = Some(next.to_owned()),
-                _ => return Ok(objects),
-            }
-        }
-    }
-
-    /// The "folders" directly under `prefix`, each with its trailing slash.
-    pub async fn list_folders(&self, prefix: &str) -> Result<Vec<String>, StoreError> {
-        let mut folders = Vec::new();
-        let mut token: Option<String> = None;
-        loop {
-            let page = self
-                .client
-                .list_objects_v2()
-                .bucket(&self.bucket)
-                .prefix(prefix)
-                .delimiter("/")
-                .set_continuation_token(token.take())
-                .send()
-                .await
-                .map_err(|error| StoreError::new("list", prefix, error))?;
-            folders.extend(page.common_prefixes().iter().filter_map(|folder| folder.prefix().map(str::to_owned)));
-            match page.next_continuation_token() {
-                Some(next) if page.is_truncated() == Some(true) => token = Some(next.to_owned()),
-                _ => return Ok(folders),
+                _ => return Ok(()),
             }
         }
     }
