@@ -8,7 +8,7 @@ use vecmill_tests::{
     Cluster, Tenant, WorkerOptions, corpus,
     results::{StoredRow, check_completed},
 };
-use vecmill_worker::engine::{Model, Tokenizer, finish};
+use vecmill_worker::engine::{Compute, Model, Tokenizer, finish};
 
 const TEXTS: usize = 2_500;
 const CHUNK_ROWS: usize = 100;
@@ -81,7 +81,7 @@ async fn success_is_the_newest(store: &Store, keys: &JobKeys) {
 /// The smallest cosine between a stored vector and the engine's own of the same text computed alone.
 fn worst_cosine(model: &Path, rows: &[StoredRow], texts: &[(String, String)]) -> f64 {
     let tokenizer = Tokenizer::load(model).expect("the model's tokenizer");
-    let model = Model::load(model).expect("the model");
+    let model = Model::load(model, &Compute::default()).expect("the model");
     let cosines = rows.iter().zip(texts).map(|(row, (_, text))| {
         let tokens = tokenizer.encode(text, None).expect("tokens");
         let hidden = model.forward(&[&tokens]).expect("a forward pass");

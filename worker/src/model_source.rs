@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use crate::engine::{LoadError, Model, Tokenizer, synthetic};
+use crate::engine::{Compute, LoadError, Model, Tokenizer, synthetic};
 
 /// The name under which the random model is served. Its vectors mean nothing; it is for trying the pipeline.
 pub const RANDOM_MODEL: &str = "vecmill/random";
@@ -18,12 +18,15 @@ pub struct ModelSource {
     /// Folder with config.json, tokenizer.json and the safetensors files
     #[arg(long, env = "VECMILL_MODEL_DIR", value_name = "DIR")]
     pub model_dir: Option<PathBuf>,
+    /// How it computes.
+    #[command(flatten)]
+    pub compute: Compute,
 }
 
 impl ModelSource {
     /// The random model.
     pub fn random() -> Self {
-        Self { model: RANDOM_MODEL.to_owned(), model_dir: None }
+        Self { model: RANDOM_MODEL.to_owned(), model_dir: None, compute: Compute::default() }
     }
 
     /// What is wrong with the settings, a sentence each.
@@ -51,7 +54,7 @@ impl ModelSource {
                 dir
             }
         };
-        Ok((Model::load(&dir)?, Tokenizer::load(&dir)?))
+        Ok((Model::load(&dir, &self.compute)?, Tokenizer::load(&dir)?))
     }
 }
 

@@ -12,7 +12,7 @@ use anyhow::Context;
 use vecmill_tests::{Cluster, Servers, Tenant, WorkerOptions, corpus};
 use vecmill_worker::{
     embedder::Embedder,
-    engine::{Model, Tokenizer, finish, synthetic},
+    engine::{Compute, Model, Tokenizer, finish, synthetic},
     metrics::Metrics,
 };
 
@@ -42,7 +42,8 @@ async fn main() -> anyhow::Result<()> {
     let tenant = cluster.tenant("bench", &[]);
     let worker = cluster.worker(WorkerOptions::default()).await;
     let tokenizer = Tokenizer::load(&dir)?;
-    let embedder = Embedder::start(Model::load(&dir)?, BATCH_TOKENS, Arc::new(Metrics::default()))?;
+    let embedder =
+        Embedder::start(Model::load(&dir, &Compute::default())?, BATCH_TOKENS, Arc::new(Metrics::default()))?;
 
     let (mut alone, mut whole, mut tokens) = (Vec::new(), Vec::new(), 0);
     for turn in 0..turns {

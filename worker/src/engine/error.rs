@@ -48,6 +48,14 @@ pub enum LoadError {
         /// Why.
         reason: String,
     },
+    /// The CPU can't compute in bf16.
+    #[error("this CPU has no AVX512-BF16: compute in f32 (--dtype f32, VECMILL_COMPUTE_DTYPE)")]
+    NoBf16,
+    /// There is no GPU, or the program can't use one.
+    #[error(
+        "this program was built without CUDA: take --device cpu (VECMILL_DEVICE), or build it with --features cuda"
+    )]
+    NoCuda,
     /// candle refused an operation.
     #[error("loading weights: {0}")]
     Candle(#[from] candle_core::Error),

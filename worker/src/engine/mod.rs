@@ -7,19 +7,31 @@
 //! A vector is made in three steps, each on its own thread of the pipeline: [`Tokenizer::encode`] (any thread),
 //! [`Model::forward`] (the one thread that owns the model), [`finish`] (any thread).
 
-mod attention;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+mod compute;
 mod config;
 mod error;
 mod finish;
-mod layer;
 mod model;
+mod packing;
 mod revision;
 mod rope;
 pub mod synthetic;
+mod tensor;
 mod tokenizer;
 mod weights;
 
+pub use compute::{Compute, ComputeDevice, ComputeDtype, Precision};
 pub use error::{EngineError, LoadError, NonFinite, TokenizeError};
 pub use finish::finish;
 pub use model::{Model, ModelInfo};
 pub use tokenizer::{END_TOKEN, TEXT_BYTES_PER_TOKEN_MAX, Tokenizer};
+
+/// Whether the CPU has instructions for bf16 products that the engine uses.
+pub fn cpu_has_bf16() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    return avx512::supported();
+    #[cfg(not(target_arch = "x86_64"))]
+    false
+}

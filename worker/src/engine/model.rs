@@ -2,16 +2,16 @@
 
 use std::path::Path;
 
-use candle_core::{DType, Device, Tensor};
-use candle_nn::ops::rms_norm;
+use candle_core::DType;
 
-use super::attention::Span;
+#[cfg(target_arch = "x86_64")]
+use super::avx512;
+use super::compute::{Compute, Precision};
 use super::config::Config;
-use super::layer::{Layer, Pooled, Rows};
+use super::packing::Packed;
 use super::revision::revision;
-use super::rope::Rope;
-use super::weights::{EMBEDDINGS, Weights};
-use super::{EngineError, LoadError, Tokenizer};
+use super::weights::Weights;
+use super::{EngineError, LoadError, Tokenizer, tensor};
 
 /// What callers need to know about a loaded model.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -21,6 +21,8 @@ pub struct ModelInfo {
     /// SHA-256, in hex, over `config.json`, `tokenizer.json` and the weights: the same as
     /// `sha256sum config.json tokenizer.json *.safetensors | sha256sum` in the model's folder.
     pub revision: String,
+    /// Precision of its matrix products.
+    pub precision: Precision,
     /// Values of a row, and so the most dimensions a vector can have.
     pub hidden: usize,
     /// The most tokens a text may have, the end token included.
@@ -31,16 +33,18 @@ pub struct ModelInfo {
     pub end_token: u32,
 }
 
-/// Qwen3-Embedding with its weights in memory, f32 on the CPU. One thread owns it and runs one batch after the other;
-/// matrix products use rayon's threads.
+/// Qwen3-Embedding with its weights in memory. One thread owns it and runs one batch after the other; on a CPU, matrix
+/// products use rayon's threads.
 pub struct Model {
     info: ModelInfo,
-    /// `[vocab, hidden]`, in the type it has on disk: only looked up, so widening all of it would buy nothing.
-    embeddings: Tensor,
-    layers: Vec<Layer>,
-    final_norm: Tensor,
-    eps: f32,
-    rope: Rope,
+    forward: Forward,
+}
+
+/// The passes that there are. They take the same rows and give the same vectors, within their precisions.
+enum Forward {
+    Tensor(tensor::Forward),
+    #[cfg(target_arch = "x86_64")]
+    Avx512(avx512::Forward),
 }
 
 impl Model {
@@ -49,9 +53,10 @@ impl Model {
     /// Reads every weight twice (digest, then load) and takes the time of that: seconds for 0.6B.
     ///
     /// # Errors
-    /// A file is absent or malformed, a tensor does not fit `config.json`, or the configuration asks for something the
-    /// forward pass does not do.
-    pub fn load(dir: &Path) -> Result<Self, LoadError> {
+    /// A file is absent or malformed, a tensor does not fit `config.json`, the configuration asks for something the
+    /// forward pass does not do, or the machine lacks what `compute` insists on.
+    pub fn load(dir: &Path, compute: &Compute) -> Result<Self, LoadError> {
+        let (device, precision) = compute.resolve()?;
         let config = Config::load(&dir.join("config.json"))?;
         // Not kept; but a model without a tokenizer that ends texts as pooling needs must not start.
         let end_token = Tokenizer::load(dir)?.end_token();
@@ -64,24 +69,22 @@ impl Model {
         }
         let files = Weights::file_names(dir)?;
         let weights = Weights::open(dir, &files)?;
-        let hidden = config.hidden_size;
+        let forward = match precision {
+            #[cfg(target_arch = "x86_64")]
+            Precision::Bf16 if device.is_cpu() => Forward::Avx512(avx512::Forward::load(&weights, &config)?),
+            Precision::Bf16 => Forward::Tensor(tensor::Forward::load(&weights, &config, &device, DType::BF16)?),
+            Precision::F32 => Forward::Tensor(tensor::Forward::load(&weights, &config, &device, DType::F32)?),
+        };
         let info = ModelInfo {
             name: folder_name(dir)?,
             revision: revision(dir, &files)?,
-            hidden,
+            precision,
+            hidden: config.hidden_size,
             tokens_max: config.tokens_max(),
             vocab: config.vocab_size,
             end_token,
         };
-        let layer = |number| Layer::load(&weights, &config, number);
-        Ok(Self {
-            info,
-            embeddings: weights.stored(EMBEDDINGS, &[config.vocab_size, hidden])?,
-            layers: (0..config.num_hidden_layers).map(layer).collect::<Result<_, _>>()?,
-            final_norm: weights.f32("norm.weight", &[hidden])?,
-            eps: config.rms_norm_eps as f32,
-            rope: Rope::new(&config)?,
-        })
+        Ok(Self { info, forward })
     }
 
     /// What was loaded.
@@ -102,18 +105,15 @@ impl Model {
         for (index, text) in texts.iter().enumerate() {
             self.check(index, text)?;
         }
-        let Some((last, layers)) = self.layers.split_last() else { return Ok(Vec::new()) };
         if texts.is_empty() {
             return Ok(Vec::new());
         }
-        let (rows, pooled) = self.lay_out(texts)?;
-        let ids = Tensor::new(texts.concat(), &Device::Cpu)?;
-        let mut hidden = self.embeddings.index_select(&ids, 0)?.to_dtype(DType::F32)?;
-        for layer in layers {
-            hidden = layer.forward(&hidden, &rows)?;
+        let packed = Packed::new(texts);
+        match &self.forward {
+            Forward::Tensor(forward) => forward.forward(&packed),
+            #[cfg(target_arch = "x86_64")]
+            Forward::Avx512(forward) => forward.forward(&packed),
         }
-        let hidden = last.forward_pooled(&hidden, &rows, &pooled)?;
-        Ok(rms_norm(&hidden, &self.final_norm, self.eps)?.to_vec2()?)
     }
 
     fn check(&self, index: usize, text: &[u32]) -> Result<(), EngineError> {
@@ -124,27 +124,6 @@ impl Model {
             Some(&token) => Err(EngineError::Token { index, token, vocab }),
             None => Ok(()),
         }
-    }
-
-    /// Where each text's rows lie, and which rows are pooled.
-    fn lay_out(&self, texts: &[&[u32]]) -> Result<(Rows, Pooled), EngineError> {
-        let starts = texts.iter().scan(0, |end, text| {
-            let start = *end;
-            *end += text.len();
-            Some((start, text.len()))
-        });
-        let spans: Vec<Span> = starts
-            .map(|(start, len)| Span { query_start: start, query_len: len, key_start: start, key_len: len })
-            .collect();
-        let pooled_spans = spans.iter().enumerate().map(|(i, span)| Span { query_start: i, query_len: 1, ..*span });
-        let last_rows: Vec<u32> = spans.iter().map(|span| (span.key_start + span.key_len - 1) as u32).collect();
-        let positions = spans.iter().flat_map(|span| 0..span.key_len as u32).collect();
-        let last_positions = spans.iter().map(|span| span.key_len as u32 - 1).collect();
-        let pooled = Pooled {
-            index: Tensor::new(last_rows, &Device::Cpu)?,
-            rows: Rows { spans: pooled_spans.collect(), angles: self.rope.angles(last_positions)? },
-        };
-        Ok((Rows { spans, angles: self.rope.angles(positions)? }, pooled))
     }
 }
 

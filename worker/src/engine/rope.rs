@@ -1,46 +1,42 @@
-//! Rotary positions: one table for the model's life, gathered by position for every batch.
+//! Rotary positions: one table for the model's life.
 
-use candle_core::{Device, Result, Tensor};
+use rayon::prelude::*;
 
 use super::config::Config;
 
 /// Cosines and sines of every position, `[tokens_max, head_dim / 2]` each (16 MB for 32,768 positions of 128).
 pub(super) struct Rope {
-    cos: Tensor,
-    sin: Tensor,
-}
-
-/// Cosines and sines of the rows of one packed batch, `[rows, head_dim / 2]` each.
-pub(super) struct Angles {
-    cos: Tensor,
-    sin: Tensor,
+    cos: Vec<f32>,
+    sin: Vec<f32>,
+    half: usize,
 }
 
 impl Rope {
-    pub(super) fn new(config: &Config) -> Result<Self> {
+    pub(super) fn new(config: &Config) -> Self {
         let (positions, half) = (config.max_position_embeddings, config.head_dim / 2);
         // Products in f32, as the model was trained with: at position 32,767 the rounding of an angle is visible, and
         // the trained one is the right one.
         let frequency = |i: usize| (1.0 / config.rope_theta.powf(2.0 * i as f64 / config.head_dim as f64)) as f32;
         let frequencies: Vec<f32> = (0..half).map(frequency).collect();
-        let angles = (0..positions).flat_map(|p| frequencies.iter().map(move |f| p as f32 * f));
-        let (sin, cos): (Vec<f32>, Vec<f32>) = angles.map(f32::sin_cos).unzip();
-        let shape = (positions, half);
-        Ok(Self { cos: Tensor::from_vec(cos, shape, &Device::Cpu)?, sin: Tensor::from_vec(sin, shape, &Device::Cpu)? })
+        let (mut cos, mut sin) = (vec![0.0; positions * half], vec![0.0; positions * half]);
+        cos.par_chunks_exact_mut(half).zip(sin.par_chunks_exact_mut(half)).enumerate().for_each(
+            |(position, (cos, sin))| {
+                for ((cos, sin), frequency) in cos.iter_mut().zip(sin).zip(&frequencies) {
+                    (*sin, *cos) = (position as f32 * frequency).sin_cos();
+                }
+            },
+        );
+        Self { cos, sin, half }
     }
 
-    /// Angles of the given positions, one a packed row.
-    pub(super) fn angles(&self, positions: Vec<u32>) -> Result<Angles> {
-        let positions = Tensor::new(positions, &Device::Cpu)?;
-        Ok(Angles { cos: self.cos.index_select(&positions, 0)?, sin: self.sin.index_select(&positions, 0)? })
+    /// Cosines and sines of one position.
+    pub(super) fn at(&self, position: usize) -> (&[f32], &[f32]) {
+        let range = position * self.half..(position + 1) * self.half;
+        (&self.cos[range.clone()], &self.sin[range])
     }
-}
 
-impl Angles {
-    /// Turns `[rows, heads, head_dim]`.
-    pub(super) fn turn(&self, heads: &Tensor) -> Result<Tensor> {
-        // candle's layout is [batch, rows, heads, head_dim]; to it the packed rows are one sequence, each with the
-        // position that was gathered for it.
-        candle_nn::rotary_emb::rope_thd(&heads.unsqueeze(0)?, &self.cos, &self.sin)?.squeeze(0)
+    /// The whole table, cosines and sines, and its width.
+    pub(super) fn table(&self) -> (&[f32], &[f32], usize) {
+        (&self.cos, &self.sin, self.half)
     }
 }

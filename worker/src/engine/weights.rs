@@ -5,6 +5,9 @@ use std::path::{Component, Path};
 
 use candle_core::safetensors::MmapedSafetensors;
 use candle_core::{DType, Device, Tensor};
+use half::{bf16, f16};
+use safetensors::Dtype;
+use safetensors::tensor::TensorView;
 use serde::Deserialize;
 
 use super::LoadError;
@@ -64,17 +67,8 @@ impl Weights {
 
     /// A tensor as it is on disk, after checking its shape and that its type is a float the engine can widen.
     pub(super) fn stored(&self, name: &str, shape: &[usize]) -> Result<Tensor, LoadError> {
-        let name = format!("{}{name}", self.prefix);
-        let refuse = |reason: String| LoadError::Tensor { name: name.clone(), reason };
-        let view = self.files.get(&name).map_err(|_| refuse("is absent".into()))?;
-        if view.shape() != shape {
-            return Err(refuse(format!("has the shape {:?}, config.json calls for {shape:?}", view.shape())));
-        }
-        let tensor = self.files.load(&name, &Device::Cpu)?;
-        match tensor.dtype() {
-            DType::BF16 | DType::F16 | DType::F32 => Ok(tensor),
-            other => Err(refuse(format!("is stored as {other:?}; bf16, f16 and f32 are supported"))),
-        }
+        let (name, _, _) = self.view(name, shape)?;
+        Ok(self.files.load(&name, &Device::Cpu)?)
     }
 
     /// A tensor widened to f32.
@@ -82,13 +76,91 @@ impl Weights {
         Ok(self.stored(name, shape)?.to_dtype(DType::F32)?)
     }
 
-    /// Several `[rows, columns]` tensors on top of each other, as f32: one matrix product instead of several.
+    /// Values of a norm.
+    pub(super) fn vector(&self, name: &str, len: usize) -> Result<Vec<f32>, LoadError> {
+        Ok(self.f32(name, &[len])?.to_vec1()?)
+    }
+
+    /// Several `[rows, columns]` tensors on top of each other: one matrix product instead of several.
     pub(super) fn stacked(&self, parts: &[(String, usize)], columns: usize) -> Result<Tensor, LoadError> {
         let parts = parts
             .iter()
             .map(|(name, rows)| self.f32(name, &[*rows, columns]))
             .collect::<Result<Vec<_>, LoadError>>()?;
         Ok(Tensor::cat(&parts, 0)?)
+    }
+
+    /// Several `[rows, columns]` tensors on top of each other, where they are mapped.
+    pub(super) fn matrix(&self, parts: &[(String, usize)], columns: usize) -> Result<Matrix<'_>, LoadError> {
+        let parts = parts
+            .iter()
+            .map(|(name, rows)| {
+                let (_, stored, view) = self.view(name, &[*rows, columns])?;
+                Ok(Part { bytes: view.data(), stored, rows: *rows })
+            })
+            .collect::<Result<_, LoadError>>()?;
+        Ok(Matrix { parts, columns })
+    }
+
+    fn view(&self, name: &str, shape: &[usize]) -> Result<(String, Dtype, TensorView<'_>), LoadError> {
+        let name = format!("{}{name}", self.prefix);
+        let refuse = |reason: String| LoadError::Tensor { name: name.clone(), reason };
+        let view = self.files.get(&name).map_err(|_| refuse("is absent".into()))?;
+        if view.shape() != shape {
+            return Err(refuse(format!("has the shape {:?}, config.json calls for {shape:?}", view.shape())));
+        }
+        match view.dtype() {
+            stored @ (Dtype::BF16 | Dtype::F16 | Dtype::F32) => Ok((name, stored, view)),
+            other => Err(refuse(format!("is stored as {other:?}; bf16, f16 and f32 are supported"))),
+        }
+    }
+}
+
+/// `[rows, columns]` values in the mapped files.
+pub(super) struct Matrix<'a> {
+    parts: Vec<Part<'a>>,
+    columns: usize,
+}
+
+struct Part<'a> {
+    bytes: &'a [u8],
+    stored: Dtype,
+    rows: usize,
+}
+
+impl Matrix<'_> {
+    pub(super) fn rows(&self) -> usize {
+        self.parts.iter().map(|part| part.rows).sum()
+    }
+
+    pub(super) fn columns(&self) -> usize {
+        self.columns
+    }
+
+    /// Writes a row to `out`, rounded to bf16.
+    pub(super) fn row(&self, mut row: usize, out: &mut [bf16]) {
+        for part in &self.parts {
+            if row < part.rows {
+                return part.row(row, self.columns, out);
+            }
+            row -= part.rows;
+        }
+    }
+}
+
+impl Part<'_> {
+    fn row(&self, row: usize, columns: usize, out: &mut [bf16]) {
+        let width = if self.stored == Dtype::F32 { 4 } else { 2 };
+        let bytes = &self.bytes[row * columns * width..][..columns * width];
+        let (pairs, _) = bytes.as_chunks::<2>();
+        let (quads, _) = bytes.as_chunks::<4>();
+        match self.stored {
+            Dtype::F32 => out.iter_mut().zip(quads).for_each(|(out, v)| *out = bf16::from_f32(f32::from_le_bytes(*v))),
+            Dtype::F16 => {
+                out.iter_mut().zip(pairs).for_each(|(out, v)| *out = bf16::from_f32(f16::from_le_bytes(*v).to_f32()))
+            }
+            _ => out.iter_mut().zip(pairs).for_each(|(out, v)| *out = bf16::from_le_bytes(*v)),
+        }
     }
 }
 

@@ -28,6 +28,7 @@ use super::{
     search::{Hit, Vectors, embed_query},
 };
 use crate::{
+    engine::{Compute, ComputeDevice, ComputeDtype},
     model_source::{ModelSource, RANDOM_MODEL},
     panics,
 };
@@ -75,6 +76,12 @@ struct Cli {
     /// Element type of the stored vectors
     #[arg(long, env = "VECMILL_DTYPE", value_enum, default_value_t)]
     dtype: Dtype,
+    /// Precision of the model's products; by default bf16 on a GPU and on CPUs with AVX512-BF16, else f32
+    #[arg(long, env = "VECMILL_COMPUTE_DTYPE", value_enum, default_value_t)]
+    compute_dtype: ComputeDtype,
+    /// What computes
+    #[arg(long, env = "VECMILL_DEVICE", value_enum, default_value_t)]
+    device: ComputeDevice,
     /// Task that the corpus' texts are queries for; leave out for passages
     #[arg(long, env = "VECMILL_INSTRUCTION", value_name = "TASK")]
     instruction: Option<String>,
@@ -142,7 +149,11 @@ pub async fn main() -> ExitCode {
 /// Runs; an error is a sentence for the user.
 async fn run(cli: Cli) -> anyhow::Result<()> {
     let begun = Instant::now();
-    let model = ModelSource { model: cli.model.clone(), model_dir: cli.model_dir.clone() };
+    let model = ModelSource {
+        model: cli.model.clone(),
+        model_dir: cli.model_dir.clone(),
+        compute: Compute { dtype: cli.compute_dtype, device: cli.device },
+    };
     let mistakes = model.mistakes();
     anyhow::ensure!(mistakes.is_empty(), "{}", mistakes.join("\n"));
     std::fs::create_dir_all(&cli.out).with_context(|| format!("{} can't be written", cli.out.display()))?;

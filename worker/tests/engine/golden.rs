@@ -2,19 +2,42 @@
 
 use serde::Deserialize;
 use vecmill_worker::engine::synthetic::{Shape, token_ids};
-use vecmill_worker::engine::{EngineError, Model};
+use vecmill_worker::engine::{ComputeDtype, EngineError, Model, cpu_has_bf16};
 
-use crate::support::{SEED, cosine, difference, loaded, vectors};
+use crate::support::{SEED, cosine, difference, loaded, loaded_as, vectors};
 
-/// How far a unit vector's values may move with the batch: matrix products of another height add in another order.
-/// Measured: 3e-7. A wrong position, mask or row moves them by 1e-2 and more.
-const BATCH_TOLERANCE: f32 = 3e-6;
+/// What a precision must hold.
+struct Bounds {
+    dtype: ComputeDtype,
+    /// The cosine that golden vectors, which are f32, must reach.
+    cosine_min: f64,
+    /// How far a unit vector's values may lie from transformers'. Another library's f32 adds in another order, in every
+    /// layer; bf16 rounds what goes into a product to 8 bits.
+    golden: f32,
+    /// How far a unit vector's values may move with the batch. A wrong position, mask or row moves them by 1e-2 and more.
+    batch: f32,
+}
 
-/// How far a unit vector's values may lie from transformers'. Another library's f32 adds in another order, in every layer.
-const GOLDEN_TOLERANCE: f32 = 1e-5;
+const F32: Bounds = Bounds {
+    dtype: ComputeDtype::F32,
+    cosine_min: 0.99999,
+    golden: 1e-5,
+    // Matrix products of another height add in another order. Measured: 3e-7.
+    batch: 3e-6,
+};
 
-/// The cosine that golden vectors must reach.
-const COSINE_MIN: f64 = 0.99999;
+const BF16: Bounds = Bounds {
+    dtype: ComputeDtype::Bf16,
+    cosine_min: 0.9999,
+    golden: 1e-2,
+    // The microkernel adds in one order, whatever the height of a tile: the same bits.
+    batch: 0.0,
+};
+
+/// Every precision that this CPU computes in. That the others are refused is `loading`'s to test.
+fn precisions() -> Vec<Bounds> {
+    if cpu_has_bf16() { vec![F32, BF16] } else { vec![F32] }
+}
 
 #[derive(Deserialize)]
 struct Golden {
@@ -41,8 +64,15 @@ impl Golden {
 }
 
 fn agrees_with_golden(name: &str) {
+    for bounds in precisions() {
+        agrees_within(name, &bounds);
+    }
+}
+
+fn agrees_within(name: &str, bounds: &Bounds) {
     let golden = Golden::read(name);
-    let model = loaded(&golden.shape, golden.seed);
+    let model = loaded_as(&golden.shape, golden.seed, bounds.dtype);
+    let name = format!("{name} {:?}", bounds.dtype);
     let texts = golden.texts();
     let mut worst = (1.0f64, 0.0f32);
     let mut compare = |how: &str, got: &[Vec<f32>], order: &[usize]| {
@@ -51,8 +81,8 @@ fn agrees_with_golden(name: &str) {
             let cosine = cosine(got, &case.vector);
             let difference = difference(got, &case.vector);
             worst = (worst.0.min(cosine), worst.1.max(difference));
-            assert!(cosine > COSINE_MIN, "{name}, {how}, {} tokens: cosine {cosine}", case.length);
-            assert!(difference < GOLDEN_TOLERANCE, "{name}, {how}, {} tokens: differs by {difference}", case.length);
+            assert!(cosine > bounds.cosine_min, "{name}, {how}, {} tokens: cosine {cosine}", case.length);
+            assert!(difference < bounds.golden, "{name}, {how}, {} tokens: differs by {difference}", case.length);
         }
     };
     let order: Vec<usize> = (0..texts.len()).collect();
@@ -88,19 +118,25 @@ fn a_sharded_model_agrees_with_transformers() {
 /// Different texts, so that a row that gets its neighbour's vector shows; goldens of a length are one text each.
 #[test]
 fn a_text_has_one_vector_whatever_it_is_batched_with() {
-    let model = loaded(&Shape::first_look(), SEED);
-    let equal: Vec<_> = (0..9).map(|seed| token_ids(seed, 130)).collect();
-    let mixed: Vec<_> = (1..80).step_by(3).chain([257, 600, 128]).map(|n| token_ids(n as u64, n)).collect();
-    let permuted: Vec<_> = mixed.iter().rev().cloned().collect();
-    for batch in [&equal, &mixed, &permuted] {
-        let together = vectors(&model, batch);
-        let alone: Vec<_> = batch.iter().flat_map(|text| vectors(&model, &[text])).collect();
-        let worst = together.iter().zip(&alone).map(|(a, b)| difference(a, b)).fold(0.0, f32::max);
-        println!("{} texts: alone and together differ by {worst:e}", batch.len());
-        assert!(worst <= BATCH_TOLERANCE, "{worst:e}");
-        for (i, a) in together.iter().enumerate() {
-            for b in &together[..i] {
-                assert!(cosine(a, b) < 0.99, "different texts must be told apart: {}", cosine(a, b));
+    for bounds in precisions() {
+        let model = loaded_as(&Shape::first_look(), SEED, bounds.dtype);
+        let equal: Vec<_> = (0..9).map(|seed| token_ids(seed, 130)).collect();
+        let mixed: Vec<_> = (1..80).step_by(3).chain([257, 600, 128]).map(|n| token_ids(n as u64, n)).collect();
+        let permuted: Vec<_> = mixed.iter().rev().cloned().collect();
+        // Their first 40 tokens lie in the batch once, as a common instruction does; one of them is nothing else.
+        let instruction = &token_ids(99, 41)[..40];
+        let alike: Vec<Vec<u32>> =
+            [1, 2, 30, 300].iter().map(|&n| [instruction, &token_ids(n as u64, n)].concat()).collect();
+        for batch in [&equal, &mixed, &permuted, &alike] {
+            let together = vectors(&model, batch);
+            let alone: Vec<_> = batch.iter().flat_map(|text| vectors(&model, &[text])).collect();
+            let worst = together.iter().zip(&alone).map(|(a, b)| difference(a, b)).fold(0.0, f32::max);
+            println!("{:?}, {} texts: alone and together differ by {worst:e}", bounds.dtype, batch.len());
+            assert!(worst <= bounds.batch, "{:?}: {worst:e}", bounds.dtype);
+            for (i, a) in together.iter().enumerate() {
+                for b in &together[..i] {
+                    assert!(cosine(a, b) < 0.99, "different texts must be told apart: {}", cosine(a, b));
+                }
             }
         }
     }
@@ -109,15 +145,17 @@ fn a_text_has_one_vector_whatever_it_is_batched_with() {
 /// Longer than what attention and the MLP take at a time, beside short ones.
 #[test]
 fn long_texts_are_cut_into_blocks_without_a_trace() {
-    let shape = Shape { tokens_max: 8192, ..Shape::tiny() };
-    let model = loaded(&shape, SEED);
-    let texts = [token_ids(1, 12), token_ids(2, 8192), token_ids(3, 5)];
-    let together = vectors(&model, &texts);
-    for (text, together) in texts.iter().zip(&together) {
-        let alone = vectors(&model, &[text]);
-        let moved = difference(&alone[0], together);
-        println!("{} tokens: alone and together differ by {moved:e}", text.len());
-        assert!(moved <= BATCH_TOLERANCE, "{} tokens: {moved:e}", text.len());
+    for bounds in precisions() {
+        let shape = Shape { tokens_max: 8192, ..Shape::tiny() };
+        let model = loaded_as(&shape, SEED, bounds.dtype);
+        let texts = [token_ids(1, 12), token_ids(2, 8192), token_ids(3, 5)];
+        let together = vectors(&model, &texts);
+        for (text, together) in texts.iter().zip(&together) {
+            let alone = vectors(&model, &[text]);
+            let moved = difference(&alone[0], together);
+            println!("{:?}, {} tokens: alone and together differ by {moved:e}", bounds.dtype, text.len());
+            assert!(moved <= bounds.batch, "{:?}, {} tokens: {moved:e}", bounds.dtype, text.len());
+        }
     }
 }
 
@@ -130,7 +168,7 @@ fn every_token_counts_and_only_those_of_the_text() {
         let mut other = text.clone();
         other[place] = (other[place] + 1) % 256;
         let moved = difference(&vector, &vectors(&model, &[&other])[0]);
-        assert!(moved > 100.0 * BATCH_TOLERANCE, "token {place} moves the vector by {moved:e}");
+        assert!(moved > 100.0 * F32.batch, "token {place} moves the vector by {moved:e}");
     }
 }
 

@@ -3,14 +3,14 @@
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use vecmill_worker::engine::synthetic::{self, Shape, Stored, WriteError, token_ids};
-use vecmill_worker::engine::{LoadError, Model};
+use vecmill_worker::engine::{Compute, ComputeDtype, LoadError, Model};
 
 use crate::support::{SEED, difference, edit, loaded, vectors, written};
 
 #[test]
 fn says_what_it_loaded() {
     let (_guard, dir) = written(&Shape::tiny());
-    let info = Model::load(&dir).unwrap().info().clone();
+    let info = Model::load(&dir, &Compute::cpu(ComputeDtype::F32)).unwrap().info().clone();
     assert_eq!((info.name.as_str(), info.hidden, info.tokens_max), ("model", 64, 4096));
     assert_eq!((info.vocab, info.end_token), (257, 256));
     // What sha256sum(1) prints, hashed once more.
@@ -25,7 +25,7 @@ fn says_what_it_loaded() {
 fn the_revision_follows_every_file_that_decides_a_vector() {
     let sharded = Shape { shards: 2, ..Shape::tiny() };
     let (_guard, dir) = written(&sharded);
-    let revision = || Model::load(&dir).unwrap().info().revision.clone();
+    let revision = || Model::load(&dir, &Compute::cpu(ComputeDtype::F32)).unwrap().info().revision.clone();
     let mut seen = vec![revision()];
     edit(&dir.join("config.json"), |config| config["rope_theta"] = json!(10_000));
     seen.push(revision());
@@ -79,7 +79,7 @@ fn refuses_what_the_forward_pass_does_not_do() {
     for (name, bad) in cases {
         let (_guard, dir) = written(&Shape::tiny());
         edit(&dir.join("config.json"), |config| config[name] = bad.clone());
-        match Model::load(&dir).err() {
+        match Model::load(&dir, &Compute::cpu(ComputeDtype::F32)).err() {
             Some(error @ LoadError::Unsupported { field, .. }) => {
                 let message = error.to_string();
                 assert_eq!(field, name);
@@ -93,7 +93,7 @@ fn refuses_what_the_forward_pass_does_not_do() {
         config["sliding_window"] = json!(4096);
         config.as_object_mut().unwrap().remove("use_sliding_window");
     });
-    let error = Model::load(&dir).err().unwrap().to_string();
+    let error = Model::load(&dir, &Compute::cpu(ComputeDtype::F32)).err().unwrap().to_string();
     assert!(error.contains("sliding_window = 4096"), "{error}");
 }
 
@@ -101,7 +101,7 @@ fn refuses_what_the_forward_pass_does_not_do() {
 fn takes_a_window_that_is_switched_off_and_transformers_5s_spelling() {
     let (_guard, dir) = written(&Shape::tiny());
     let text = token_ids(SEED, 20);
-    let wanted = vectors(&Model::load(&dir).unwrap(), &[&text]);
+    let wanted = vectors(&Model::load(&dir, &Compute::cpu(ComputeDtype::F32)).unwrap(), &[&text]);
     edit(&dir.join("config.json"), |config| {
         config["sliding_window"] = json!(4096);
         config["layer_types"] = json!(["full_attention", "full_attention"]);
@@ -111,14 +111,14 @@ fn takes_a_window_that_is_switched_off_and_transformers_5s_spelling() {
             config.remove(gone);
         }
     });
-    assert_eq!(vectors(&Model::load(&dir).unwrap(), &[&text]), wanted);
+    assert_eq!(vectors(&Model::load(&dir, &Compute::cpu(ComputeDtype::F32)).unwrap(), &[&text]), wanted);
 }
 
 #[test]
 fn names_the_file_or_tensor_at_fault() {
     let (_guard, dir) = written(&Shape { shards: 2, ..Shape::tiny() });
     let fails_with = |part: &str| {
-        let error = Model::load(&dir).err().unwrap().to_string();
+        let error = Model::load(&dir, &Compute::cpu(ComputeDtype::F32)).err().unwrap().to_string();
         assert!(error.contains(part), "{error}");
     };
     let index = dir.join("model.safetensors.index.json");

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use tempfile::TempDir;
 use vecmill_worker::engine::synthetic::{self, Shape};
-use vecmill_worker::engine::{Model, finish};
+use vecmill_worker::engine::{Compute, ComputeDtype, Model, finish};
 
 pub(crate) const SEED: u64 = 7;
 
@@ -16,11 +16,16 @@ pub(crate) fn written(shape: &Shape) -> (TempDir, std::path::PathBuf) {
     (guard, dir)
 }
 
+/// In f32, whose vectors are the same on every CPU but for rounding.
 pub(crate) fn loaded(shape: &Shape, seed: u64) -> Model {
+    loaded_as(shape, seed, ComputeDtype::F32)
+}
+
+pub(crate) fn loaded_as(shape: &Shape, seed: u64, dtype: ComputeDtype) -> Model {
     let guard = tempfile::tempdir().unwrap();
     let dir = guard.path().join("model");
     synthetic::write(&dir, shape, seed).unwrap();
-    Model::load(&dir).unwrap()
+    Model::load(&dir, &Compute::cpu(dtype)).unwrap()
 }
 
 /// Whole unit vectors of a batch.

@@ -4,11 +4,12 @@ use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
 use candle_nn::ops::rms_norm;
 use rayon::prelude::*;
 
-use super::LoadError;
 use super::attention::{Span, attend};
-use super::config::Config;
-use super::rope::Angles;
-use super::weights::Weights;
+use super::heads::{Angles, NormAndTurn};
+use super::linear::Linear;
+use crate::engine::LoadError;
+use crate::engine::config::Config;
+use crate::engine::weights::Weights;
 
 /// Rows that go through the MLP at a time. Its inner width is the widest thing of the model (8B: 2 x 12,288), so a 32k
 /// text in one go would need 3 GB; at 2,048 rows the weights are still read rarely.
@@ -17,6 +18,8 @@ const MLP_ROWS: usize = 2048;
 /// The rows of a batch, and how attention is to see them.
 pub(super) struct Rows {
     pub(super) spans: Vec<Span>,
+    /// Which rows the spans' keys are, u32, if they don't lie one after the other (texts share a prefix).
+    pub(super) key_rows: Option<Tensor>,
     pub(super) angles: Angles,
 }
 
@@ -24,25 +27,26 @@ pub(super) struct Rows {
 pub(super) struct Pooled {
     /// Which of the batch's rows, u32.
     pub(super) index: Tensor,
-    pub(super) rows: Rows,
+    pub(super) spans: Vec<Span>,
+    pub(super) angles: Angles,
 }
 
-/// Weights are `[out, in]`, as stored; products take their transposed view.
+/// Weights of a layer.
 pub(super) struct Layer {
     input_norm: Tensor,
     /// Queries, keys and values on top of each other.
-    qkv: Tensor,
+    qkv: Linear,
     query_norm: Tensor,
     key_norm: Tensor,
-    output: Tensor,
+    output: Linear,
     mlp_norm: Tensor,
     /// Gate and up on top of each other.
-    gate_up: Tensor,
-    down: Tensor,
+    gate_up: Linear,
+    down: Linear,
     eps: f32,
+    heads: usize,
+    kv_heads: usize,
     head_dim: usize,
-    query_width: usize,
-    key_width: usize,
 }
 
 impl Layer {
@@ -55,71 +59,77 @@ impl Layer {
             (name("self_attn.k_proj"), key_width),
             (name("self_attn.v_proj"), key_width),
         ];
+        let gate_up = [(name("mlp.gate_proj"), inner), (name("mlp.up_proj"), inner)];
         Ok(Self {
             input_norm: weights.f32(&name("input_layernorm"), &[hidden])?,
-            qkv: weights.stacked(&qkv, hidden)?,
+            qkv: Linear::new(weights.stacked(&qkv, hidden)?),
             query_norm: weights.f32(&name("self_attn.q_norm"), &[config.head_dim])?,
             key_norm: weights.f32(&name("self_attn.k_norm"), &[config.head_dim])?,
-            output: weights.f32(&name("self_attn.o_proj"), &[hidden, query_width])?,
+            output: Linear::new(weights.f32(&name("self_attn.o_proj"), &[hidden, query_width])?),
             mlp_norm: weights.f32(&name("post_attention_layernorm"), &[hidden])?,
-            gate_up: weights.stacked(&[(name("mlp.gate_proj"), inner), (name("mlp.up_proj"), inner)], hidden)?,
-            down: weights.f32(&name("mlp.down_proj"), &[hidden, inner])?,
+            gate_up: Linear::new(weights.stacked(&gate_up, hidden)?),
+            down: Linear::new(weights.f32(&name("mlp.down_proj"), &[hidden, inner])?),
             eps: config.rms_norm_eps as f32,
+            heads: config.num_attention_heads,
+            kv_heads: config.num_key_value_heads,
             head_dim: config.head_dim,
-            query_width,
-            key_width,
         })
     }
 
     /// `[rows, hidden]` to the same.
     pub(super) fn forward(&self, hidden: &Tensor, rows: &Rows) -> Result<Tensor> {
-        let qkv = rms_norm(hidden, &self.input_norm, self.eps)?.matmul(&self.qkv.t()?)?;
-        let q = self.queries(&qkv.narrow(1, 0, self.query_width)?, &rows.angles)?;
-        let (k, v) = self.keys_values(&qkv.narrow(1, self.query_width, 2 * self.key_width)?, &rows.angles)?;
-        self.after_attention(hidden, &attend(&q, &k, &v, &rows.spans)?)
+        let qkv = self.split_heads(&self.qkv.forward(&rms_norm(hidden, &self.input_norm, self.eps)?)?)?;
+        let norms = [(self.heads, &self.query_norm), (self.kv_heads, &self.key_norm)];
+        qkv.inplace_op1(&NormAndTurn { norms: &norms, eps: self.eps, angles: &rows.angles })?;
+        let (k, v) = self.keys_values(&qkv, self.heads, rows)?;
+        self.after_attention(hidden, &attend(&qkv.narrow(1, 0, self.heads)?, &k, &v, &rows.spans)?)
     }
 
     /// The last layer: `[rows, hidden]` to `[texts, hidden]`. Only keys and values are needed of rows that aren't pooled.
     pub(super) fn forward_pooled(&self, hidden: &Tensor, rows: &Rows, pooled: &Pooled) -> Result<Tensor> {
         let normed = rms_norm(hidden, &self.input_norm, self.eps)?;
-        let kv = normed.matmul(&self.qkv.narrow(0, self.query_width, 2 * self.key_width)?.t()?)?;
-        let (k, v) = self.keys_values(&kv, &rows.angles)?;
-        let q = normed.index_select(&pooled.index, 0)?.matmul(&self.qkv.narrow(0, 0, self.query_width)?.t()?)?;
-        let q = self.queries(&q, &pooled.rows.angles)?;
+        let (query_width, key_width) = (self.heads * self.head_dim, self.kv_heads * self.head_dim);
+        let kv = self.split_heads(&self.qkv.part(query_width, 2 * key_width)?.forward(&normed)?)?;
+        let key_norm = [(self.kv_heads, &self.key_norm)];
+        kv.inplace_op1(&NormAndTurn { norms: &key_norm, eps: self.eps, angles: &rows.angles })?;
+        let (k, v) = self.keys_values(&kv, 0, rows)?;
+        let q = self.qkv.part(0, query_width)?.forward(&normed.index_select(&pooled.index, 0)?)?;
+        let q = self.split_heads(&q)?;
+        let query_norm = [(self.heads, &self.query_norm)];
+        q.inplace_op1(&NormAndTurn { norms: &query_norm, eps: self.eps, angles: &pooled.angles })?;
         let hidden = hidden.index_select(&pooled.index, 0)?;
-        self.after_attention(&hidden, &attend(&q, &k, &v, &pooled.rows.spans)?)
+        self.after_attention(&hidden, &attend(&q, &k, &v, &pooled.spans)?)
     }
 
     /// Output projection, then the MLP, each added to the residual stream.
     fn after_attention(&self, hidden: &Tensor, attended: &Tensor) -> Result<Tensor> {
-        let hidden = (hidden + attended.matmul(&self.output.t()?)?)?;
+        let hidden = self.output.add_to(hidden, attended)?;
         let normed = rms_norm(&hidden, &self.mlp_norm, self.eps)?;
         let rows = normed.dim(0)?;
-        let mlp = (0..rows)
+        let parts = (0..rows)
             .step_by(MLP_ROWS)
             .map(|start| {
-                let part = normed.narrow(0, start, MLP_ROWS.min(rows - start))?;
-                part.matmul(&self.gate_up.t()?)?.apply_op1_no_bwd(&GatedSilu)?.matmul(&self.down.t()?)
+                let len = MLP_ROWS.min(rows - start);
+                let inner = self.gate_up.forward(&normed.narrow(0, start, len)?)?.apply_op1_no_bwd(&GatedSilu)?;
+                self.down.add_to(&hidden.narrow(0, start, len)?, &inner)
             })
             .collect::<Result<Vec<_>>>()?;
-        hidden + Tensor::cat(&mlp, 0)?
+        Tensor::cat(&parts, 0)
     }
 
-    /// `[rows, query_width]` to `[rows, heads, head_dim]`, normed a head and turned.
-    fn queries(&self, projected: &Tensor, angles: &Angles) -> Result<Tensor> {
-        angles.turn(&rms_norm(&self.split_heads(projected)?, &self.query_norm, self.eps)?)
-    }
-
-    /// `[rows, 2 * key_width]` to keys (normed and turned) and values (as they are), `[rows, kv_heads, head_dim]` each.
-    fn keys_values(&self, projected: &Tensor, angles: &Angles) -> Result<(Tensor, Tensor)> {
-        let k = self.split_heads(&projected.narrow(1, 0, self.key_width)?)?;
-        let v = self.split_heads(&projected.narrow(1, self.key_width, self.key_width)?)?;
-        Ok((angles.turn(&rms_norm(&k, &self.key_norm, self.eps)?)?, v))
+    /// Keys and values, `[keys, kv_heads, head_dim]` each, of heads that begin with `before` others; span by span.
+    fn keys_values(&self, heads: &Tensor, before: usize, rows: &Rows) -> Result<(Tensor, Tensor)> {
+        let both = heads.narrow(1, before, 2 * self.kv_heads)?;
+        let both = match &rows.key_rows {
+            Some(key_rows) => both.contiguous()?.index_select(key_rows, 0)?,
+            None => both,
+        };
+        Ok((both.narrow(1, 0, self.kv_heads)?, both.narrow(1, self.kv_heads, self.kv_heads)?))
     }
 
     fn split_heads(&self, projected: &Tensor) -> Result<Tensor> {
         let (rows, width) = projected.dims2()?;
-        projected.contiguous()?.reshape((rows, width / self.head_dim, self.head_dim))
+        projected.reshape((rows, width / self.head_dim, self.head_dim))
     }
 }
 

@@ -37,7 +37,7 @@ pub(super) fn attend(q: &Tensor, k: &Tensor, v: &Tensor, spans: &[Span]) -> Resu
     let (_, kv_heads, _) = k.dims3()?;
     let group = heads / kv_heads;
     // Head-major, so that a block is one plain matrix: rows are (query, head of the group).
-    let q = q.reshape((queries, kv_heads, group, dim))?.transpose(0, 1)?.contiguous()?;
+    let q = q.contiguous()?.reshape((queries, kv_heads, group, dim))?.transpose(0, 1)?.contiguous()?;
     let q = q.reshape((kv_heads, queries * group, dim))?;
     let k = k.transpose(0, 1)?.contiguous()?;
     let v = v.transpose(0, 1)?.contiguous()?;

@@ -1,0 +1,86 @@
+//! bf16 matrices in the order in which the microkernel reads them.
+
+use half::bf16;
+use rayon::prelude::*;
+
+use crate::engine::weights::Matrix;
+
+/// f32 lanes of a 512-bit register.
+pub(super) const LANES: usize = 16;
+
+/// Columns of a panel: two registers of sums.
+pub(super) const PANEL: usize = 2 * LANES;
+
+/// 16 columns of one pair of inner values: a cache line, and one register. Each `u32` holds the pair's first value in its
+/// low half.
+#[derive(Clone, Copy)]
+#[repr(C, align(64))]
+pub(super) struct Line(pub(super) [u32; LANES]);
+
+impl Line {
+    pub(super) const ZERO: Self = Self([0; LANES]);
+
+    /// A pair of inner values of one column.
+    pub(super) fn set(&mut self, column: usize, first: bf16, second: bf16) {
+        self.0[column] = u32::from(first.to_bits()) | u32::from(second.to_bits()) << 16;
+    }
+}
+
+/// Weights `[outputs, inner]`, cut in panels of 32 outputs. A panel has `inner / 2` times two lines; columns beyond the
+/// last output are 0.
+pub(super) struct Panels {
+    lines: Vec<Line>,
+    inner: usize,
+    outputs: usize,
+    /// Outputs that a panel counts for: 32, or 16 of gates that stand beside their 16 ups.
+    step: usize,
+}
+
+impl Panels {
+    /// Packs weights, rounded to bf16.
+    pub(super) fn pack(weights: &Matrix<'_>) -> Self {
+        Self::fill(weights.rows(), weights.columns(), PANEL, |output, values| weights.row(output, values))
+    }
+
+    /// Packs two matrices of one shape as panels of 16 outputs of `gate` and the same 16 of `up`.
+    pub(super) fn pack_gated(gate: &Matrix<'_>, up: &Matrix<'_>) -> Self {
+        Self::fill(gate.rows(), gate.columns(), LANES, |column, values| {
+            let (panel, column) = (column / PANEL, column % PANEL);
+            let (matrix, output) = if column < LANES { (gate, column) } else { (up, column - LANES) };
+            matrix.row(panel * LANES + output, values);
+        })
+    }
+
+    /// `column(n, values)` writes the values of column `n` of all panels side by side.
+    fn fill(outputs: usize, inner: usize, step: usize, column: impl Fn(usize, &mut [bf16]) + Sync) -> Self {
+        let mut panels = Self { lines: vec![Line::ZERO; outputs.div_ceil(step) * inner], inner, outputs, step };
+        let widths: Vec<usize> = (0..panels.count()).map(|panel| panels.step.min(outputs - panel * step)).collect();
+        panels.lines.par_chunks_exact_mut(inner).zip(&widths).enumerate().for_each(|(panel, (lines, &width))| {
+            let mut values = vec![bf16::ZERO; inner];
+            for place in (0..PANEL).filter(|place| place % step < width) {
+                column(panel * PANEL + place, &mut values);
+                for (pair, lines) in values.chunks_exact(2).zip(lines.chunks_exact_mut(2)) {
+                    lines[place / LANES].set(place % LANES, pair[0], pair[1]);
+                }
+            }
+        });
+        panels
+    }
+
+    pub(super) fn count(&self) -> usize {
+        self.outputs.div_ceil(self.step)
+    }
+
+    pub(super) fn inner(&self) -> usize {
+        self.inner
+    }
+
+    pub(super) fn panel(&self, panel: usize) -> &[Line] {
+        &self.lines[panel * self.inner..][..self.inner]
+    }
+
+    /// Outputs of a panel: as many as it counts for, or what is left for the last.
+    pub(super) fn width(&self, panel: usize) -> usize {
+        self.step.min(self.outputs - panel * self.step)
+    }
+}

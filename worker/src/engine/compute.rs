@@ -1,0 +1,87 @@
+//! Where and in which precision a model computes.
+
+use candle_core::Device;
+
+use super::LoadError;
+
+/// What to compute on, as given.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::Args)]
+pub struct Compute {
+    /// Precision of matrix products. auto: bf16 on a GPU and on CPUs with AVX512-BF16, else f32
+    #[arg(long, env = "VECMILL_COMPUTE_DTYPE", value_enum, default_value_t)]
+    pub dtype: ComputeDtype,
+    /// What computes. auto falls back to the CPU where there is no GPU
+    #[arg(long, env = "VECMILL_DEVICE", value_enum, default_value_t)]
+    pub device: ComputeDevice,
+}
+
+/// Precision of matrix products. Everything else is f32 on a CPU.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum ComputeDtype {
+    /// The fastest that the device is made for.
+    #[default]
+    Auto,
+    /// Exact to the rounding of f32.
+    F32,
+    /// Inputs of products rounded to bf16, sums in f32.
+    Bf16,
+}
+
+/// What computes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum ComputeDevice {
+    /// The GPU if there is one, else the CPU.
+    Auto,
+    /// The CPU, whatever else there is.
+    Cpu,
+    /// The first CUDA device that is visible; none is an error.
+    Cuda,
+}
+
+impl Default for ComputeDevice {
+    /// What the program was built for: nobody builds for CUDA to compute on a CPU, and a silent fallback would cost money.
+    fn default() -> Self {
+        if cfg!(feature = "cuda") { Self::Cuda } else { Self::Cpu }
+    }
+}
+
+/// How a model computes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Precision {
+    /// f32 products.
+    F32,
+    /// bf16 products.
+    Bf16,
+}
+
+impl std::fmt::Display for Precision {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::F32 => "f32",
+            Self::Bf16 => "bf16",
+        })
+    }
+}
+
+impl Compute {
+    /// On the CPU, in a given precision.
+    pub fn cpu(dtype: ComputeDtype) -> Self {
+        Self { dtype, device: ComputeDevice::Cpu }
+    }
+
+    /// Finds the device, and the precision it computes in.
+    pub(super) fn resolve(self) -> Result<(Device, Precision), LoadError> {
+        let device = match self.device {
+            ComputeDevice::Auto | ComputeDevice::Cpu => Device::Cpu,
+            ComputeDevice::Cuda => return Err(LoadError::NoCuda),
+        };
+        let precision = match self.dtype {
+            ComputeDtype::F32 => Precision::F32,
+            ComputeDtype::Bf16 if super::cpu_has_bf16() => Precision::Bf16,
+            ComputeDtype::Bf16 => return Err(LoadError::NoBf16),
+            ComputeDtype::Auto if super::cpu_has_bf16() => Precision::Bf16,
+            ComputeDtype::Auto => Precision::F32,
+        };
+        Ok((device, precision))
+    }
+}

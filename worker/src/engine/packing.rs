@@ -1,0 +1,168 @@
+//! Where the texts of a batch lie in one packed matrix. Nothing is padded, and what several texts begin with (above all an
+//! instruction) lies there once: in a causal model the rows of a prefix do not depend on what follows it.
+
+use std::cmp::Reverse;
+use std::ops::Range;
+
+/// The fewest tokens worth sharing: what is shared is a span of its own, whose keys are copied for each text.
+const SHARED_MIN: usize = 8;
+
+/// A batch, one row a token.
+#[derive(Debug, Default)]
+pub(super) struct Packed {
+    /// Token ids, one a row.
+    pub(super) ids: Vec<u32>,
+    /// Positions in the text, one a row.
+    pub(super) positions: Vec<u32>,
+    /// Rows that attend to each other. They cover all rows in order and without gaps.
+    pub(super) spans: Vec<Span>,
+    /// For each text, in the order given, its span. A text's last token is its span's last row.
+    pub(super) pooled: Vec<usize>,
+}
+
+/// Consecutive rows of one text, and the rows of a prefix that come before them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Span {
+    /// Rows of the prefix that the text shares with others; empty if none.
+    pub(super) shared: Range<usize>,
+    /// The text's own rows.
+    pub(super) own: Range<usize>,
+}
+
+impl Span {
+    /// Tokens that the last row sees: shared and own.
+    pub(super) fn keys(&self) -> usize {
+        self.shared.len() + self.own.len()
+    }
+
+    /// The row of the token at a position.
+    pub(super) fn row(&self, position: usize) -> usize {
+        match position.checked_sub(self.shared.len()) {
+            None => self.shared.start + position,
+            Some(own) => self.own.start + own,
+        }
+    }
+}
+
+impl Packed {
+    /// Packs `texts`, none of which is empty.
+    pub(super) fn new(texts: &[&[u32]]) -> Self {
+        let mut packed = Self { pooled: vec![0; texts.len()], ..Self::default() };
+        // Texts that begin alike become neighbours.
+        let mut order: Vec<usize> = (0..texts.len()).collect();
+        order.sort_by_key(|&text| (texts[text], text));
+        let mut rest = order.as_slice();
+        while !rest.is_empty() {
+            let (members, shared) = family(texts, rest);
+            let (family, after) = rest.split_at(members);
+            rest = after;
+            let shared = packed.push(&texts[family[0]][..shared], 0..0);
+            for &text in family {
+                packed.push(&texts[text][shared.len()..], shared.clone());
+                packed.pooled[text] = packed.spans.len() - 1;
+            }
+        }
+        packed
+    }
+
+    /// Adds the rows of a span, if any, and gives them.
+    fn push(&mut self, tokens: &[u32], shared: Range<usize>) -> Range<usize> {
+        let own = self.ids.len()..self.ids.len() + tokens.len();
+        if !tokens.is_empty() {
+            self.ids.extend_from_slice(tokens);
+            self.positions.extend((shared.len() as u32..).take(tokens.len()));
+            self.spans.push(Span { shared, own: own.clone() });
+        }
+        own
+    }
+
+    /// The row of each text's last token.
+    pub(super) fn last_rows(&self) -> impl Iterator<Item = usize> {
+        self.pooled.iter().map(|&span| self.spans[span].own.end - 1)
+    }
+}
+
+/// How many of the sorted texts form a family with the first, and how many first tokens they share. A text joins as long
+/// as that saves rows; the last token is never shared, so that every text has a row of its own.
+fn family(texts: &[&[u32]], sorted: &[usize]) -> (usize, usize) {
+    let first = texts[sorted[0]];
+    let (mut members, mut shared) = (1, first.len() - 1);
+    for &next in &sorted[1..] {
+        let next = texts[next];
+        let alike = first.iter().zip(next).take(shared.min(next.len() - 1)).take_while(|(a, b)| a == b).count();
+        let saved = |members: usize, shared: usize| Reverse((members - 1) * shared);
+        if alike < SHARED_MIN || saved(members + 1, alike) > saved(members, shared) {
+            break;
+        }
+        (members, shared) = (members + 1, alike);
+    }
+    if members == 1 { (1, 0) } else { (members, shared) }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn packed(texts: &[Vec<u32>]) -> Packed {
+        Packed::new(&texts.iter().map(Vec::as_slice).collect::<Vec<_>>())
+    }
+
+    #[test]
+    fn a_common_instruction_lies_there_once() {
+        let query = |own: &[u32]| (100..120).chain(own.iter().copied()).collect::<Vec<u32>>();
+        let packed = packed(&[query(&[1, 2, 0]), vec![7, 8, 0], query(&[3, 0]), query(&[1, 0])]);
+        assert_eq!(packed.ids.len(), 20 + 3 + 3 + 2 + 2);
+        assert_eq!(packed.spans.iter().filter(|span| !span.shared.is_empty()).count(), 3);
+    }
+
+    #[test]
+    fn a_short_likeness_is_not_worth_a_span() {
+        let packed = packed(&[vec![1, 2, 3, 4, 0], vec![1, 2, 3, 5, 0]]);
+        assert_eq!(packed.spans.len(), 2);
+        assert_eq!(packed.ids.len(), 10);
+    }
+
+    #[test]
+    fn a_distant_relative_does_not_split_a_family() {
+        let long = |end: u32| (0..100).chain([end]).collect::<Vec<u32>>();
+        let far: Vec<u32> = (0..8).chain([500, 501]).collect();
+        let packed = packed(&[long(200), long(201), long(202), far]);
+        assert_eq!(packed.ids.len(), 100 + 3 + 10);
+    }
+
+    #[test]
+    fn equal_texts_share_all_but_the_last_token() {
+        let text: Vec<u32> = (0..50).collect();
+        assert_eq!(packed(&[text.clone(), text.clone(), text]).ids.len(), 49 + 3);
+    }
+
+    proptest! {
+        #[test]
+        fn every_text_can_be_read_back(
+            // Few ids and common beginnings, so that families form.
+            texts in prop::collection::vec(
+                (0..3usize, 0..40usize, prop::collection::vec(0..3u32, 1..20)).prop_map(|(root, shared, own)| {
+                    let mut text: Vec<u32> = (0..shared as u32).map(|token| 10 + token + 100 * root as u32).collect();
+                    text.extend(own);
+                    text
+                }),
+                1..20,
+            )
+        ) {
+            let packed = packed(&texts);
+            for (text, &span) in texts.iter().zip(&packed.pooled) {
+                let span = &packed.spans[span];
+                let read: Vec<u32> = (0..span.keys()).map(|position| packed.ids[span.row(position)]).collect();
+                prop_assert_eq!(&read, text);
+                for position in 0..span.keys() {
+                    prop_assert_eq!(packed.positions[span.row(position)], position as u32);
+                }
+            }
+            let covered: Vec<usize> = packed.spans.iter().flat_map(|span| span.own.clone()).collect();
+            prop_assert_eq!(covered, (0..packed.ids.len()).collect::<Vec<_>>());
+            prop_assert!(packed.ids.len() <= texts.iter().map(Vec::len).sum());
+        }
+    }
+}
