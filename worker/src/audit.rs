@@ -10,6 +10,8 @@ use vecmill_signer::{
     verify::VerifiedGrant,
 };
 
+use crate::engine::Precision;
+
 /// The version of the records.
 const AUDIT_VERSION: u32 = 1;
 
@@ -56,6 +58,8 @@ pub struct AuditRecord {
     pub model: Option<String>,
     /// The model's revision.
     pub revision: Option<String>,
+    /// Precision of the model's matrix products.
+    pub precision: Option<Precision>,
     /// Rows with a vector.
     pub rows: u32,
     /// Rows that failed.
@@ -93,6 +97,7 @@ impl AuditRecord {
             grant: None,
             model: None,
             revision: None,
+            precision: None,
             rows: 0,
             failed: 0,
             tokens: 0,
@@ -121,6 +126,7 @@ impl AuditRecord {
             grant: Some(format!("{}@{}", grant.job(), grant.issued_at())),
             model: Some(grant.model().to_owned()),
             revision: None,
+            precision: None,
             rows: 0,
             failed: 0,
             tokens: 0,

@@ -54,7 +54,9 @@ impl ModelSource {
                 dir
             }
         };
-        Ok((Model::load(&dir, &self.compute)?, Tokenizer::load(&dir)?))
+        let model = Model::load(&dir, &self.compute)?;
+        let tokenizer = model.tokenizer().clone();
+        Ok((model, tokenizer))
     }
 }
 

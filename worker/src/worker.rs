@@ -11,6 +11,7 @@ use crate::{
     broker::{self, Consume},
     delivery::stopped,
     embedder::Embedder,
+    engine::ModelInfo,
     health::{self, Health, Need},
     kill_point,
     metrics::Metrics,
@@ -36,7 +37,8 @@ pub async fn run(config: Config, stop: watch::Receiver<bool>) -> anyhow::Result<
 
     let source = config.model.clone();
     let (model, tokenizer) = tokio::task::spawn_blocking(move || source.load()).await??;
-    info!(model = config.model.model, revision = model.info().revision, hidden = model.info().hidden, "model loaded");
+    let ModelInfo { revision, precision, hidden, .. } = model.info();
+    info!(model = config.model.model, revision, %precision, hidden, "model loaded");
     let embedder = Embedder::start(model, config.batch_tokens, metrics.clone())?;
     let store = Store::connect(&config.store).await;
     let (charges, probe) = config.quota;

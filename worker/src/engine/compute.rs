@@ -46,7 +46,8 @@ impl Default for ComputeDevice {
 }
 
 /// How a model computes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Precision {
     /// f32 products.
     F32,

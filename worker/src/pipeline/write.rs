@@ -36,6 +36,7 @@ impl Pipeline {
         let metadata = [
             ("vecmill.model", spec.model.clone()),
             ("vecmill.revision", self.parts.embedder.info().revision.clone()),
+            ("vecmill.precision", self.parts.embedder.info().precision.to_string()),
             ("vecmill.dimensions", spec.dimensions.to_string()),
             ("vecmill.job", claim.grant.job().to_string()),
             ("vecmill.chunk", claim.chunk.to_string()),
@@ -81,6 +82,7 @@ impl Pipeline {
         kill_point("after-part");
         let mut audit = AuditRecord::of_chunk(&self.parts.worker, Decision::Embedded, &claim.grant, chunk);
         audit.revision = Some(info.revision.clone());
+        audit.precision = Some(info.precision);
         audit.rows = rows;
         audit.failed = encoded.failed;
         audit.tokens = encoded.tokens;

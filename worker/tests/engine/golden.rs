@@ -142,6 +142,21 @@ fn a_text_has_one_vector_whatever_it_is_batched_with() {
     }
 }
 
+/// Widths that fill neither registers nor panels.
+#[test]
+fn odd_widths_agree_between_precisions() {
+    let shape = Shape { hidden: 74, intermediate: 106, heads: 5, kv_heads: 5, head_dim: 22, ..Shape::tiny() };
+    let texts: Vec<_> = [1, 7, 33, 97, 260].map(|n| token_ids(n as u64, n)).into();
+    let wanted = vectors(&loaded(&shape, SEED), &texts);
+    for bounds in precisions() {
+        let got = vectors(&loaded_as(&shape, SEED, bounds.dtype), &texts);
+        for ((text, got), wanted) in texts.iter().zip(&got).zip(&wanted) {
+            let cosine = cosine(got, wanted);
+            assert!(cosine > bounds.cosine_min, "{:?}, {} tokens: cosine {cosine}", bounds.dtype, text.len());
+        }
+    }
+}
+
 /// Longer than what attention and the MLP take at a time, beside short ones.
 #[test]
 fn long_texts_are_cut_into_blocks_without_a_trace() {

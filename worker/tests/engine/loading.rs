@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use vecmill_worker::engine::synthetic::{self, Shape, Stored, WriteError, token_ids};
-use vecmill_worker::engine::{Compute, ComputeDtype, LoadError, Model};
+use vecmill_worker::engine::{Compute, ComputeDevice, ComputeDtype, LoadError, Model, Precision, cpu_has_bf16};
 
 use crate::support::{SEED, difference, edit, loaded, vectors, written};
 
@@ -163,4 +163,27 @@ fn synthetic_models_are_the_same_each_time_and_never_replace_anything() {
     assert!(matches!(impossible, Err(WriteError::Shape(_))));
     let leftovers = std::fs::read_dir(dir.parent().unwrap()).unwrap().count();
     assert_eq!(leftovers, 1, "only the model's folder");
+}
+
+#[test]
+fn a_precision_that_the_cpu_lacks_is_refused_and_auto_takes_the_best_there_is() {
+    let (_guard, dir) = written(&Shape::tiny());
+    let precision = |dtype| Model::load(&dir, &Compute::cpu(dtype)).map(|model| model.info().precision);
+    assert_eq!(precision(ComputeDtype::F32).unwrap(), Precision::F32);
+    if cpu_has_bf16() {
+        assert_eq!(precision(ComputeDtype::Bf16).unwrap(), Precision::Bf16);
+        assert_eq!(precision(ComputeDtype::Auto).unwrap(), Precision::Bf16);
+    } else {
+        assert!(precision(ComputeDtype::Bf16).unwrap_err().to_string().contains("--dtype f32"));
+        assert_eq!(precision(ComputeDtype::Auto).unwrap(), Precision::F32);
+    }
+}
+
+#[test]
+#[cfg(not(feature = "cuda"))]
+fn a_gpu_that_the_program_can_not_use_is_refused() {
+    let (_guard, dir) = written(&Shape::tiny());
+    let compute = Compute { device: ComputeDevice::Cuda, ..Compute::default() };
+    let error = Model::load(&dir, &compute).err().unwrap().to_string();
+    assert!(error.contains("--features cuda") && error.contains("--device cpu"), "{error}");
 }

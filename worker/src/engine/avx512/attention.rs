@@ -8,7 +8,7 @@ use half::bf16;
 use rayon::prelude::*;
 
 use super::Heads;
-use super::kernel::{Rows, Sink, exp, load_f32, multiply_panel, store_bf16, store_f32};
+use super::kernel::{Rows, Sink, exp2, load_f32, mask, multiply_panel, store_bf16, store_f32};
 use super::layer::Block;
 use super::panels::{LANES, Line, PANEL};
 use super::threads::spread;
@@ -176,7 +176,7 @@ fn attend_tile(
     let (count, dim, group) = (queries.rows.len(), heads.dim, heads.group());
     let stride = heads.query * dim;
     let q = Rows { values: &q[queries.rows.start * stride + (head * group + member) * dim..], stride, rows: count };
-    let scale = 1.0 / (dim as f32).sqrt();
+    let scale = std::f32::consts::LOG2_E / (dim as f32).sqrt();
     let mut state = [(f32::NEG_INFINITY, 0.0); QUERIES];
     let sums = &mut tile.sums[..count * dim];
     sums.fill(0.0);
@@ -192,7 +192,7 @@ fn attend_tile(
         let rows = tile.scores.chunks_exact(KEYS).zip(tile.weights.chunks_exact_mut(KEYS));
         for (row, ((scores, weights), state)) in rows.zip(&mut state[..count]).enumerate() {
             let visible = (queries.position + row + 1).saturating_sub(first).min(keys);
-            let shrink = soften(&scores[..visible], scale, state, &mut weights[..panels * PANEL]);
+            let shrink = soften(scores, visible, scale, state, &mut weights[..panels * PANEL]);
             if shrink != 1.0 {
                 multiply_by(&mut sums[row * dim..][..dim], shrink);
             }
@@ -214,30 +214,43 @@ fn attend_tile(
 }
 
 /// Turns a row's visible scores into weights relative to the largest score so far, zeros the weights behind them, and
-/// brings `state` (largest scaled score, sum of weights) up to date. Gives what earlier sums are to be multiplied by.
+/// brings `state` (largest score, sum of weights) up to date. `scale` turns scores into powers of 2. Gives what earlier
+/// sums are to be multiplied by.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
-fn soften(scores: &[f32], scale: f32, state: &mut (f32, f32), weights: &mut [bf16]) -> f32 {
-    let (seen, hidden) = weights.split_at_mut(scores.len());
-    hidden.fill(bf16::ZERO);
-    if scores.is_empty() {
+fn soften(scores: &[f32], visible: usize, scale: f32, state: &mut (f32, f32), weights: &mut [bf16]) -> f32 {
+    if visible == 0 {
+        weights.fill(bf16::ZERO);
         return 1.0;
     }
-    let mut largest = _mm512_set1_ps(f32::NEG_INFINITY);
-    let mut chunks = scores.chunks_exact(LANES);
-    for lanes in chunks.by_ref() {
+    // Whole registers, and one that is cut where the visible ones end: the tile is filled up to whole registers.
+    let (whole, cut) = (visible / LANES, mask(visible % LANES));
+    let cut = if visible.is_multiple_of(LANES) { 0 } else { cut };
+    let (scores, _) = scores.as_chunks::<LANES>();
+    let (weights, _) = weights.as_chunks_mut::<LANES>();
+    let lowest = _mm512_set1_ps(f32::NEG_INFINITY);
+    let mut largest = lowest;
+    for lanes in &scores[..whole] {
         largest = _mm512_max_ps(largest, load_f32(lanes));
     }
-    let rest = chunks.remainder().iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let before = state.0;
-    let now = before.max(scale * _mm512_reduce_max_ps(largest).max(rest));
-    let (scale, offset) = (_mm512_set1_ps(scale), _mm512_set1_ps(now));
-    let mut sum = _mm512_setzero_ps();
-    for (weights, scores) in seen.chunks_mut(LANES).zip(scores.chunks(LANES)) {
-        let lanes = exp(_mm512_fmsub_ps(load_f32(scores), scale, offset));
-        store_bf16(weights, lanes);
-        sum = _mm512_mask_add_ps(sum, super::kernel::mask(scores.len()), sum, lanes);
+    if cut != 0 {
+        largest = _mm512_mask_max_ps(largest, cut, largest, load_f32(&scores[whole]));
     }
-    let shrink = if before == now { 1.0 } else { (before - now).exp() };
+    let before = state.0;
+    let now = before.max(_mm512_reduce_max_ps(largest));
+    let (factor, offset) = (_mm512_set1_ps(scale), _mm512_set1_ps(now * scale));
+    let mut sum = _mm512_setzero_ps();
+    for (weights, scores) in weights.iter_mut().zip(scores).take(whole) {
+        let lanes = exp2(_mm512_fmsub_ps(load_f32(scores), factor, offset));
+        store_bf16(weights, lanes);
+        sum = _mm512_add_ps(sum, lanes);
+    }
+    for (place, weights) in weights.iter_mut().enumerate().skip(whole) {
+        let seen = if place == whole { cut } else { 0 };
+        let lanes = _mm512_maskz_mov_ps(seen, exp2(_mm512_fmsub_ps(load_f32(&scores[place]), factor, offset)));
+        store_bf16(weights, lanes);
+        sum = _mm512_add_ps(sum, lanes);
+    }
+    let shrink = if before == now { 1.0 } else { ((before - now) * scale).exp2() };
     *state = (now, state.1 * shrink + _mm512_reduce_add_ps(sum));
     shrink
 }

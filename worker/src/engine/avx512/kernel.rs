@@ -8,6 +8,7 @@
 //! therefore the same bits in every batch.
 
 use std::arch::x86_64::*;
+use std::f32::consts::LN_2;
 
 use half::bf16;
 
@@ -240,6 +241,23 @@ pub(super) fn exp(x: __m512) -> __m512 {
     let mut sum = _mm512_set1_ps(1.0 / 5040.0);
     for term in TAYLOR {
         sum = _mm512_fmadd_ps(sum, r, _mm512_set1_ps(term));
+    }
+    _mm512_scalef_ps(sum, n)
+}
+
+/// 2^x for weights that are rounded to bf16 next, within 3e-7; 0 far below, NaN stays NaN. x is not far above 0.
+///
+/// x = n + f with |f| <= 1/2, and 2^f by the first terms of its Taylor series, the next of which is below 1e-7.
+#[inline]
+#[target_feature(enable = "avx512f")]
+pub(super) fn exp2(x: __m512) -> __m512 {
+    // Powers of ln 2 over factorials.
+    const TAYLOR: [f32; 6] = [1.333_355_8e-3, 9.618_129e-3, 5.550_411e-2, 0.240_226_5, LN_2, 1.0];
+    let n = _mm512_roundscale_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(x);
+    let f = _mm512_sub_ps(x, n);
+    let mut sum = _mm512_set1_ps(1.540_353e-4);
+    for term in TAYLOR {
+        sum = _mm512_fmadd_ps(sum, f, _mm512_set1_ps(term));
     }
     _mm512_scalef_ps(sum, n)
 }

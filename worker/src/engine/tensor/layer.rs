@@ -5,6 +5,7 @@ use candle_nn::ops::rms_norm;
 use rayon::prelude::*;
 
 use super::attention::{Span, attend};
+use super::exp::exp;
 use super::heads::{Angles, NormAndTurn};
 use super::linear::Linear;
 use crate::engine::LoadError;
@@ -150,9 +151,11 @@ impl CustomOp1 for GatedSilu {
         let mut output = vec![0f32; rows * inner];
         output.par_chunks_exact_mut(inner).zip(values[start..end].par_chunks_exact(width)).for_each(|(output, row)| {
             let (gate, up) = row.split_at(inner);
-            for ((output, gate), up) in output.iter_mut().zip(gate).zip(up) {
-                *output = gate / (1.0 + (-gate).exp()) * up;
-            }
+            pulp::Arch::new().dispatch(|| {
+                for ((output, gate), up) in output.iter_mut().zip(gate).zip(up) {
+                    *output = gate / (1.0 + exp(-gate)) * up;
+                }
+            });
         });
         Ok((CpuStorage::F32(output), (rows, inner).into()))
     }

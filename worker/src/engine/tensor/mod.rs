@@ -1,6 +1,7 @@
 //! The forward pass on candle's tensors: f32 on any CPU.
 
 mod attention;
+mod exp;
 mod heads;
 mod layer;
 mod linear;
