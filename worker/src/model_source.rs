@@ -43,18 +43,20 @@ impl ModelSource {
         }
     }
 
+    /// The model's folder. Writes the random model, unless it was written before.
+    pub fn dir(&self) -> Result<PathBuf, LoadModelError> {
+        if let Some(dir) = &self.model_dir {
+            return Ok(dir.clone());
+        }
+        let dir = cache_dir().join(format!("random-model-{RANDOM_SEED}"));
+        synthetic::write(&dir, &synthetic::Shape::first_look(), RANDOM_SEED)
+            .map_err(|error| LoadModelError::Write { dir: dir.clone(), reason: error.to_string() })?;
+        Ok(dir)
+    }
+
     /// Loads the model and its tokenizer. Blocking, and long for a large model.
     pub fn load(&self) -> Result<(Model, Tokenizer), LoadModelError> {
-        let dir = match &self.model_dir {
-            Some(dir) => dir.clone(),
-            None => {
-                let dir = cache_dir().join(format!("random-model-{RANDOM_SEED}"));
-                synthetic::write(&dir, &synthetic::Shape::first_look(), RANDOM_SEED)
-                    .map_err(|error| LoadModelError::Write { dir: dir.clone(), reason: error.to_string() })?;
-                dir
-            }
-        };
-        let model = Model::load(&dir, &self.compute)?;
+        let model = Model::load(&self.dir()?, &self.compute)?;
         let tokenizer = model.tokenizer().clone();
         Ok((model, tokenizer))
     }
