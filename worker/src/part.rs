@@ -3,6 +3,7 @@
 //! Columns: `id` (string), `embedding` (fixed-size list of 32- or 16-bit floats), `tokens` (unsigned 32-bit); none of them
 //! null. The same rows give the same bytes, so a chunk that is computed twice overwrites its part with itself.
 
+use std::io::Write;
 use std::sync::Arc;
 
 use arrow_array::cast::AsArray;
@@ -23,6 +24,9 @@ use vecmill_producer::contract::Dtype;
 
 /// Rows decoded at once: 1,024 rows of 4,096 floats are 16 MiB.
 const DECODE_ROWS: usize = 1_024;
+
+/// What a file that grows row by row holds back before it writes: readers like large row groups, memory small ones.
+const ROW_GROUP_BYTES: usize = 64 << 20;
 
 /// An encoded part.
 #[derive(Debug)]
@@ -94,33 +98,54 @@ pub fn encode(
     dtype: Dtype,
     metadata: &[(String, String)],
 ) -> Result<Part, PartError> {
-    if ids.len() != vectors.len() || ids.len() != tokens.len() {
-        return Err(PartError::Rows { ids: ids.len(), vectors: vectors.len(), tokens: tokens.len() });
-    }
-    for (row, vector) in vectors.iter().enumerate() {
-        if vector.len() != dimensions {
-            return Err(PartError::Dimensions { row, found: vector.len(), expected: dimensions });
-        }
-    }
-    let (numbers, vectors_sha256) = match dtype {
-        Dtype::F32 => flatten(vectors, |x| x, f32::is_finite, f32::to_le_bytes)
-            .map(|(flat, digest)| (Arc::new(Float32Array::from(flat)) as ArrayRef, digest)),
-        Dtype::F16 => flatten(vectors, f16::from_f32, f16::is_finite, f16::to_le_bytes)
-            .map(|(flat, digest)| (Arc::new(Float16Array::from(flat)) as ArrayRef, digest)),
-    }?;
-
     let (schema, element) = schema(dimensions, dtype)?;
-    let embedding = FixedSizeListArray::try_new_with_length(element, width(dimensions)?, numbers, None, ids.len())?;
-    let columns: [ArrayRef; 3] = [
-        Arc::new(StringArray::from_iter_values(ids)),
-        Arc::new(embedding),
-        Arc::new(UInt32Array::from_iter_values(tokens.iter().copied())),
-    ];
-    let batch = RecordBatch::try_new(Arc::clone(&schema), columns.into())?;
-
+    let (batch, vectors_sha256) = batch(&schema, element, ids, vectors, tokens, dimensions, dtype)?;
     let mut writer = ArrowWriter::try_new(Vec::new(), schema, Some(properties(metadata)))?;
     writer.write(&batch)?;
     Ok(Part { bytes: writer.into_inner()?, rows: ids.len() as u64, vectors_sha256 })
+}
+
+/// A file of a part's form, written row by row in flat memory: for vectors of which nobody knows how many will come.
+pub struct PartFile<W: Write + Send> {
+    writer: ArrowWriter<W>,
+    schema: SchemaRef,
+    element: FieldRef,
+    dimensions: usize,
+    dtype: Dtype,
+}
+
+impl<W: Write + Send> PartFile<W> {
+    /// Begins a file. `metadata` as [`encode`] has it.
+    ///
+    /// # Errors
+    /// When it can't be written, or there are too many dimensions.
+    pub fn begin(out: W, dimensions: usize, dtype: Dtype, metadata: &[(String, String)]) -> Result<Self, PartError> {
+        let (schema, element) = schema(dimensions, dtype)?;
+        let writer = ArrowWriter::try_new(out, Arc::clone(&schema), Some(properties(metadata)))?;
+        Ok(Self { writer, schema, element, dimensions, dtype })
+    }
+
+    /// Adds rows.
+    ///
+    /// # Errors
+    /// As [`encode`]; the rows are not added then.
+    pub fn write(&mut self, ids: &[String], vectors: &[Vec<f32>], tokens: &[u32]) -> Result<(), PartError> {
+        let element = Arc::clone(&self.element);
+        let (batch, _) = batch(&self.schema, element, ids, vectors, tokens, self.dimensions, self.dtype)?;
+        self.writer.write(&batch)?;
+        if self.writer.in_progress_size() >= ROW_GROUP_BYTES {
+            self.writer.flush()?;
+        }
+        Ok(())
+    }
+
+    /// Ends the file. One that is dropped instead can't be read.
+    ///
+    /// # Errors
+    /// When it can't be written.
+    pub fn finish(self) -> Result<W, PartError> {
+        Ok(self.writer.into_inner()?)
+    }
 }
 
 /// Reads a part back: id, vector (16-bit numbers widened) and tokens of each row, in the file's order.
@@ -144,6 +169,40 @@ pub fn decode(bytes: Bytes) -> Result<Vec<(String, Vec<f32>, u32)>, PartError> {
         }
     }
     Ok(rows)
+}
+
+/// The columns of some rows, and the digest of their vectors.
+fn batch(
+    schema: &SchemaRef,
+    element: FieldRef,
+    ids: &[String],
+    vectors: &[Vec<f32>],
+    tokens: &[u32],
+    dimensions: usize,
+    dtype: Dtype,
+) -> Result<(RecordBatch, [u8; 32]), PartError> {
+    if ids.len() != vectors.len() || ids.len() != tokens.len() {
+        return Err(PartError::Rows { ids: ids.len(), vectors: vectors.len(), tokens: tokens.len() });
+    }
+    for (row, vector) in vectors.iter().enumerate() {
+        if vector.len() != dimensions {
+            return Err(PartError::Dimensions { row, found: vector.len(), expected: dimensions });
+        }
+    }
+    let (numbers, vectors_sha256) = match dtype {
+        Dtype::F32 => flatten(vectors, |x| x, f32::is_finite, f32::to_le_bytes)
+            .map(|(flat, digest)| (Arc::new(Float32Array::from(flat)) as ArrayRef, digest)),
+        Dtype::F16 => flatten(vectors, f16::from_f32, f16::is_finite, f16::to_le_bytes)
+            .map(|(flat, digest)| (Arc::new(Float16Array::from(flat)) as ArrayRef, digest)),
+    }?;
+
+    let embedding = FixedSizeListArray::try_new_with_length(element, width(dimensions)?, numbers, None, ids.len())?;
+    let columns: [ArrayRef; 3] = [
+        Arc::new(StringArray::from_iter_values(ids)),
+        Arc::new(embedding),
+        Arc::new(UInt32Array::from_iter_values(tokens.iter().copied())),
+    ];
+    Ok((RecordBatch::try_new(Arc::clone(schema), columns.into())?, vectors_sha256))
 }
 
 /// The vectors' numbers as stored, one after the other, and the digest of their bytes.

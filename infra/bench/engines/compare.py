@@ -58,19 +58,20 @@ def arguments():
         prog="infra/bench/engine", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--model-dir", type=pathlib.Path, help="a checkpoint; by default a seeded random one of 0.6B's shape")
-    parser.add_argument("--layers", type=int, default=4, help="layers of the random model (4)")
-    parser.add_argument("--long-layers", type=int, default=2, help="its layers for texts above 8,192 tokens (2)")
+    parser.add_argument("--layers", type=int, help="layers of the random model (4)")
+    parser.add_argument("--long-layers", type=int, help="its layers for texts above 8,192 tokens (2)")
     parser.add_argument("--case", action="append", metavar="CASE", help=f"a batch; several times; by default {' '.join(CASES)}")
     parser.add_argument("--engines", default=",".join(ENGINES), help=f"which, by commas: {','.join(ENGINES)}")
-    parser.add_argument("--rounds", type=int, default=7, help="rounds of each case (7); of texts above 8,192 tokens a third")
+    parser.add_argument("--rounds", type=int, help="rounds of each case (7); of texts above 8,192 tokens a third")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="threads of each engine (all cores)")
-    parser.add_argument("--quick", action="store_true", help="one layer, two rounds, no long text: does it work at all")
+    parser.add_argument("--quick", action="store_true", help="two layers, two rounds, no long text: does it work at all")
     parser.add_argument("--json", type=pathlib.Path, help="where the figures go, too")
     parser.add_argument("--program", required=True, help=argparse.SUPPRESS)
     parser.add_argument("--scratch", type=pathlib.Path, required=True, help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if args.quick:
-        args.layers, args.long_layers, args.rounds = 1, 1, 2
+    args.layers = args.layers or (2 if args.quick else 4)
+    args.long_layers = args.long_layers or 2
+    args.rounds = args.rounds or (2 if args.quick else 7)
     args.case = args.case or (CASES[:-1] if args.quick else CASES)
     args.engines = args.engines.split(",")
     if unknown := [engine for engine in args.engines if engine not in ENGINES]:

@@ -6,6 +6,9 @@ import numpy as np
 import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.models import Normalize, Pooling, Transformer
+from transformers.utils import logging
+
+logging.disable_progress_bar()
 
 DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16}
 
@@ -34,12 +37,9 @@ class SentenceTransformers:
 
     def tune(self, texts):
         """Warms up, and settles on the fastest sub-batches for these texts."""
-        sizes = [size for size in BATCH_SIZES if size < len(texts)] or [1]
-        sizes = [min(len(texts), 32), *(size for size in sizes if size < 32)]
-        sizes = list(dict.fromkeys(sizes))
-        self.run(texts)
         took = {}
-        for self.size in sizes:
+        for self.size in sorted({min(size, len(texts)) for size in BATCH_SIZES}):
+            self.run(texts)
             took[self.size] = self.run(texts)[0]
         self.size = min(took, key=took.get)
         self.strategy = f"sub-batches of {self.size}"

@@ -15,7 +15,7 @@ mod parquet;
 mod tests;
 mod text;
 
-use std::{fmt, path::Path};
+use std::{fmt, io::Read, path::Path};
 
 pub use self::{
     error::{BadRow, ReadError},
@@ -60,4 +60,14 @@ pub fn open(path: &Path, format: InputFormat, options: &ReadOptions) -> Result<R
             Box::new(csv::CsvRows::new(text::open(path)?, options, tab.then_some(b'\t'))?)
         }
     })
+}
+
+/// JSON lines from anything that can be read, a row as soon as its line is there. Compression is seen through.
+pub fn stream_jsonl(input: impl Read + Send + 'static, options: &ReadOptions) -> Result<Rows, ReadError> {
+    Ok(Box::new(lines::LineRows::new(text::from_reader(input)?, options.clone(), json::row)))
+}
+
+/// [`stream_jsonl`] for plain lines, each a text.
+pub fn stream_lines(input: impl Read + Send + 'static, options: &ReadOptions) -> Result<Rows, ReadError> {
+    Ok(Box::new(lines::LineRows::new(text::from_reader(input)?, options.clone(), lines::row)))
 }

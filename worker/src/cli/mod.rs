@@ -1,6 +1,7 @@
 //! `vecmill-worker`, the program: one file a command.
 
 mod bench;
+mod embed;
 mod random_model;
 mod run;
 
@@ -15,6 +16,7 @@ Examples:
   vecmill-worker run --model Qwen/Qwen3-Embedding-0.6B --model-dir /models/0.6B
   VECMILL_MODEL=vecmill/random vecmill-worker run       try the pipeline, no download
   vecmill-worker run --listen 0.0.0.0:8701              let Prometheus on other hosts scrape it
+  vecmill-worker embed --model-dir /models/0.6B < lines > vectors.jsonl
   vecmill-worker bench --model-dir /models/0.6B         how fast the model is on this machine
 
 Secrets have no flags: VECMILL_AMQP_URL and VECMILL_REDIS_URL, or VECMILL_AMQP_URL_FILE and
@@ -32,6 +34,8 @@ struct Cli {
 enum Command {
     /// Take chunks and embed them until SIGTERM
     Run(Box<Settings>),
+    /// Embed lines of standard input, without a job or a server
+    Embed(Box<embed::Args>),
     /// Measure the model on this machine, with random token ids
     Bench(bench::Args),
     /// Write a seeded random model, for load tests without a download; its vectors mean nothing
@@ -48,6 +52,7 @@ enum Command {
 pub fn main() -> ExitCode {
     match Cli::parse().command {
         Command::Run(settings) => run::run(*settings),
+        Command::Embed(args) => embed::run(&args),
         Command::Bench(args) => bench::run(&args),
         Command::RandomModel(args) => random_model::run(&args),
         Command::Completions { shell } => {
