@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 use vecmill_worker::engine::{Model, finish};
 
-use crate::support::{Folder, assert_near, json_lines, numbers, path, program, run, stderr};
+use crate::support::{Folder, assert_near, exact, json_lines, numbers, path, program, run, stderr};
 
 #[test]
 fn figures_fit_each_other() {
@@ -16,7 +16,7 @@ fn figures_fit_each_other() {
     assert_eq!(lines.iter().map(|line| &line["tokens"]).collect::<Vec<_>>(), [21, 300]);
     for line in &lines {
         let figure = |name: &str| line[name].as_f64().unwrap();
-        assert_eq!((&line["turns"], &line["layers"]), (&3.into(), &2.into()));
+        assert_eq!((&line["turns"], &line["layers"], &line["dtype"]), (&3.into(), &2.into(), &"f32".into()));
         assert!(figure("seconds_best") <= figure("seconds_median"));
         let tokens = figure("tokens_per_second_median") * figure("seconds_median");
         assert!((tokens - figure("tokens")).abs() < 1e-6, "{line}");
@@ -69,7 +69,7 @@ fn other_programs_can_ask_for_turns() {
     assert_eq!((&lines[0]["ready"], &lines[0]["end_token"]), (&true.into(), &256.into()));
     assert_eq!((&lines[1]["texts"], &lines[1]["tokens"]), (&2.into(), &6.into()));
     assert!(lines[1]["seconds"].as_f64().unwrap() > 0.0);
-    let model = Model::load(&folder.model).unwrap();
+    let model = Model::load(&folder.model, &exact()).unwrap();
     for (text, found) in [&first[..], &second[..]].into_iter().zip(lines[1]["vectors"].as_array().unwrap()) {
         let expected = finish(&model.forward(&[text]).unwrap()[0], 64).unwrap();
         assert_near(&numbers(found), &expected, 1e-5);
@@ -87,5 +87,5 @@ fn a_random_model_with_layers_of_ones_own() {
     assert!(output.status.success(), "{}", stderr(&output));
     let config: Value = serde_json::from_slice(&std::fs::read(dir.join("config.json")).unwrap()).unwrap();
     assert_eq!(config["num_hidden_layers"], 3);
-    Model::load(&dir).unwrap();
+    Model::load(&dir, &exact()).unwrap();
 }

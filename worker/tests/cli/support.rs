@@ -7,7 +7,7 @@ use std::process::{Command, Output, Stdio};
 use serde_json::Value;
 use tempfile::TempDir;
 use vecmill_worker::engine::synthetic::{self, Shape};
-use vecmill_worker::engine::{Model, Tokenizer, finish};
+use vecmill_worker::engine::{Compute, ComputeDtype, Model, Tokenizer, finish};
 
 /// A tiny random model on disk.
 pub(crate) struct Folder {
@@ -28,9 +28,9 @@ impl Folder {
         self.guard.path().join(name)
     }
 
-    /// A command of the program, on this model and no setting of the environment.
+    /// A command of the program, on this model, in f32, and with no setting of the environment.
     pub(crate) fn command(&self, command: &str, args: &[&str]) -> Command {
-        let mut program = program(&[command]);
+        let mut program = program(&[command, "--dtype", "f32", "--device", "cpu"]);
         program.arg("--model-dir").arg(&self.model).args(args);
         program
     }
@@ -43,8 +43,13 @@ impl Folder {
     }
 
     fn load(&self) -> Model {
-        Model::load(&self.model).unwrap()
+        Model::load(&self.model, &exact()).unwrap()
     }
+}
+
+/// Vectors that can be compared to the last digits, whatever shared their batch.
+pub(crate) fn exact() -> Compute {
+    Compute::cpu(ComputeDtype::F32)
 }
 
 /// The program without the settings that whoever runs the tests may have.

@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use self::{case::Case, cost::Cost};
 use crate::{
-    engine::{Model, finish, synthetic},
+    engine::{Model, Precision, finish, synthetic},
     model_source::ModelSource,
 };
 
@@ -69,7 +69,7 @@ struct Figures<'a> {
     texts: usize,
     tokens: usize,
     layers: u64,
-    dtype: &'static str,
+    dtype: Precision,
     threads: usize,
     turns: usize,
     seconds_median: f64,
@@ -117,7 +117,7 @@ fn bench(args: &Args) -> anyhow::Result<()> {
         writeln!(
             out,
             "{name}: {layers} layers, {}, {threads} threads, loaded in {:.1} s",
-            dtype(&model),
+            model.info().precision,
             loaded.as_secs_f64()
         )?;
         writeln!(
@@ -161,7 +161,7 @@ fn measure<'a>(model: &Model, cost: &Cost, case: &'a Case, args: &Args) -> anyho
         texts: case.lengths.len(),
         tokens,
         layers: cost.layers(),
-        dtype: dtype(model),
+        dtype: model.info().precision,
         threads: rayon::current_num_threads(),
         turns: seconds.len(),
         seconds_median: median,
@@ -209,11 +209,6 @@ fn random_text(model: &Model, seed: u64, length: usize) -> Vec<u32> {
     ids
 }
 
-/// What the layers compute in.
-fn dtype(_model: &Model) -> &'static str {
-    "f32"
-}
-
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Asked {
@@ -224,10 +219,10 @@ struct Asked {
 
 #[derive(Serialize)]
 #[serde(untagged)]
-enum Answer<'a> {
+enum Answer {
     Ready {
         ready: bool,
-        dtype: &'a str,
+        dtype: Precision,
         threads: usize,
         load_seconds: f64,
         end_token: u32,
@@ -246,13 +241,13 @@ enum Answer<'a> {
 
 /// Answers each line of `input` by a line on `out`, after a first one that says that the model is loaded.
 fn interactive(model: &Model, loaded: Duration, input: impl BufRead, mut out: impl Write) -> anyhow::Result<()> {
-    let mut answer = |answer: &Answer<'_>| -> anyhow::Result<()> {
+    let mut answer = |answer: &Answer| -> anyhow::Result<()> {
         writeln!(out, "{}", serde_json::to_string(answer)?)?;
         Ok(out.flush()?)
     };
     answer(&Answer::Ready {
         ready: true,
-        dtype: dtype(model),
+        dtype: model.info().precision,
         threads: rayon::current_num_threads(),
         load_seconds: loaded.as_secs_f64(),
         end_token: model.info().end_token,
