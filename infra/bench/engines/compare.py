@@ -16,6 +16,7 @@ import json
 import os
 import pathlib
 import re
+import resource
 import statistics
 import subprocess
 import sys
@@ -30,6 +31,9 @@ CASES = ["16x128", "4x512", "1x2048", "mixed:2048:32..512", "1x32768"]
 
 # Other programs' work above this many busy cores makes figures of no use beyond this machine at this moment.
 LOAD_HIGH = 0.25
+
+# Tokens above which a text takes minutes.
+LONG, WARM_UP_TOKENS = 8192, 2048
 
 # Layers of the 0.6B model.
 DEPTH = 28
@@ -148,25 +152,34 @@ def random_texts(lengths, sizes, end):
 def measure(case, engines, products, sizes, end, args):
     lengths = args.lengths[case]
     texts = random_texts(lengths, sizes, end)
-    rounds = max(2, args.rounds // 3) if max(lengths) > 8192 else args.rounds
+    long = max(lengths) > LONG
+    rounds = max(1, args.rounds // 3) if long else args.rounds
     running, skipped = [], []
-    for engine in engines:
-        reason = engine.refuses(lengths)
+
+    def attempt(engine, do):
+        """Engines that can't go on, for want of memory most of all, leave; the others don't suffer."""
         try:
-            reason or engine.tune(texts)
-        except (RuntimeError, MemoryError) as error:
-            reason = str(error)
-        (skipped.append((engine.name, reason)) if reason else running.append(engine))
-    took = {engine.name: [] for engine in running}
+            return do()
+        except (RuntimeError, MemoryError, OSError) as error:
+            skipped.append((engine.name, str(error).strip().splitlines()[-1]))
+            running.remove(engine)
+
+    for engine in engines:
+        running.append(engine)
+        # Nobody has a choice of ways for one long text, and a shorter one warms up as well.
+        attempt(engine, lambda: engine.tune([text[-WARM_UP_TOKENS:] for text in texts] if long else texts))
+    took = {engine.name: [] for engine in engines}
     vectors, busy = {}, []
     for turn in range(rounds):
         busy.append(busy_cores(engines, 0.5))
         products.measure()
-        for engine in running[turn % len(running) :] + running[: turn % len(running)]:
+        first = turn % max(len(running), 1)
+        for engine in running[first:] + running[:first]:
             # The threads of the one before may spin a little for more work.
             time.sleep(0.2)
-            seconds, vectors[engine.name] = engine.run(texts)
-            took[engine.name].append(seconds)
+            if done := attempt(engine, lambda: engine.run(texts)):
+                took[engine.name].append(done[0])
+                vectors[engine.name] = done[1]
     return {
         "case": case, "texts": len(texts), "tokens": sum(lengths), "layers": sizes.layers, "rounds": rounds,
         "others_busy_cores": round(statistics.median(busy), 2),
@@ -222,6 +235,13 @@ def say(case, products):
     sys.stdout.flush()
 
 
+def leave_memory():
+    """Makes an allocation that the machine has no memory for fail, instead of the machine."""
+    available = int(re.search(r"MemAvailable:\s*(\d+)", pathlib.Path("/proc/meminfo").read_text())[1]) * 1024
+    mapped = int(pathlib.Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+    resource.setrlimit(resource.RLIMIT_AS, (mapped + int(available * 0.9), resource.RLIM_INFINITY))
+
+
 def main():
     args = arguments()
     found = machine()
@@ -233,11 +253,12 @@ def main():
         print(f"WARNING: others keep {found['others_busy_cores']} cores busy: figures are good for ratios at best")
     from pytorch import Products
 
+    leave_memory()
     products, results = Products(), []
     products.measure()
     groups = {}
     for case, lengths in args.lengths.items():
-        model = args.model_dir or random_model(args, args.long_layers if max(lengths) > 8192 else args.layers)
+        model = args.model_dir or random_model(args, args.long_layers if max(lengths) > LONG else args.layers)
         groups.setdefault(model, []).append(case)
     for model, cases in groups.items():
         sizes = Sizes(model)

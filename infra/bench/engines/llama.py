@@ -85,14 +85,12 @@ class LlamaCpp:
         if not self.model:
             raise RuntimeError(f"llama.cpp can't load {path}")
         self.hidden = llama_cpp.llama_model_n_embd(self.model)
-        self.context, self.batch = None, None
-
-    def refuses(self, lengths):
-        return None
+        self.context, self.batch, self.way, self.opened = None, None, None, None
 
     def open(self, texts, together, ubatch):
         """A context for texts of these lengths, all at once or one after the other."""
         self.close()
+        self.way = (together, ubatch)
         longest = max(map(len, texts))
         sequences = len(texts) if together else 1
         params = llama_cpp.llama_context_default_params()
@@ -110,22 +108,22 @@ class LlamaCpp:
         self.context = llama_cpp.llama_init_from_model(self.model, params)
         if not self.context:
             raise RuntimeError("llama.cpp can't make a context")
-        self.together = together
+        self.opened, self.together = (self.way, list(map(len, texts))), together
         self.batch = llama_cpp.llama_batch_init(sum(map(len, texts)) if together else longest, 0, 1)
         self.strategy = ("all texts together" if together else "one by one") + f", micro-batch {ubatch}"
 
     def tune(self, texts):
         """Warms up, and settles on the fastest way for these texts."""
-        ways = [(together, ubatch) for together in ([True, False] if len(texts) > 1 else [False]) for ubatch in UBATCHES]
         took = {}
-        for way in ways:
+        for way in [(together, ubatch) for together in {len(texts) > 1, False} for ubatch in UBATCHES]:
             self.open(texts, *way)
             self.run(texts)
-            took[way] = self.run(texts)[0] if sum(map(len, texts)) <= 8192 else 0
-        self.open(texts, *min(took, key=took.get))
-        self.run(texts)
+            took[way] = self.run(texts)[0]
+        self.way = min(took, key=took.get)
 
     def run(self, texts):
+        if self.opened != (self.way, list(map(len, texts))):
+            self.open(texts, *self.way)
         groups = [texts] if self.together else [[text] for text in texts]
         took, vectors = 0, []
         for group in groups:
@@ -161,4 +159,4 @@ class LlamaCpp:
             llama_cpp.llama_batch_free(self.batch)
         if self.context:
             llama_cpp.llama_free(self.context)
-        self.context, self.batch = None, None
+        self.context, self.batch, self.opened = None, None, None

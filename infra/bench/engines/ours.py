@@ -37,9 +37,6 @@ class Ours:
             raise RuntimeError(answer["error"])
         return answer
 
-    def refuses(self, lengths):
-        return None
-
     def tune(self, texts):
         self.run(texts)
 

@@ -32,16 +32,14 @@ class SentenceTransformers:
         self.model = SentenceTransformer(modules=[transformer, pooling, Normalize()], device="cpu").eval()
         self.size, self.strategy = BATCH_SIZES[0], ""
 
-    def refuses(self, lengths):
-        return None
-
     def tune(self, texts):
         """Warms up, and settles on the fastest sub-batches for these texts."""
         took = {}
         for self.size in sorted({min(size, len(texts)) for size in BATCH_SIZES}):
             self.run(texts)
-            took[self.size] = self.run(texts)[0]
-        self.size = min(took, key=took.get)
+            if len(texts) > 1:
+                took[self.size] = self.run(texts)[0]
+        self.size = min(took, key=took.get, default=1)
         self.strategy = f"sub-batches of {self.size}"
 
     @torch.inference_mode()
