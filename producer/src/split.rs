@@ -29,7 +29,7 @@ pub struct Cut {
     /// Most texts in a chunk
     #[arg(long, env = "VECMILL_CHUNK_ROWS", value_name = "N", default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     pub chunk_rows: u32,
-    /// Most bytes of text in a chunk (a longer single text makes a chunk of its own)
+    /// Most bytes of text in a chunk, 4 for each token id (a longer single text makes a chunk of its own)
     #[arg(long, env = "VECMILL_CHUNK_BYTES", value_name = "BYTES", default_value_t = 256 << 10, value_parser = clap::value_parser!(u32).range(1024..=4 << 20))]
     pub chunk_bytes: u32,
 }
@@ -119,7 +119,7 @@ fn cut_rows(
     let mut refused = RejectedBlocks::default();
     for row in rows {
         let row = match row? {
-            Ok(row) => ChunkRow { line: row.line, id: row.id, text: row.text },
+            Ok(row) => ChunkRow { line: row.line, id: row.id, input: row.input },
             Err(bad) => {
                 rejected(&bad);
                 split.rejected += 1;
@@ -130,7 +130,7 @@ fn cut_rows(
             }
         };
         let full = writer.rows() == cut.chunk_rows
-            || writer.rows() > 0 && writer.text_bytes() + row.text.len() > cut.chunk_bytes as usize;
+            || writer.rows() > 0 && writer.size_bytes() + row.input.size_bytes() > cut.chunk_bytes as usize;
         if full && !close(std::mem::replace(&mut writer, ChunkWriter::new()?), &mut split, pieces)? {
             return Ok(split);
         }

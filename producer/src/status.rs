@@ -101,6 +101,8 @@ pub struct JobStatus {
     pub rows_done: u64,
     /// Of these, texts that failed; absent where too many records would have to be read.
     pub rows_failed: Option<u64>,
+    /// Texts that were cut to the model's longest; absent where too many records would have to be read.
+    pub rows_truncated: Option<u64>,
     /// Input rows that the producer could not use.
     pub rejected: u64,
     /// Chunks in the job.
@@ -146,6 +148,7 @@ impl JobStatus {
             rows: 0,
             rows_done: 0,
             rows_failed: None,
+            rows_truncated: None,
             rejected: 0,
             chunks: 0,
             chunks_done: 0,
@@ -251,13 +254,14 @@ impl Watch {
         })
     }
 
-    /// Tokens and failed rows: from the summary when it is there, else from the chunks' records.
+    /// Tokens, failed and truncated rows: from the summary when it is there, else from the chunks' records.
     async fn count(&mut self, status: &mut JobStatus, done: &[Object]) -> Result<(), StoreError> {
         let summary: Option<FinalManifest> =
             self.store.get_json(&self.keys.final_manifest(), 2 * MANIFEST_BYTES_MAX).await?;
         if let Some(summary) = summary {
             status.tokens = Some(summary.tokens);
             status.rows_failed = Some(summary.failed);
+            status.rows_truncated = Some(summary.truncated);
             return Ok(());
         }
         let known = &self.results;
@@ -268,6 +272,7 @@ impl Watch {
         if self.results.len() >= done.len() {
             status.tokens = Some(self.results.values().map(|result| result.tokens).sum());
             status.rows_failed = Some(self.results.values().map(|result| u64::from(result.failed)).sum());
+            status.rows_truncated = Some(self.results.values().map(|result| u64::from(result.truncated)).sum());
         }
         Ok(())
     }

@@ -103,6 +103,12 @@ fn say(status: &JobStatus) {
     if let Some(tokens) = status.tokens {
         println!("tokens     {}", grouped(tokens));
     }
+    if let Some(truncated @ 1..) = status.rows_truncated {
+        println!(
+            "truncated  {} texts were cut to the model's longest; the column truncated says which",
+            grouped(truncated)
+        );
+    }
     if status.rows_failed.unwrap_or_default() > 0 || status.rejected > 0 {
         let failed = status.rows_failed.map_or_else(|| "some".to_owned(), grouped);
         println!(

@@ -9,7 +9,7 @@ use super::{
     status::wait_for_the_end,
 };
 use crate::{
-    contract::{Dtype, JobSpec},
+    contract::{Dtype, JobSpec, Truncate},
     prepare::{Corpus, Event},
     read::{InputFormat, ReadOptions},
     source::Source,
@@ -44,6 +44,9 @@ pub(super) struct Args {
     /// Task that the texts are queries for; leave out for documents
     #[arg(long, env = "VECMILL_INSTRUCTION", value_name = "TASK")]
     instruction: Option<String>,
+    /// What becomes of a text with more tokens than the model takes
+    #[arg(long, env = "VECMILL_TRUNCATE", value_enum, default_value_t)]
+    truncate: Truncate,
     #[command(flatten)]
     cut: Cut,
     /// Hours within which the job must be done
@@ -92,6 +95,7 @@ impl Args {
                 dimensions: self.dimensions,
                 dtype: self.dtype,
                 instruction: self.instruction.clone(),
+                truncate: self.truncate,
             },
             corpus: Corpus { source: self.corpus.clone(), format, options, cut: self.cut, strict: self.strict },
             window_s: self.window_hours * 3600,

@@ -1,8 +1,11 @@
 //! A chunk's object: JSON lines, zstd-compressed.
 
-use std::io::{Read, Write};
+use std::{
+    fmt,
+    io::{Read, Write},
+};
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, Serializer, ser::SerializeStruct};
 
 /// Most bytes of a chunk's JSON lines. A reader stops there, so that a small object that decompresses to
 /// gigabytes costs this much memory and no more. It is far above what a producer cuts by default (256 KiB),
@@ -12,16 +15,83 @@ pub const CHUNK_TEXT_BYTES_MAX: usize = 16 << 20;
 /// zstd's default level: 3 to 5 times smaller on text at hundreds of MB/s, far faster than any upload.
 const ZSTD_LEVEL: i32 = 3;
 
-/// One text of a chunk.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+/// What is to be embedded.
+#[derive(Clone, PartialEq, Eq)]
+pub enum RowInput {
+    /// A text.
+    Text(String),
+    /// A text as ids of the model's own tokens. Whether the model has them is the worker's to check.
+    Tokens(Vec<u32>),
+}
+
+impl RowInput {
+    /// Bytes of the text, or 4 a token id: as many bytes as English has in a token, so that a chunk of either kind is
+    /// about as much work.
+    pub fn size_bytes(&self) -> usize {
+        match self {
+            Self::Text(text) => text.len(),
+            Self::Tokens(tokens) => 4 * tokens.len(),
+        }
+    }
+}
+
+/// Without the text, which must not reach a log.
+impl fmt::Debug for RowInput {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Text(text) => write!(f, "{} bytes", text.len()),
+            Self::Tokens(tokens) => write!(f, "{} token ids", tokens.len()),
+        }
+    }
+}
+
+/// One row of a chunk: `{"line", "id", "text"}` or `{"line", "id", "tokens"}`.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "WireRow")]
 pub struct ChunkRow {
     /// Where the text stood in the input, counted from 1.
     pub line: u64,
     /// The tenant's own id for the text; need not be unique.
     pub id: String,
-    /// The text.
-    pub text: String,
+    /// The text, or its tokens.
+    pub input: RowInput,
+}
+
+/// A row as it is read.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct WireRow {
+    line: u64,
+    id: String,
+    text: Option<String>,
+    tokens: Option<Vec<u32>>,
+}
+
+impl TryFrom<WireRow> for ChunkRow {
+    type Error = &'static str;
+
+    fn try_from(row: WireRow) -> Result<Self, Self::Error> {
+        let WireRow { line, id, text, tokens } = row;
+        let input = match (text, tokens) {
+            (Some(text), None) => RowInput::Text(text),
+            (None, Some(tokens)) => RowInput::Tokens(tokens),
+            _ => return Err("a row has either a text or tokens"),
+        };
+        Ok(Self { line, id, input })
+    }
+}
+
+impl Serialize for ChunkRow {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut row = serializer.serialize_struct("ChunkRow", 3)?;
+        row.serialize_field("line", &self.line)?;
+        row.serialize_field("id", &self.id)?;
+        match &self.input {
+            RowInput::Text(text) => row.serialize_field("text", text)?,
+            RowInput::Tokens(tokens) => row.serialize_field("tokens", tokens)?,
+        }
+        row.end()
+    }
 }
 
 /// Why a chunk's object can't be read, though its digest is right: its producer is at fault, not the transport.
@@ -50,13 +120,13 @@ pub enum ChunkError {
 pub struct ChunkWriter {
     encoder: zstd::Encoder<'static, Vec<u8>>,
     rows: u32,
-    text_bytes: usize,
+    size_bytes: usize,
 }
 
 impl ChunkWriter {
     /// An empty chunk.
     pub fn new() -> std::io::Result<Self> {
-        Ok(Self { encoder: zstd::Encoder::new(Vec::new(), ZSTD_LEVEL)?, rows: 0, text_bytes: 0 })
+        Ok(Self { encoder: zstd::Encoder::new(Vec::new(), ZSTD_LEVEL)?, rows: 0, size_bytes: 0 })
     }
 
     /// Appends a row.
@@ -64,7 +134,7 @@ impl ChunkWriter {
         serde_json::to_writer(&mut self.encoder, row)?;
         self.encoder.write_all(b"\n")?;
         self.rows += 1;
-        self.text_bytes += row.text.len();
+        self.size_bytes += row.input.size_bytes();
         Ok(())
     }
 
@@ -73,9 +143,9 @@ impl ChunkWriter {
         self.rows
     }
 
-    /// Bytes of text so far, before compression.
-    pub fn text_bytes(&self) -> usize {
-        self.text_bytes
+    /// [`RowInput::size_bytes`] of all rows so far.
+    pub fn size_bytes(&self) -> usize {
+        self.size_bytes
     }
 
     /// The object's bytes.
@@ -108,20 +178,40 @@ mod tests {
     use super::*;
 
     fn row(line: u64, text: &str) -> ChunkRow {
-        ChunkRow { line, id: format!("id-{line}"), text: text.to_owned() }
+        ChunkRow { line, id: format!("id-{line}"), input: RowInput::Text(text.to_owned()) }
     }
 
     #[test]
     fn rows_come_back_as_they_went_in() {
-        let rows = [row(1, "one"), row(3, "a\nline break and \u{2028} and \0"), row(9, "ünïcödé 你好")];
+        let tokens = ChunkRow { line: 10, id: "ids".to_owned(), input: RowInput::Tokens(vec![0, 151_643, u32::MAX]) };
+        let rows = [row(1, "one"), row(3, "a\nline break and \u{2028} and \0"), row(9, "ünïcödé 你好"), tokens];
         let mut writer = ChunkWriter::new().expect("an encoder");
         for row in &rows {
             writer.push(row).expect("a write to memory");
         }
         let object = writer.finish().expect("a write to memory");
-        assert_eq!(read_chunk(&object, 3), Ok(rows.to_vec()));
-        assert_eq!(read_chunk(&object, 2), Err(ChunkError::Rows { expected: 2, found: 3 }));
-        assert_eq!(read_chunk(&object[..object.len() - 3], 3), Err(ChunkError::Compression));
+        assert_eq!(read_chunk(&object, 4), Ok(rows.to_vec()));
+        assert_eq!(read_chunk(&object, 2), Err(ChunkError::Rows { expected: 2, found: 4 }));
+        assert_eq!(read_chunk(&object[..object.len() - 3], 4), Err(ChunkError::Compression));
+    }
+
+    #[test]
+    fn a_row_has_one_input() {
+        for row in [
+            r#"{"line":1,"id":"a"}"#,
+            r#"{"line":1,"id":"a","text":"x","tokens":[1]}"#,
+            r#"{"line":1,"id":"a","tokens":[-1]}"#,
+            r#"{"line":1,"id":"a","text":"x","more":1}"#,
+        ] {
+            let object = zstd::encode_all(row.as_bytes(), 3).expect("a write to memory");
+            assert_eq!(read_chunk(&object, 1), Err(ChunkError::Row(1)), "{row}");
+        }
+    }
+
+    #[test]
+    fn nothing_of_a_row_reaches_a_log() {
+        let shown = format!("{:?} {:?}", row(1, "secret"), RowInput::Tokens(vec![4711]));
+        assert!(!shown.contains("secret") && !shown.contains("4711"), "{shown}");
     }
 
     #[test]

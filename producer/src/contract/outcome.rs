@@ -38,6 +38,9 @@ pub struct ChunkResult {
     pub rows: u32,
     /// Rows that failed; each is a line of the chunk's errors object.
     pub failed: u32,
+    /// Of the rows with a vector, those whose text was cut off; the part's column `truncated` names them.
+    #[serde(default)]
+    pub truncated: u32,
     /// Exact tokens, as charged to the tenant.
     pub tokens: u64,
     /// Bytes of the Parquet part.
@@ -48,6 +51,9 @@ pub struct ChunkResult {
     pub vectors_sha256: Digest,
     /// The revision of the model that computed them.
     pub revision: String,
+    /// The commit of the model's repository, where it came from the Hugging Face hub.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub commit: Option<String>,
 }
 
 /// `dead/chunk-….json`: a chunk was given up, and why.
@@ -88,6 +94,9 @@ pub struct PartEntry {
     pub rows: u32,
     /// Rows that failed.
     pub failed: u32,
+    /// Rows whose text was cut off.
+    #[serde(default)]
+    pub truncated: u32,
     /// Exact tokens.
     pub tokens: u64,
     /// Bytes of the part.
@@ -114,6 +123,9 @@ pub struct FinalManifest {
     pub rows: u64,
     /// Rows that failed.
     pub failed: u64,
+    /// Rows whose text was cut off.
+    #[serde(default)]
+    pub truncated: u64,
     /// Input rows that the producer could not use.
     pub rejected: u64,
     /// Exact tokens.

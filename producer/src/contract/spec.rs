@@ -13,6 +13,23 @@ pub enum Dtype {
     F16,
 }
 
+/// What becomes of a text that has more tokens than the model takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Truncate {
+    /// Its row fails, with an error that names it
+    #[default]
+    None,
+    /// Its end is cut off, and its row says so
+    End,
+}
+
+impl Truncate {
+    fn is_default(&self) -> bool {
+        *self == Self::None
+    }
+}
+
 /// The parameters of a job. They are part of the job's identity: another value is another job.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -27,6 +44,9 @@ pub struct JobSpec {
     /// The task of Qwen3's query prompt; absent for documents.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub instruction: Option<String>,
+    /// What becomes of a text that is too long.
+    #[serde(default, skip_serializing_if = "Truncate::is_default")]
+    pub truncate: Truncate,
 }
 
 /// Why a [`JobSpec`] can't be accepted.

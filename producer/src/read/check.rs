@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 
 use super::{BadRow, ReadOptions, Row};
+use crate::contract::RowInput;
 
 /// Most bytes of an id: room for any URL or composite key in use, small beside its text. It travels into the
 /// results of every row.
@@ -10,6 +11,39 @@ pub(super) const ID_BYTES_MAX: usize = 512;
 
 /// A row, if its parts can be used.
 pub(super) fn row(line: u64, id: Cow<'_, str>, text: Cow<'_, str>, options: &ReadOptions) -> Result<Row, BadRow> {
+    let bad = |code, reason: String| Err(BadRow::new(line, code, reason));
+    let id = self::id(line, id)?;
+    if text.len() > options.text_bytes_max {
+        let (bytes, most) = (text.len(), options.text_bytes_max);
+        return bad("text_too_long", format!("the text has {bytes} bytes: split it into texts of at most {most}"));
+    }
+    if text.trim_start().is_empty() {
+        return bad("empty_text", "the text is empty or only white space: fill it or drop the row".to_owned());
+    }
+    Ok(Row { line, id, input: RowInput::Text(text.into_owned()) })
+}
+
+/// A row of token ids, if its parts can be used.
+pub(super) fn token_row(line: u64, id: Cow<'_, str>, tokens: Vec<u32>, options: &ReadOptions) -> Result<Row, BadRow> {
+    let bad = |code, reason: String| Err(BadRow::new(line, code, reason));
+    let id = self::id(line, id)?;
+    let (count, most) = (tokens.len(), options.tokens_max());
+    if count > most {
+        return bad("text_too_long", format!("the text has {count} token ids: split it into texts of at most {most}"));
+    }
+    if tokens.is_empty() {
+        return bad("empty_text", "the list of token ids is empty: fill it or drop the row".to_owned());
+    }
+    Ok(Row { line, id, input: RowInput::Tokens(tokens) })
+}
+
+/// What a list must hold that is to be a text.
+pub(super) fn not_token_ids(line: u64, field: &str) -> BadRow {
+    let reason = format!("{field} is a list: its items must be token ids, whole numbers from 0 to {}", u32::MAX);
+    BadRow::new(line, "bad_tokens", reason)
+}
+
+fn id(line: u64, id: Cow<'_, str>) -> Result<String, BadRow> {
     let bad = |code, reason: String| Err(BadRow::new(line, code, reason));
     if id.is_empty() {
         return bad("bad_id", "the id is empty: give it a value".to_owned());
@@ -20,14 +54,7 @@ pub(super) fn row(line: u64, id: Cow<'_, str>, text: Cow<'_, str>, options: &Rea
     if id.contains('\0') {
         return bad("bad_id", "the id has a NUL character: remove it".to_owned());
     }
-    if text.len() > options.text_bytes_max {
-        let (bytes, most) = (text.len(), options.text_bytes_max);
-        return bad("text_too_long", format!("the text has {bytes} bytes: split it into texts of at most {most}"));
-    }
-    if text.trim_start().is_empty() {
-        return bad("empty_text", "the text is empty or only white space: fill it or drop the row".to_owned());
-    }
-    Ok(Row { line, id: id.into_owned(), text: text.into_owned() })
+    Ok(id.into_owned())
 }
 
 /// Bytes as text, or which byte is wrong.

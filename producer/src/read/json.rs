@@ -1,4 +1,4 @@
-//! A line of JSON: `{"id", "text"}`, a string, or a line of an OpenAI batch file.
+//! A line of JSON: `{"id", "text"}` or `{"id", "input"}` with a text or token ids, a string, or a line of an OpenAI batch file.
 
 use std::borrow::Cow;
 
@@ -8,6 +8,7 @@ use super::{
     BadRow, ReadOptions, Row,
     check::{self, utf8},
     json_value::{Keep, Value},
+    options::{INPUT_FIELD, TEXT_FIELD},
 };
 
 /// The one endpoint of a batch file that makes vectors.
@@ -37,16 +38,19 @@ impl Line<'_> {
     fn row(self, line: &[u8]) -> Result<Row, BadRow> {
         let Self { number, options } = self;
         let line = utf8(number, "line", line)?;
-        let names = [&options.id_field, &options.text_field, "custom_id", "method", "url", "body"];
-        match self.parse(line, Keep { names: &names, inner: Some((BODY, &BODY_FIELDS)) })? {
+        let names = [&options.id_field, &options.text_field, "custom_id", "method", "url", "body", INPUT_FIELD];
+        // A name that somebody asked for has no stand-in.
+        let names = if options.text_field == TEXT_FIELD { &names[..] } else { &names[..names.len() - 1] };
+        match self.parse(line, Keep { names, inner: Some((BODY, &BODY_FIELDS)) })? {
             Value::Text(text) => check::row(number, number.to_string().into(), text, options),
             Value::Object(fields) => match *fields {
-                [_, None, None, _, _, None] => self.bad(
+                [id, Some(text), ..] => self.plain(id, &options.text_field, text),
+                [id, None, None, _, _, None, Some(input)] => self.plain(id, INPUT_FIELD, input),
+                [_, None, None, _, _, None, None] => self.bad(
                     "no_text",
                     format!("there is no field {:?}: add it, or name another with --text-field", options.text_field),
                 ),
-                [_, None, custom_id, method, url, body] => self.batch(custom_id, method, url, body),
-                [id, Some(text), ..] => self.plain(id, text),
+                [_, None, custom_id, method, url, body, _] => self.batch(custom_id, method, url, body),
             },
             other => self.bad(
                 "bad_json",
@@ -67,14 +71,16 @@ impl Line<'_> {
         })
     }
 
-    fn plain(self, id: Option<Value<'_>>, text: Value<'_>) -> Result<Row, BadRow> {
+    fn plain(self, id: Option<Value<'_>>, field: &str, text: Value<'_>) -> Result<Row, BadRow> {
         let id = self.id(&self.options.id_field, id)?;
         match text {
             Value::Text(text) => check::row(self.number, id, text, self.options),
-            other => {
-                let field = &self.options.text_field;
-                self.bad("bad_json", format!("{field} is {}: make it a string, or drop the row", other.kind()))
-            }
+            Value::Array { tokens: Some(tokens), .. } => check::token_row(self.number, id, tokens, self.options),
+            Value::Array { .. } => Err(check::not_token_ids(self.number, field)),
+            other => self.bad(
+                "bad_json",
+                format!("{field} is {}: make it a string or a list of token ids, or drop the row", other.kind()),
+            ),
         }
     }
 
@@ -103,7 +109,7 @@ impl Line<'_> {
         if !matches!(instruction, None | Some(Value::Null)) {
             return self.bad("wrong_instruction", "an instruction counts for a whole job: give it to the job");
         }
-        check::row(self.number, id, self.input(input)?, self.options)
+        self.input(id, input)
     }
 
     fn same_model(self, model: Option<Value<'_>>) -> Result<(), BadRow> {
@@ -124,23 +130,32 @@ impl Line<'_> {
         }
     }
 
-    /// A batch line's `input`: one text, bare or as the only item of an array.
-    fn input<'de>(self, input: Option<Value<'de>>) -> Result<Cow<'de, str>, BadRow> {
+    /// A batch line's `input`: one text as a string or as token ids, bare or as the only item of an array.
+    fn input(self, id: Cow<'_, str>, input: Option<Value<'_>>) -> Result<Row, BadRow> {
         let item = match input {
-            Some(Value::Array { len: 2.., first: Some(first) }) if matches!(*first, Value::Text(_)) => {
+            Some(Value::Array { len: 2.., first: Some(first), .. })
+                if matches!(*first, Value::Text(_) | Value::Array { .. }) =>
+            {
                 return self
                     .bad("several_inputs", "input has several texts: give each a line and a custom_id of its own");
             }
-            Some(Value::Array { first, .. }) => first.map(|first| *first),
+            Some(Value::Array { len: 1, first: Some(first), .. })
+                if matches!(*first, Value::Text(_) | Value::Array { .. }) =>
+            {
+                Some(*first)
+            }
             other => other,
         };
         match item {
-            None => self.bad("no_text", "body.input is missing or an empty array: it must be one text"),
-            Some(Value::Unsigned(_) | Value::Array { .. }) => {
-                self.bad("bad_input", "body.input holds token ids: send the text that they stand for")
+            None | Some(Value::Array { len: 0, .. }) => {
+                self.bad("no_text", "body.input is missing or an empty array: it must be one text")
             }
-            Some(Value::Text(text)) => Ok(text),
-            Some(other) => self.bad("bad_input", format!("body.input is {}: it must be one text", other.kind())),
+            Some(Value::Text(text)) => check::row(self.number, id, text, self.options),
+            Some(Value::Array { tokens: Some(tokens), .. }) => check::token_row(self.number, id, tokens, self.options),
+            Some(Value::Array { .. }) => Err(check::not_token_ids(self.number, "body.input")),
+            Some(other) => {
+                self.bad("bad_input", format!("body.input is {}: it must be one text, or its token ids", other.kind()))
+            }
         }
     }
 

@@ -8,7 +8,7 @@ use std::{borrow::Cow, fmt};
 use serde::de::{DeserializeSeed, Deserializer, Error, MapAccess, SeqAccess, Visitor};
 
 /// Most fields that are kept of one object.
-pub(super) const FIELDS_MAX: usize = 6;
+pub(super) const FIELDS_MAX: usize = 7;
 
 /// The kept fields of an object, in the order of their names in [`Keep`].
 pub(super) type Fields<'de> = [Option<Value<'de>>; FIELDS_MAX];
@@ -26,6 +26,8 @@ pub(super) enum Value<'de> {
     Array {
         len: usize,
         first: Option<Box<Value<'de>>>,
+        /// All items, where each is an integer of 32 bits without a sign.
+        tokens: Option<Vec<u32>>,
     },
     Object(Box<Fields<'de>>),
 }
@@ -111,10 +113,21 @@ impl<'de> Visitor<'de> for Keep<'_> {
     fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Value<'de>, A::Error> {
         let first = items.next_element_seed(Keep::default())?.map(Box::new);
         let mut len = usize::from(first.is_some());
-        while items.next_element_seed(Discard)?.is_some() {
+        let token = |item| u32::try_from(item?).ok();
+        let mut tokens = match first.as_deref() {
+            None => Some(Vec::new()),
+            Some(Value::Unsigned(item)) => token(Some(*item)).map(|token| vec![token]),
+            Some(_) => None,
+        };
+        // At most what a line holds, which is bounded.
+        while let Some(item) = items.next_element_seed(Discard)? {
             len += 1;
+            match (&mut tokens, token(item)) {
+                (Some(tokens), Some(token)) => tokens.push(token),
+                _ => tokens = None,
+            }
         }
-        Ok(Value::Array { len, first })
+        Ok(Value::Array { len, first, tokens })
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<Value<'de>, A::Error> {
@@ -156,57 +169,57 @@ impl Visitor<'_> for Place<'_> {
     }
 }
 
-/// Any JSON, not kept. Unlike serde's `IgnoredAny` it counts levels of nesting.
+/// Any JSON, not kept; of an integer without a sign, its value. Unlike serde's `IgnoredAny` it counts levels of nesting.
 struct Discard;
 
 impl<'de> DeserializeSeed<'de> for Discard {
-    type Value = ();
+    type Value = Option<u64>;
 
-    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Option<u64>, D::Error> {
         deserializer.deserialize_any(self)
     }
 }
 
 impl<'de> Visitor<'de> for Discard {
-    type Value = ();
+    type Value = Option<u64>;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("any JSON")
     }
 
-    fn visit_unit<E>(self) -> Result<(), E> {
-        Ok(())
+    fn visit_unit<E>(self) -> Result<Option<u64>, E> {
+        Ok(None)
     }
 
-    fn visit_bool<E>(self, _: bool) -> Result<(), E> {
-        Ok(())
+    fn visit_bool<E>(self, _: bool) -> Result<Option<u64>, E> {
+        Ok(None)
     }
 
-    fn visit_u64<E>(self, _: u64) -> Result<(), E> {
-        Ok(())
+    fn visit_u64<E>(self, number: u64) -> Result<Option<u64>, E> {
+        Ok(Some(number))
     }
 
-    fn visit_i64<E>(self, _: i64) -> Result<(), E> {
-        Ok(())
+    fn visit_i64<E>(self, _: i64) -> Result<Option<u64>, E> {
+        Ok(None)
     }
 
-    fn visit_f64<E>(self, _: f64) -> Result<(), E> {
-        Ok(())
+    fn visit_f64<E>(self, _: f64) -> Result<Option<u64>, E> {
+        Ok(None)
     }
 
-    fn visit_str<E>(self, _: &str) -> Result<(), E> {
-        Ok(())
+    fn visit_str<E>(self, _: &str) -> Result<Option<u64>, E> {
+        Ok(None)
     }
 
-    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<(), A::Error> {
+    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Option<u64>, A::Error> {
         while items.next_element_seed(Discard)?.is_some() {}
-        Ok(())
+        Ok(None)
     }
 
-    fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<(), A::Error> {
+    fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<Option<u64>, A::Error> {
         while entries.next_key_seed(Discard)?.is_some() {
             entries.next_value_seed(Discard)?;
         }
-        Ok(())
+        Ok(None)
     }
 }

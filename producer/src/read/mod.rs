@@ -17,6 +17,8 @@ mod text;
 
 use std::{fmt, io::Read, path::Path};
 
+use crate::contract::RowInput;
+
 pub use self::{
     error::{BadRow, ReadError},
     options::{InputFormat, ReadOptions},
@@ -30,15 +32,15 @@ pub struct Row {
     pub line: u64,
     /// The tenant's own id, 1 to 512 bytes; need not be unique. The line's number where the input has none.
     pub id: String,
-    /// The text; never empty or only white space.
-    pub text: String,
+    /// The text, never empty or only white space; or its token ids, at least one.
+    pub input: RowInput,
 }
 
 /// Without the text, which must not reach a log.
 impl fmt::Debug for Row {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { line, id, text } = self;
-        write!(f, "Row {{ line: {line}, id: {id:?}, text: {} bytes }}", text.len())
+        let Self { line, id, input } = self;
+        write!(f, "Row {{ line: {line}, id: {id:?}, input: {input:?} }}")
     }
 }
 

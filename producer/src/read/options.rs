@@ -6,9 +6,18 @@ use serde::{Deserialize, Serialize};
 /// for must be there.
 pub(super) const ID_FIELD: &str = "id";
 
+/// The field of the texts where nothing else is said.
+pub(super) const TEXT_FIELD: &str = "text";
+
 /// Most bytes of a text. The model takes 32,768 tokens: about 150 KiB of English, under 400 KiB of any script. What is
 /// longer would fail there after having been stored and moved.
 const TEXT_BYTES_MAX: usize = 1 << 20;
+
+/// Bytes of text that stand for a token id, in bounds: fewer than any language has a token on average.
+const BYTES_PER_TOKEN: usize = 4;
+
+/// The field of token ids, or of a text, where there is none of [`ReadOptions::text_field`]'s default name.
+pub(super) const INPUT_FIELD: &str = "input";
 
 /// The formats of a corpus.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, clap::ValueEnum, Serialize, Deserialize)]
@@ -50,7 +59,8 @@ pub struct ReadOptions {
     /// Field or column of the ids. A row of JSON without it, and a table without a column `id` where that is the
     /// name, have the row's place as id; a table without another column that is named here can't be read.
     pub id_field: String,
-    /// Field or column of the texts.
+    /// Field or column of the texts: strings, or lists of token ids. A row of JSON that does not have it, and a Parquet
+    /// file without a column `text` where that is the name, may have `input` instead.
     pub text_field: String,
     /// Most bytes of a text in UTF-8.
     pub text_bytes_max: usize,
@@ -65,7 +75,7 @@ impl Default for ReadOptions {
     fn default() -> Self {
         Self {
             id_field: ID_FIELD.to_owned(),
-            text_field: "text".to_owned(),
+            text_field: TEXT_FIELD.to_owned(),
             text_bytes_max: TEXT_BYTES_MAX,
             dimensions: None,
             model: None,
@@ -74,6 +84,11 @@ impl Default for ReadOptions {
 }
 
 impl ReadOptions {
+    /// Most token ids of a text: 262,144 by default. The model's own limit is the worker's to check.
+    pub(super) fn tokens_max(&self) -> usize {
+        self.text_bytes_max / BYTES_PER_TOKEN
+    }
+
     /// Most bytes of one line of JSON or one CSV record. JSON writes a byte of text as up to six (`\u0007`), and
     /// 2 MiB are left for other fields: 8 MiB by default, held once at a time.
     pub(super) fn record_bytes_max(&self) -> usize {

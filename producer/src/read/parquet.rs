@@ -1,4 +1,4 @@
-//! Parquet: the text column and the id column, a few rows at a time.
+//! Parquet: the column of texts (or of their token ids) and the id column, a few rows at a time.
 //!
 //! Columns are read as bytes, below the Arrow layer: that one refuses a whole page for one string that is not UTF-8,
 //! and copies the values of a dictionary page once a row. Here a bad string fails its row, values are slices of their
@@ -22,28 +22,37 @@ use parquet::{
         metadata::{ParquetMetaData, ParquetMetaDataReader},
         serialized_reader::SerializedPageReader,
     },
-    schema::types::{ColumnDescriptor, SchemaDescriptor},
+    schema::types::{ColumnDescriptor, SchemaDescriptor, Type},
 };
 
 use super::{
     BadRow, ReadError, ReadOptions, Row,
     check::{self, utf8},
     error::names,
-    options::ID_FIELD,
+    options::{ID_FIELD, INPUT_FIELD, TEXT_FIELD},
 };
 
 /// Rows read at once. Each may keep a page of its own in memory (1 MiB as writers cut them), so few: 64 MiB at worst.
 const BATCH_ROWS: usize = 64;
 
-/// A value of each column; `None` is null.
-type Cells = (Option<ByteArray>, Option<ByteArray>);
+/// A value of each column; an id that is `None` is null.
+type Cells = (Option<ByteArray>, TextCell);
+
+/// A value of the column of texts.
+enum TextCell {
+    Null,
+    Text(ByteArray),
+    Tokens(Vec<u32>),
+    /// A list with an item that is no token id.
+    NotTokens,
+}
 
 /// The rows of a Parquet file.
 pub(super) struct ParquetRows {
     file: Arc<File>,
     metadata: ParquetMetaData,
     options: ReadOptions,
-    text: Column,
+    text: TextColumn,
     /// `None`: rows are numbered.
     id: Option<Column>,
     next_group: usize,
@@ -61,6 +70,23 @@ struct Column {
     kind: Kind,
 }
 
+/// The column of the texts.
+#[derive(Clone, Copy)]
+enum TextColumn {
+    Strings(Column),
+    Tokens(ListColumn),
+}
+
+/// A column of lists of integers. Its definition levels say, from 0: a null list, an empty one, a null item, an item;
+/// without the nulls where the schema has none.
+#[derive(Clone, Copy)]
+struct ListColumn {
+    index: usize,
+    kind: Kind,
+    may_be_null: bool,
+    item_level: i16,
+}
+
 /// How its values are kept.
 #[derive(Clone, Copy)]
 enum Kind {
@@ -71,9 +97,15 @@ enum Kind {
 
 /// The row group that is being read.
 struct Group {
-    text: CellReader,
+    text: TextReader,
     id: Option<CellReader>,
     rows_left: u64,
+}
+
+/// The texts of a row group.
+enum TextReader {
+    Strings { reader: CellReader, optional: bool },
+    Tokens { reader: CellReader, column: ListColumn },
 }
 
 /// A column of a row group.
@@ -90,7 +122,16 @@ impl ParquetRows {
         let metadata =
             guarded(|| ParquetMetaDataReader::new().parse_and_finish(&file)).map_err(ReadError::NotParquet)?;
         let schema = metadata.file_metadata().schema_descr();
-        let text = find(schema, &options.text_field, &[Physical::BYTE_ARRAY], "a string")?;
+        let text = match find_text(schema, &options.text_field) {
+            // Only in place of the default: a name that somebody asked for has no stand-in.
+            Err(missing @ ReadError::NoColumn { .. }) if options.text_field == TEXT_FIELD => {
+                find_text(schema, INPUT_FIELD).map_err(|error| match error {
+                    ReadError::NoColumn { .. } => missing,
+                    other => other,
+                })?
+            }
+            found => found?,
+        };
         let id_types = [Physical::BYTE_ARRAY, Physical::INT32, Physical::INT64];
         let id = match find(schema, &options.id_field, &id_types, "a string or an integer") {
             Err(ReadError::NoColumn { .. }) if options.id_field == ID_FIELD => None,
@@ -126,7 +167,7 @@ impl ParquetRows {
                 continue;
             }
             let most = usize::try_from(group.rows_left).map_or(BATCH_ROWS, |left| left.min(BATCH_ROWS));
-            let texts = group.text.read(most, self.text.optional)?;
+            let texts = group.text.read(most)?;
             let ids = match (&mut group.id, self.id) {
                 (Some(reader), Some(column)) => reader.read(most, column.optional)?,
                 _ => vec![None; most],
@@ -142,17 +183,24 @@ impl ParquetRows {
     fn open_group(&self, group: usize) -> ParquetResult<Group> {
         let rows = self.metadata.row_group(group).num_rows();
         let rows_left = u64::try_from(rows).map_err(|_| ParquetError::General(format!("{rows} rows")))?;
-        let open = |column: Column| self.open_column(group, column);
-        Ok(Group { text: open(self.text)?, id: self.id.map(open).transpose()?, rows_left })
+        let open = |index, kind| self.open_column(group, index, kind);
+        let text = match self.text {
+            TextColumn::Strings(Column { index, optional, kind }) => {
+                TextReader::Strings { reader: open(index, kind)?, optional }
+            }
+            TextColumn::Tokens(column) => TextReader::Tokens { reader: open(column.index, column.kind)?, column },
+        };
+        let id = self.id.map(|column| open(column.index, column.kind)).transpose()?;
+        Ok(Group { text, id, rows_left })
     }
 
-    fn open_column(&self, group: usize, column: Column) -> ParquetResult<CellReader> {
+    fn open_column(&self, group: usize, index: usize, kind: Kind) -> ParquetResult<CellReader> {
         let group = self.metadata.row_group(group);
         let rows = usize::try_from(group.num_rows())?;
-        let chunk = group.column(column.index);
+        let chunk = group.column(index);
         let pages = SerializedPageReader::new(self.file.clone(), chunk, rows, None)?;
         let reader = get_column_reader(chunk.column_descr_ptr(), Box::new(pages));
-        Ok(match column.kind {
+        Ok(match kind {
             Kind::Text => CellReader::Text(get_typed_column_reader(reader)),
             Kind::Int32 { signed } => CellReader::Int32 { reader: get_typed_column_reader(reader), signed },
             Kind::Int64 { signed } => CellReader::Int64 { reader: get_typed_column_reader(reader), signed },
@@ -170,8 +218,14 @@ impl ParquetRows {
                 Cow::Borrowed(utf8(self.row, "id", id_bytes.data())?)
             }
         };
-        let text = text.ok_or_else(|| null("no_text", "text"))?;
-        check::row(self.row, id, Cow::Borrowed(utf8(self.row, "text", text.data())?), &self.options)
+        match text {
+            TextCell::Null => Err(null("no_text", "text")),
+            TextCell::Text(text) => {
+                check::row(self.row, id, Cow::Borrowed(utf8(self.row, "text", text.data())?), &self.options)
+            }
+            TextCell::Tokens(tokens) => check::token_row(self.row, id, tokens, &self.options),
+            TextCell::NotTokens => Err(check::not_token_ids(self.row, "the text")),
+        }
     }
 }
 
@@ -197,6 +251,28 @@ impl Iterator for ParquetRows {
         };
         self.row += 1;
         Some(Ok(self.row(cells)))
+    }
+}
+
+impl TextReader {
+    fn read(&mut self, rows: usize) -> ParquetResult<Vec<TextCell>> {
+        match self {
+            Self::Strings { reader, optional } => {
+                let texts = reader.read(rows, *optional)?;
+                Ok(texts.into_iter().map(|text| text.map_or(TextCell::Null, TextCell::Text)).collect())
+            }
+            Self::Tokens { reader, column } => match reader {
+                CellReader::Int32 { reader, signed: true } => lists(reader, rows, *column, |id| id.try_into().ok()),
+                CellReader::Int32 { reader, signed: false } => {
+                    lists(reader, rows, *column, |id| Some(id.cast_unsigned()))
+                }
+                CellReader::Int64 { reader, signed: true } => lists(reader, rows, *column, |id| id.try_into().ok()),
+                CellReader::Int64 { reader, signed: false } => {
+                    lists(reader, rows, *column, |id| id.cast_unsigned().try_into().ok())
+                }
+                CellReader::Text(_) => Err(ParquetError::General("a list of strings".to_owned())),
+            },
+        }
     }
 }
 
@@ -230,6 +306,73 @@ fn cells<T: DataType>(
         return Ok(values.map(Some).collect());
     }
     Ok(levels.into_iter().map(|level| if level > 0 { values.next() } else { None }).collect())
+}
+
+/// The next lists of a column; fewer only at its end.
+fn lists<T: DataType>(
+    reader: &mut ColumnReaderImpl<T>,
+    rows: usize,
+    column: ListColumn,
+    to_token: impl Fn(T::T) -> Option<u32>,
+) -> ParquetResult<Vec<TextCell>> {
+    let (mut defined, mut repeated, mut values) = (Vec::new(), Vec::new(), Vec::new());
+    reader.read_records(rows, Some(&mut defined), Some(&mut repeated), &mut values)?;
+    let mut values = values.into_iter();
+    let mut cells = Vec::with_capacity(rows);
+    for (defined, repeated) in defined.into_iter().zip(repeated) {
+        if repeated == 0 {
+            let null = column.may_be_null && defined == 0;
+            cells.push(if null { TextCell::Null } else { TextCell::Tokens(Vec::new()) });
+        }
+        let Some(cell) = cells.last_mut() else {
+            return Err(ParquetError::General("a list begins in its middle".to_owned()));
+        };
+        let token = if defined == column.item_level {
+            values.next().and_then(&to_token)
+        } else if column.is_null_item(defined) {
+            None
+        } else {
+            continue;
+        };
+        match (token, &mut *cell) {
+            (Some(token), TextCell::Tokens(tokens)) => tokens.push(token),
+            _ => *cell = TextCell::NotTokens,
+        }
+    }
+    Ok(cells)
+}
+
+impl ListColumn {
+    /// Whether this definition level stands for a null within a list, not for a list without items.
+    fn is_null_item(self, defined: i16) -> bool {
+        let empty_level = i16::from(self.may_be_null);
+        defined > empty_level && defined < self.item_level
+    }
+}
+
+/// The column of texts: strings, or lists of token ids.
+fn find_text(schema: &SchemaDescriptor, name: &str) -> Result<TextColumn, ReadError> {
+    const WANTED: &str = "a string or a list of integers";
+    let mut leaves = schema.columns().iter().enumerate();
+    let mut of_name = leaves.by_ref().filter(|(_, leaf)| leaf.path().parts().first().is_some_and(|top| top == name));
+    // A list has one leaf, below a group of its own; what has more is a struct or a map.
+    if let (Some((index, leaf)), None) = (of_name.next(), of_name.next())
+        && (2..=3).contains(&leaf.path().parts().len())
+        && leaf.max_rep_level() == 1
+        && let Some(kind @ (Kind::Int32 { .. } | Kind::Int64 { .. })) = kind(leaf)
+        && let Some(top) = schema.root_schema().get_fields().iter().find(|field| field.name() == name)
+        && is_list(top)
+        && schema.root_schema().get_fields().iter().filter(|field| field.name() == name).count() == 1
+    {
+        let column = ListColumn { index, kind, may_be_null: top.is_optional(), item_level: leaf.max_def_level() };
+        return Ok(TextColumn::Tokens(column));
+    }
+    find(schema, name, &[Physical::BYTE_ARRAY], WANTED).map(TextColumn::Strings)
+}
+
+fn is_list(field: &Type) -> bool {
+    let info = field.get_basic_info();
+    info.converted_type() == ConvertedType::LIST || info.logical_type_ref() == Some(&LogicalType::List)
 }
 
 /// A column of the schema's top level.

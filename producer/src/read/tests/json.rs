@@ -29,6 +29,32 @@ fn json_lines_in_all_their_forms() {
 }
 
 #[test]
+fn a_text_may_be_its_token_ids() {
+    let input = concat!(
+        "{\"id\":\"a\",\"input\":[1,2,151643]}\n",
+        "{\"id\":\"b\",\"input\":\"a text\"}\n",
+        "{\"id\":\"c\",\"text\":[4294967295],\"input\":\"not this\"}\n",
+        "{\"custom_id\":\"d\",\"body\":{\"input\":[3,4]}}\n",
+        "{\"custom_id\":\"e\",\"body\":{\"input\":[[5]]}}\n",
+    );
+    let (good, bad) = read(input.as_bytes(), InputFormat::Jsonl);
+    assert_eq!(bad, []);
+    let expected = [
+        token_row(1, "a", &[1, 2, 151_643]),
+        row(2, "b", "a text"),
+        token_row(3, "c", &[u32::MAX]),
+        token_row(4, "d", &[3, 4]),
+        token_row(5, "e", &[5]),
+    ];
+    assert_eq!(good, expected);
+    // A name that was asked for has no stand-in.
+    let options = ReadOptions { text_field: "ids".to_owned(), ..options() };
+    let input = file(b"{\"ids\":[1]}\n{\"input\":[1]}");
+    let (good, bad) = sort(open(input.path(), InputFormat::Jsonl, &options).expect("an input"));
+    assert_eq!((good, codes(&bad)), (vec![token_row(1, "1", &[1])], vec![(2, "no_text")]));
+}
+
+#[test]
 fn fields_have_the_names_that_were_asked_for() {
     let options = ReadOptions { id_field: "url".to_owned(), text_field: "body".to_owned(), ..options() };
     let input = file(b"{\"url\":\"u\",\"body\":\"b\",\"text\":\"no\",\"id\":\"no\"}");
@@ -40,6 +66,7 @@ fn fields_have_the_names_that_were_asked_for() {
 fn each_bad_json_line_is_named_and_the_good_ones_go_on() {
     let long_id = format!("{{\"id\":\"{}\",\"text\":\"x\"}}", "i".repeat(513));
     let long_text = format!("{{\"text\":\"{}\"}}", "x".repeat((1 << 20) + 1));
+    let too_many_tokens = format!("{{\"input\":[{}1]}}", "1,".repeat(1 << 18));
     let long_line = format!("{{\"more\":\"{}\",\"text\":\"x\"}}", "y".repeat(8 << 20));
     let deep = format!("{{\"text\":{}{}}}", "[".repeat(300_000), "]".repeat(300_000));
     let deep_beside = format!("{{\"text\":\"x\",\"more\":{}{}}}", "[".repeat(200), "]".repeat(200));
@@ -63,7 +90,12 @@ fn each_bad_json_line_is_named_and_the_good_ones_go_on() {
         (b"{\"id\":\"secret\"}", "no_text"),
         (b"{\"text\":null}", "bad_json"),
         (b"{\"text\":7}", "bad_json"),
-        (b"{\"text\":[\"secret\"]}", "bad_json"),
+        (b"{\"text\":[\"secret\"]}", "bad_tokens"),
+        (b"{\"text\":[1,null]}", "bad_tokens"),
+        (b"{\"text\":[]}", "empty_text"),
+        (b"{\"input\":[true]}", "bad_tokens"),
+        (b"{\"input\":{}}", "bad_json"),
+        (too_many_tokens.as_bytes(), "text_too_long"),
         (b"{\"text\":\"\"}", "empty_text"),
         (b"\"\"", "empty_text"),
         (b"{\"text\":\" \\t\\n\\u00a0\\u3000 \"}", "empty_text"),
@@ -89,8 +121,13 @@ fn each_bad_batch_line_is_named() {
         (b"{\"body\":{\"input\":[]}}", "no_text"),
         (b"{\"body\":{\"input\":\"\"}}", "empty_text"),
         (b"{\"body\":{\"input\":[\"secret\",\"secret\"]}}", "several_inputs"),
-        (b"{\"body\":{\"input\":[1,2]}}", "bad_input"),
-        (b"{\"body\":{\"input\":[[1,2],[3]]}}", "bad_input"),
+        (b"{\"body\":{\"input\":[[1,2],[3]]}}", "several_inputs"),
+        (b"{\"body\":{\"input\":[[]]}}", "no_text"),
+        (b"{\"body\":{\"input\":[1,-2]}}", "bad_tokens"),
+        (b"{\"body\":{\"input\":[1,\"secret\"]}}", "bad_tokens"),
+        (b"{\"body\":{\"input\":[4294967296]}}", "bad_tokens"),
+        (b"{\"body\":{\"input\":[1.0]}}", "bad_tokens"),
+        (b"{\"body\":{\"input\":7}}", "bad_input"),
         (b"{\"body\":{\"input\":{\"text\":\"secret\"}}}", "bad_input"),
         (b"{\"url\":\"/v1/chat/completions\",\"body\":{\"input\":\"secret\"}}", "wrong_url"),
         (b"{\"method\":\"GET\",\"body\":{\"input\":\"secret\"}}", "wrong_method"),

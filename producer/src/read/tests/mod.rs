@@ -10,6 +10,8 @@ use std::io::Write;
 
 use tempfile::NamedTempFile;
 
+use crate::contract::RowInput;
+
 use super::{BadRow, InputFormat, ReadError, ReadOptions, Row, Rows, open};
 
 fn file(bytes: &[u8]) -> NamedTempFile {
@@ -43,7 +45,11 @@ fn refusal(bytes: &[u8], format: InputFormat, options: &ReadOptions) -> ReadErro
 }
 
 fn row(line: u64, id: &str, text: &str) -> Row {
-    Row { line, id: id.to_owned(), text: text.to_owned() }
+    Row { line, id: id.to_owned(), input: RowInput::Text(text.to_owned()) }
+}
+
+fn token_row(line: u64, id: &str, tokens: &[u32]) -> Row {
+    Row { line, id: id.to_owned(), input: RowInput::Tokens(tokens.to_vec()) }
 }
 
 fn codes(bad: &[BadRow]) -> Vec<(u64, &'static str)> {

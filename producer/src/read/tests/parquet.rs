@@ -8,8 +8,10 @@ use ::parquet::{
     schema::parser::parse_message_type,
 };
 use arrow_array::{
-    Array, ArrayRef, BinaryArray, DictionaryArray, Int32Array, Int64Array, LargeStringArray, ListArray, RecordBatch,
-    StringArray, StringViewArray, TimestampMillisecondArray, UInt8Array, UInt64Array, types::Int32Type,
+    Array, ArrayRef, ArrowPrimitiveType, BinaryArray, DictionaryArray, Int32Array, Int64Array, LargeStringArray,
+    ListArray, RecordBatch, StringArray, StringViewArray, StructArray, TimestampMillisecondArray, UInt8Array,
+    UInt64Array,
+    types::{Float32Type, Int32Type, Int64Type, UInt32Type},
 };
 
 use super::*;
@@ -72,6 +74,50 @@ fn every_type_of_text_and_id() {
 }
 
 #[test]
+fn a_text_may_be_its_token_ids() {
+    fn lists<T: ArrowPrimitiveType>(items: &[Option<Vec<Option<T::Native>>>]) -> ListArray {
+        ListArray::from_iter_primitive::<T, _, _>(items.to_vec())
+    }
+    let ints =
+        [Some(vec![Some(1), Some(151_643)]), None, Some(vec![]), Some(vec![Some(2), None]), Some(vec![Some(-1)])];
+    let longs: Vec<_> =
+        [Some(vec![Some(7), Some(4_294_967_295)]), Some(vec![Some(4_294_967_296)])].into_iter().collect();
+    let columns: [(ArrayRef, Vec<Row>, Vec<(u64, &str)>); 3] = [
+        (
+            Arc::new(lists::<Int32Type>(&ints)),
+            vec![token_row(1, "1", &[1, 151_643])],
+            vec![(2, "no_text"), (3, "empty_text"), (4, "bad_tokens"), (5, "bad_tokens")],
+        ),
+        (Arc::new(lists::<Int64Type>(&longs)), vec![token_row(1, "1", &[7, u32::MAX])], vec![(2, "bad_tokens")]),
+        (
+            Arc::new(lists::<UInt32Type>(&[Some(vec![Some(u32::MAX)]), Some(vec![Some(5), Some(6), Some(7)])])),
+            vec![token_row(1, "1", &[u32::MAX]), token_row(2, "2", &[5, 6, 7])],
+            vec![],
+        ),
+    ];
+    for (column, expected, refused) in columns {
+        for name in ["input", "text"] {
+            let file = parquet(vec![(name, column.clone())]);
+            let (good, bad) = sort(open(file.path(), InputFormat::Parquet, &options()).expect("Parquet"));
+            assert_eq!((&good, codes(&bad)), (&expected, refused.clone()), "{name}");
+        }
+    }
+    // Across batches and row groups.
+    let many: Vec<_> = (0..1_000_u32).map(|row| Some((0..row % 7).map(Some).collect())).collect();
+    let file = parquet(vec![("input", Arc::new(lists::<UInt32Type>(&many)) as ArrayRef)]);
+    let (good, bad) = sort(open(file.path(), InputFormat::Parquet, &options()).expect("Parquet"));
+    assert_eq!(bad.len(), many.iter().flatten().filter(|list| list.is_empty()).count());
+    for row in good {
+        let expected: Vec<u32> = (0..(row.line as u32 - 1) % 7).collect();
+        assert_eq!(row.input, RowInput::Tokens(expected), "row {}", row.line);
+    }
+    // A name that was asked for has no stand-in.
+    let asked = ReadOptions { text_field: "body".to_owned(), ..options() };
+    let error = open(file.path(), InputFormat::Parquet, &asked).err();
+    assert!(matches!(error, Some(ReadError::NoColumn { .. })), "{error:?}");
+}
+
+#[test]
 fn row_groups_and_pages_are_crossed() {
     let texts: Vec<Option<String>> = (1..=1_234).map(|row| (row % 5 != 0).then(|| format!("text {row}"))).collect();
     let file = parquet(vec![("text", Arc::new(StringArray::from(texts)))]);
@@ -103,11 +149,14 @@ fn a_string_that_is_not_utf8_fails_its_row_alone() {
 #[test]
 fn a_column_of_another_type_is_named_with_it() {
     let texts = strings(&[Some("x")]);
-    let list = ListArray::from_iter_primitive::<Int32Type, _, _>([Some([Some(1)])]);
+    let list = ListArray::from_iter_primitive::<Float32Type, _, _>([Some([Some(1.0)])]);
+    let ids: ArrayRef = Arc::new(ListArray::from_iter_primitive::<Int32Type, _, _>([Some([Some(1)])]));
+    let structure = StructArray::try_from(vec![("ids", ids)]).expect("a structure");
     let wrong_texts: [(ArrayRef, &str); 3] = [
         (Arc::new(Int64Array::from(vec![1])), "INT64"),
         (Arc::new(BinaryArray::from(vec![&b"x"[..]])), "BYTE_ARRAY"),
         (Arc::new(list), "nested"),
+        (Arc::new(structure), "nested"),
     ];
     for (text, expected) in wrong_texts {
         let error = open(parquet(vec![("text", text)]).path(), InputFormat::Parquet, &options()).err();
