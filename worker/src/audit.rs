@@ -58,12 +58,18 @@ pub struct AuditRecord {
     pub model: Option<String>,
     /// The model's revision.
     pub revision: Option<String>,
+    /// The commit of the model's repository, where it came from the Hugging Face hub.
+    #[serde(default)]
+    pub commit: Option<String>,
     /// Precision of the model's matrix products.
     pub precision: Option<Precision>,
     /// Rows with a vector.
     pub rows: u32,
     /// Rows that failed.
     pub failed: u32,
+    /// Rows whose text was cut off.
+    #[serde(default)]
+    pub truncated: u32,
     /// Exact tokens.
     pub tokens: u64,
     /// Length of each vector.
@@ -97,9 +103,11 @@ impl AuditRecord {
             grant: None,
             model: None,
             revision: None,
+            commit: None,
             precision: None,
             rows: 0,
             failed: 0,
+            truncated: 0,
             tokens: 0,
             dimensions: None,
             input_sha256: Some(message_sha256),
@@ -126,9 +134,11 @@ impl AuditRecord {
             grant: Some(format!("{}@{}", grant.job(), grant.issued_at())),
             model: Some(grant.model().to_owned()),
             revision: None,
+            commit: None,
             precision: None,
             rows: 0,
             failed: 0,
+            truncated: 0,
             tokens: 0,
             dimensions: Some(grant.dimensions()),
             input_sha256: None,

@@ -12,6 +12,7 @@ pub mod embedder;
 pub mod engine;
 pub mod finish;
 pub mod health;
+pub mod hub;
 pub mod kill_point;
 pub mod local;
 pub mod manifests;

@@ -50,6 +50,8 @@ pub struct Metrics {
     pub rows: Counter,
     /// Rows that failed.
     pub rows_failed: Counter,
+    /// Rows whose text was cut off.
+    pub rows_truncated: Counter,
     /// Exact tokens through the model.
     pub tokens: Counter,
     /// Seconds in which the model computed; its rate is the model's share of time, 1 being never idle.
@@ -68,6 +70,7 @@ impl Default for Metrics {
             chunks_in_flight: Gauge::default(),
             rows: Counter::default(),
             rows_failed: Counter::default(),
+            rows_truncated: Counter::default(),
             tokens: Counter::default(),
             model_busy: Counter::default(),
             batch_tokens: Histogram::new(exponential_buckets(64.0, 2.0, 11)),
@@ -78,6 +81,7 @@ impl Default for Metrics {
         registry.register("chunks_in_flight", "Deliveries being worked on", metrics.chunks_in_flight.clone());
         registry.register("rows", "Rows with a vector", metrics.rows.clone());
         registry.register("rows_failed", "Rows that failed", metrics.rows_failed.clone());
+        registry.register("rows_truncated", "Rows whose text was cut off", metrics.rows_truncated.clone());
         registry.register("tokens", "Exact tokens through the model", metrics.tokens.clone());
         registry.register_with_unit(
             "model_busy",

@@ -1,14 +1,17 @@
 //! A chunk's vectors as a Parquet file: the part that lies in the tenant's prefix.
 //!
-//! Columns: `id` (string), `embedding` (fixed-size list of 32- or 16-bit floats), `tokens` (unsigned 32-bit); none of them
-//! null. The same rows give the same bytes, so a chunk that is computed twice overwrites its part with itself.
+//! Columns: `id` (string), `embedding` (fixed-size list of 32- or 16-bit floats), `tokens` (unsigned 32-bit), `truncated`
+//! (boolean: the text's end was cut off); none of them null. The same rows give the same bytes, so a chunk that is computed
+//! twice overwrites its part with itself.
 
 use std::io::Write;
 use std::sync::Arc;
 
 use arrow_array::cast::AsArray;
 use arrow_array::types::{Float16Type, Float32Type, UInt32Type};
-use arrow_array::{ArrayRef, FixedSizeListArray, Float16Array, Float32Array, RecordBatch, StringArray, UInt32Array};
+use arrow_array::{
+    ArrayRef, BooleanArray, FixedSizeListArray, Float16Array, Float32Array, RecordBatch, StringArray, UInt32Array,
+};
 use arrow_schema::{ArrowError, DataType, Field, FieldRef, Schema, SchemaRef};
 use bytes::Bytes;
 use half::f16;
@@ -44,7 +47,9 @@ pub struct Part {
 #[derive(thiserror::Error, Debug)]
 pub enum PartError {
     /// The columns differ in length.
-    #[error("{ids} ids, {vectors} vectors and {tokens} token counts are not the same number of rows")]
+    #[error(
+        "{ids} ids, {vectors} vectors, {tokens} token counts and {truncated} marks are not the same number of rows"
+    )]
     Rows {
         /// Length of `ids`.
         ids: usize,
@@ -52,6 +57,8 @@ pub enum PartError {
         vectors: usize,
         /// Length of `tokens`.
         tokens: usize,
+        /// Length of `truncated`.
+        truncated: usize,
     },
     /// A vector has another length than asked for.
     #[error("the vector of row {row} has {found} dimensions, not {expected}")]
@@ -94,12 +101,14 @@ pub fn encode(
     ids: &[String],
     vectors: &[Vec<f32>],
     tokens: &[u32],
+    truncated: &[bool],
     dimensions: usize,
     dtype: Dtype,
     metadata: &[(String, String)],
 ) -> Result<Part, PartError> {
+    let rows = Rows { ids, vectors, tokens, truncated };
     let (schema, element) = schema(dimensions, dtype)?;
-    let (batch, vectors_sha256) = batch(&schema, element, ids, vectors, tokens, dimensions, dtype)?;
+    let (batch, vectors_sha256) = batch(&schema, element, rows, dimensions, dtype)?;
     let mut writer = ArrowWriter::try_new(Vec::new(), schema, Some(properties(metadata)))?;
     writer.write(&batch)?;
     Ok(Part { bytes: writer.into_inner()?, rows: ids.len() as u64, vectors_sha256 })
@@ -129,9 +138,15 @@ impl<W: Write + Send> PartFile<W> {
     ///
     /// # Errors
     /// As [`encode`]; the rows are not added then.
-    pub fn write(&mut self, ids: &[String], vectors: &[Vec<f32>], tokens: &[u32]) -> Result<(), PartError> {
-        let element = Arc::clone(&self.element);
-        let (batch, _) = batch(&self.schema, element, ids, vectors, tokens, self.dimensions, self.dtype)?;
+    pub fn write(
+        &mut self,
+        ids: &[String],
+        vectors: &[Vec<f32>],
+        tokens: &[u32],
+        truncated: &[bool],
+    ) -> Result<(), PartError> {
+        let rows = Rows { ids, vectors, tokens, truncated };
+        let (batch, _) = batch(&self.schema, Arc::clone(&self.element), rows, self.dimensions, self.dtype)?;
         self.writer.write(&batch)?;
         if self.writer.in_progress_size() >= ROW_GROUP_BYTES {
             self.writer.flush()?;
@@ -171,18 +186,27 @@ pub fn decode(bytes: Bytes) -> Result<Vec<(String, Vec<f32>, u32)>, PartError> {
     Ok(rows)
 }
 
+/// Rows, column by column.
+#[derive(Clone, Copy)]
+struct Rows<'a> {
+    ids: &'a [String],
+    vectors: &'a [Vec<f32>],
+    tokens: &'a [u32],
+    truncated: &'a [bool],
+}
+
 /// The columns of some rows, and the digest of their vectors.
 fn batch(
     schema: &SchemaRef,
     element: FieldRef,
-    ids: &[String],
-    vectors: &[Vec<f32>],
-    tokens: &[u32],
+    rows: Rows<'_>,
     dimensions: usize,
     dtype: Dtype,
 ) -> Result<(RecordBatch, [u8; 32]), PartError> {
-    if ids.len() != vectors.len() || ids.len() != tokens.len() {
-        return Err(PartError::Rows { ids: ids.len(), vectors: vectors.len(), tokens: tokens.len() });
+    let Rows { ids, vectors, tokens, truncated } = rows;
+    if [vectors.len(), tokens.len(), truncated.len()] != [ids.len(); 3] {
+        let (ids, vectors, tokens, truncated) = (ids.len(), vectors.len(), tokens.len(), truncated.len());
+        return Err(PartError::Rows { ids, vectors, tokens, truncated });
     }
     for (row, vector) in vectors.iter().enumerate() {
         if vector.len() != dimensions {
@@ -197,10 +221,11 @@ fn batch(
     }?;
 
     let embedding = FixedSizeListArray::try_new_with_length(element, width(dimensions)?, numbers, None, ids.len())?;
-    let columns: [ArrayRef; 3] = [
+    let columns: [ArrayRef; 4] = [
         Arc::new(StringArray::from_iter_values(ids)),
         Arc::new(embedding),
         Arc::new(UInt32Array::from_iter_values(tokens.iter().copied())),
+        Arc::new(BooleanArray::from(truncated.to_vec())),
     ];
     Ok((RecordBatch::try_new(Arc::clone(schema), columns.into())?, vectors_sha256))
 }
@@ -259,6 +284,7 @@ fn schema(dimensions: usize, dtype: Dtype) -> Result<(SchemaRef, FieldRef), Arro
         Field::new("id", DataType::Utf8, false),
         Field::new("embedding", embedding, false),
         Field::new("tokens", DataType::UInt32, false),
+        Field::new("truncated", DataType::Boolean, false),
     ];
     Ok((Arc::new(Schema::new(fields)), element))
 }

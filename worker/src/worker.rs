@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use anyhow::Context;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{info, warn};
 use vecmill_producer::store::Store;
 
@@ -11,10 +11,11 @@ use crate::{
     broker::{self, Consume},
     delivery::stopped,
     embedder::Embedder,
-    engine::ModelInfo,
+    engine::{Model, ModelInfo, Tokenizer},
     health::{self, Health, Need},
     kill_point,
     metrics::Metrics,
+    model_source::ModelSource,
     pipeline::{Parts, Pipeline},
     quota::{self, RedisQuota},
     settings::Config,
@@ -36,9 +37,14 @@ pub async fn run(config: Config, stop: watch::Receiver<bool>) -> anyhow::Result<
     let served = tokio::spawn(health::serve(listen, health.clone(), metrics.clone(), stop.clone()));
 
     let source = config.model.clone();
-    let (model, tokenizer) = tokio::task::spawn_blocking(move || source.load()).await??;
-    let ModelInfo { revision, precision, hidden, .. } = model.info();
-    info!(model = config.model.model, revision, %precision, hidden, "model loaded");
+    let mut stopping = stop.clone();
+    let (model, tokenizer) = tokio::select! {
+        loaded = load(source) => loaded?,
+        // A download may take hours. What there is of it stays.
+        () = stopped(&mut stopping) => return Ok(()),
+    };
+    let ModelInfo { revision, commit, precision, hidden, .. } = model.info();
+    info!(model = config.model.model, revision, commit, %precision, hidden, "model loaded");
     let embedder = Embedder::start(model, config.batch_tokens, metrics.clone())?;
     let store = Store::connect(&config.store).await;
     let (charges, probe) = config.quota;
@@ -75,6 +81,14 @@ pub async fn run(config: Config, stop: watch::Receiver<bool>) -> anyhow::Result<
     served.await?.with_context(|| format!("--listen (VECMILL_WORKER_LISTEN) {listen} can't be served"))?;
     info!("drained");
     Ok(())
+}
+
+/// Loads the model on a thread that nobody waits for when the worker stops: the end of the process ends it.
+async fn load(source: ModelSource) -> anyhow::Result<(Model, Tokenizer)> {
+    let (done, loaded) = oneshot::channel();
+    // Without a receiver, the worker is stopping.
+    std::thread::Builder::new().name("load".to_owned()).spawn(move || drop(done.send(source.load())))?;
+    Ok(loaded.await.context("loading the model ended early")??)
 }
 
 /// Waits for the stop, then for what has begun, up to the drain's end.

@@ -14,6 +14,7 @@ use crate::settings::Settings;
 const EXAMPLES: &str = "\
 Examples:
   vecmill-worker run --model Qwen/Qwen3-Embedding-0.6B --model-dir /models/0.6B
+  vecmill-worker run --model Qwen/Qwen3-Embedding-0.6B --revision COMMIT       download it once, pinned
   VECMILL_MODEL=vecmill/random vecmill-worker run       try the pipeline, no download
   vecmill-worker run --listen 0.0.0.0:8701              let Prometheus on other hosts scrape it
   vecmill-worker embed --model-dir /models/0.6B < lines > vectors.jsonl
@@ -21,6 +22,8 @@ Examples:
 
 Secrets have no flags: VECMILL_AMQP_URL and VECMILL_REDIS_URL, or VECMILL_AMQP_URL_FILE and
 VECMILL_REDIS_URL_FILE; S3 credentials come from the usual AWS_* variables.
+Models are kept where the Hugging Face hub's tools keep theirs (HF_HOME), or under VECMILL_CACHE_DIR. HF_TOKEN,
+HF_ENDPOINT and HF_HUB_OFFLINE mean what they mean there.
 VECMILL_LOG filters the log (default: info), VECMILL_LOG_FORMAT is text or json.";
 
 #[derive(Debug, Parser)]

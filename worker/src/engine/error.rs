@@ -32,6 +32,18 @@ pub enum LoadError {
         /// What the engine computes instead.
         expected: &'static str,
     },
+    /// A file of the model card asks for something that is not what Qwen3-Embedding does.
+    #[error("{path}: {field} = {value} is not supported: {expected}")]
+    Card {
+        /// The file.
+        path: PathBuf,
+        /// The field's name in it.
+        field: String,
+        /// Its value, as JSON.
+        value: String,
+        /// What the engine computes instead.
+        expected: String,
+    },
     /// A tensor is absent, or its shape or type is not what `config.json` calls for.
     #[error("tensor {name}: {reason}")]
     Tensor {
@@ -127,6 +139,14 @@ pub enum TokenizeError {
         tokens: usize,
         /// The model's limit.
         tokens_max: usize,
+    },
+    /// A token id that the model does not have: it comes from another model's tokenizer.
+    #[error("token id {token} is none of the model's: its vocabulary has {vocab}, from 0 to {}", vocab - 1)]
+    Unknown {
+        /// The id.
+        token: u32,
+        /// Ids are below this.
+        vocab: usize,
     },
     /// The tokenizer gave up on this text.
     #[error("the tokenizer failed on this text")]

@@ -9,6 +9,7 @@
 
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+mod card;
 mod compute;
 mod config;
 mod error;
@@ -23,10 +24,12 @@ mod tokenizer;
 mod weights;
 
 pub use compute::{Compute, ComputeDevice, ComputeDtype, Precision};
+use std::path::Path;
+
 pub use error::{EngineError, LoadError, NonFinite, TokenizeError};
 pub use finish::finish;
 pub use model::{Model, ModelInfo};
-pub use tokenizer::{END_TOKEN, TEXT_BYTES_PER_TOKEN_MAX, Tokenizer};
+pub use tokenizer::{END_TOKEN, Encoded, Input, TEXT_BYTES_PER_TOKEN_MAX, Tokenizer};
 
 /// Whether the CPU has instructions for bf16 products that the engine uses.
 pub fn cpu_has_bf16() -> bool {
@@ -34,4 +37,14 @@ pub fn cpu_has_bf16() -> bool {
     return avx512::supported();
     #[cfg(not(target_arch = "x86_64"))]
     false
+}
+
+/// Names of the weight files of a model's folder, whether they are there or not.
+pub(crate) fn weight_files(dir: &Path) -> Result<Vec<String>, LoadError> {
+    weights::Weights::file_names(dir)
+}
+
+/// SHA-256 of a file, in hex.
+pub(crate) fn file_sha256(path: &Path) -> Result<String, LoadError> {
+    revision::file_sha256(path)
 }

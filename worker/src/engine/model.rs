@@ -1,11 +1,13 @@
 //! The model: weights and the packed forward pass.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use candle_core::DType;
 
 #[cfg(target_arch = "x86_64")]
 use super::avx512;
+use super::card::Card;
 use super::compute::{Compute, Precision};
 use super::config::Config;
 use super::packing::Packed;
@@ -21,6 +23,10 @@ pub struct ModelInfo {
     /// SHA-256, in hex, over `config.json`, `tokenizer.json` and the weights: the same as
     /// `sha256sum config.json tokenizer.json *.safetensors | sha256sum` in the model's folder.
     pub revision: String,
+    /// The commit of its repository, where it came from the Hugging Face hub.
+    pub commit: Option<String>,
+    /// Prompts of its card by name, for example `query`: each is put before a text, as it stands.
+    pub prompts: BTreeMap<String, String>,
     /// Precision of its matrix products.
     pub precision: Precision,
     /// Values of a row, and so the most dimensions a vector can have.
@@ -60,6 +66,7 @@ impl Model {
     pub fn load(dir: &Path, compute: &Compute) -> Result<Self, LoadError> {
         let (device, precision) = compute.resolve()?;
         let config = Config::load(&dir.join("config.json"))?;
+        let card = Card::load(dir, config.hidden_size)?;
         let files = Weights::file_names(dir)?;
         let weights = Weights::open(dir, &files)?;
         let load_forward = || -> Result<Forward, LoadError> {
@@ -79,6 +86,8 @@ impl Model {
         let info = ModelInfo {
             name: folder_name(dir)?,
             revision: revision?,
+            commit: None,
+            prompts: card.prompts,
             precision,
             hidden: config.hidden_size,
             tokens_max: config.tokens_max(),
@@ -86,6 +95,12 @@ impl Model {
             end_token: tokenizer.end_token(),
         };
         Ok(Self { info, tokenizer, forward: forward? })
+    }
+
+    /// Records the commit that the folder holds.
+    pub fn with_commit(mut self, commit: Option<String>) -> Self {
+        self.info.commit = commit;
+        self
     }
 
     /// What was loaded.

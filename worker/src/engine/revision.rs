@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::Read;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};
@@ -25,7 +25,7 @@ pub(super) fn revision(dir: &Path, weights: &[String]) -> Result<String, LoadErr
     Ok(hex(&Sha256::digest(lines.concat())))
 }
 
-fn file_sha256(path: &PathBuf) -> Result<String, LoadError> {
+pub(super) fn file_sha256(path: &Path) -> Result<String, LoadError> {
     let mut file = File::open(path).map_err(LoadError::read(path))?;
     let mut hasher = Sha256::new();
     let mut buffer = vec![0; BUFFER_BYTES];

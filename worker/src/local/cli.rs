@@ -13,7 +13,7 @@ use clap::Parser;
 use indicatif::{HumanCount, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use tracing_subscriber::EnvFilter;
 use vecmill_producer::{
-    contract::{Dtype, JobSpec, Manifest},
+    contract::{Dtype, JobSpec, Manifest, Truncate},
     prepare::{Corpus, Event, Prepared},
     read::{InputFormat, ReadOptions},
     source::Source,
@@ -38,6 +38,7 @@ Examples:
   vecmill-local                                             embed the bundled passages, search them
   vecmill-local corpus.jsonl --out vectors --dimensions 256
   vecmill-local corpus.csv --query \"how do tides work?\"
+  vecmill-local corpus.txt --model Qwen/Qwen3-Embedding-0.6B            download the model once
   vecmill-local corpus.txt --model my/model --model-dir /models/0.6B
 
 Killed and started again with the same corpus and flags, it goes on where it was.";
@@ -85,6 +86,9 @@ struct Cli {
     /// Task that the corpus' texts are queries for; leave out for passages
     #[arg(long, env = "VECMILL_INSTRUCTION", value_name = "TASK")]
     instruction: Option<String>,
+    /// What becomes of a text with more tokens than the model takes
+    #[arg(long, env = "VECMILL_TRUNCATE", value_enum, default_value_t)]
+    truncate: Truncate,
     /// Search the vectors for this; may be given several times
     #[arg(long, env = "VECMILL_QUERY", value_name = "TEXT")]
     query: Vec<String>,
@@ -105,9 +109,12 @@ struct Cli {
     /// Model's name
     #[arg(long, env = "VECMILL_LOCAL_MODEL", value_name = "NAME", default_value = RANDOM_MODEL)]
     model: String,
-    /// Folder with the model; leave out for the built-in one
+    /// Folder with the model; without it, any but the built-in one is downloaded from the Hugging Face hub
     #[arg(long, env = "VECMILL_MODEL_DIR", value_name = "DIR", requires = "model")]
     model_dir: Option<PathBuf>,
+    /// Commit, branch or tag on the hub [default: main]
+    #[arg(long, env = "VECMILL_MODEL_REVISION", value_name = "REVISION")]
+    revision: Option<String>,
 }
 
 #[derive(Debug, serde::Serialize)]
@@ -152,6 +159,7 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
     let model = ModelSource {
         model: cli.model.clone(),
         model_dir: cli.model_dir.clone(),
+        model_revision: cli.revision.clone(),
         compute: Compute { dtype: cli.compute_dtype, device: cli.device },
     };
     let mistakes = model.mistakes();
@@ -164,6 +172,7 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
         dimensions: cli.dimensions,
         dtype: cli.dtype,
         instruction: cli.instruction.clone(),
+        truncate: cli.truncate,
     };
     spec.check()?;
 
@@ -311,6 +320,9 @@ impl Outcome {
             let failed = status.rows_failed.unwrap_or_default();
             println!("  errors    {failed} texts failed, {} rows could not be read", status.rejected);
         }
+        if let Some(truncated @ 1..) = status.rows_truncated {
+            println!("  truncated {truncated} texts were cut to the model's longest");
+        }
         for search in &self.searches {
             println!("\n{:?}", search.query);
             for hit in &search.hits {
@@ -327,7 +339,7 @@ impl Outcome {
                 "\nThe model is {RANDOM_MODEL}: a seeded random one, made on this machine to try the pipeline without a"
             );
             println!("download. Its vectors are computed like real ones but mean nothing, and so do these neighbours.");
-            println!("Give --model NAME --model-dir DIR for a real one.");
+            println!("Give --model Qwen/Qwen3-Embedding-0.6B, or --model NAME --model-dir DIR, for a real one.");
         }
         println!("\nLocal mode is for a first look and for tests, not for production.");
     }

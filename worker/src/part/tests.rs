@@ -1,7 +1,9 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+use arrow_array::cast::AsArray;
 use bytes::Bytes;
 use half::f16;
+use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use parquet::file::reader::{FileReader, SerializedFileReader};
 use proptest::prelude::*;
 use sha2::{Digest, Sha256};
@@ -17,7 +19,7 @@ fn metadata() -> Vec<(String, String)> {
 fn three_rows(dtype: Dtype) -> Part {
     let ids = ["a", "b", "ü\n"].map(str::to_owned);
     let vectors = [vec![1.0, -0.5, 0.1], vec![0.0, 1e-3, -1.0], vec![0.25; 3]];
-    encode(&ids, &vectors, &[3, 1, u32::MAX], 3, dtype, &metadata()).unwrap()
+    encode(&ids, &vectors, &[3, 1, u32::MAX], &[false, false, true], 3, dtype, &metadata()).unwrap()
 }
 
 #[test]
@@ -31,20 +33,28 @@ fn rows_come_back() {
 }
 
 #[test]
+fn texts_that_were_cut_are_marked() {
+    let reader = ParquetRecordBatchReaderBuilder::try_new(Bytes::from(three_rows(Dtype::F32).bytes)).unwrap();
+    let batch = reader.build().unwrap().next().unwrap().unwrap();
+    let marks: Vec<bool> = batch["truncated"].as_boolean().iter().map(Option::unwrap).collect();
+    assert_eq!(marks, [false, false, true]);
+}
+
+#[test]
 fn sixteen_bits_are_rounded_to_nearest() {
     let rows = decode(three_rows(Dtype::F16).bytes.into()).unwrap();
     // 0.1 lies between 0x2E66 (0.09998) and 0x2E67 (0.10004), nearer to the first.
     assert_eq!(rows[0].1, [1.0, -0.5, f16::from_bits(0x2E66).to_f32()]);
     // Halfway between 1 and the next number, and between that and the one after: the even one each time.
     let ties = vec![1.0 + 2_f32.powi(-11), 1.0 + 3.0 * 2_f32.powi(-11)];
-    let part = encode(&["t".to_owned()], &[ties], &[1], 2, Dtype::F16, &[]).unwrap();
+    let part = encode(&["t".to_owned()], &[ties], &[1], &[false], 2, Dtype::F16, &[]).unwrap();
     let rows = decode(part.bytes.into()).unwrap();
     assert_eq!(rows[0].1, [1.0, 1.0 + 2_f32.powi(-9)]);
 }
 
 #[test]
 fn a_chunk_without_rows_is_a_part() {
-    let part = encode(&[], &[], &[], 1_024, Dtype::F16, &metadata()).unwrap();
+    let part = encode(&[], &[], &[], &[], 1_024, Dtype::F16, &metadata()).unwrap();
     assert_eq!(part.rows, 0);
     assert_eq!(part.vectors_sha256[..], Sha256::digest([])[..]);
     assert!(decode(part.bytes.into()).unwrap().is_empty());
@@ -85,8 +95,11 @@ fn the_file_says_what_it_is() {
 fn what_does_not_fit_is_refused() {
     let ids = ["a", "b"].map(str::to_owned);
     let vectors = [vec![1.0, 2.0], vec![1.0]];
-    let encode = |vectors: &[Vec<f32>], dtype| super::encode(&ids, vectors, &[1, 1], 2, dtype, &[]);
-    assert!(matches!(encode(&vectors[..1], Dtype::F32), Err(PartError::Rows { ids: 2, vectors: 1, tokens: 2 })));
+    let encode = |vectors: &[Vec<f32>], dtype| super::encode(&ids, vectors, &[1, 1], &[false; 2], 2, dtype, &[]);
+    assert!(matches!(
+        encode(&vectors[..1], Dtype::F32),
+        Err(PartError::Rows { ids: 2, vectors: 1, tokens: 2, truncated: 2 })
+    ));
     assert!(matches!(encode(&vectors, Dtype::F32), Err(PartError::Dimensions { row: 1, found: 1, expected: 2 })));
     let nan = [vec![1.0, 2.0], vec![f32::NAN, 1.0]];
     assert!(matches!(encode(&nan, Dtype::F32), Err(PartError::NotFinite { row: 1 })));
@@ -117,7 +130,7 @@ proptest! {
         let vectors: Vec<Vec<f32>> =
             (0..rows).map(|row| (0..dimensions).map(|column| number(row, column)).collect()).collect();
         let tokens: Vec<u32> = (0..rows as u32).collect();
-        let part = encode(&ids, &vectors, &tokens, dimensions, Dtype::F32, &metadata()).unwrap();
+        let part = encode(&ids, &vectors, &tokens, &vec![false; rows], dimensions, Dtype::F32, &metadata()).unwrap();
         let back = decode(part.bytes.into()).unwrap();
         let expected: Vec<_> = ids.into_iter().zip(vectors).zip(tokens).map(|((i, v), t)| (i, v, t)).collect();
         prop_assert_eq!(back, expected);

@@ -5,18 +5,18 @@ use std::{
     sync::Arc,
 };
 
-use vecmill_producer::contract::{ChunkRow, JobSpec, RowError};
+use vecmill_producer::contract::{ChunkRow, JobSpec, RowError, Truncate};
 
 use super::{Pipeline, admit::Stop};
 use crate::{
     embedder::Hiddens,
-    engine::{TokenizeError, Tokenizer, finish},
+    engine::{Encoded, Input, TokenizeError, Tokenizer, finish},
 };
 
 /// A chunk's rows as token ids. A row that has none keeps its place as a failure.
 pub(super) struct Tokenized {
     rows: Vec<ChunkRow>,
-    tokens: Vec<Result<Vec<u32>, RowError>>,
+    tokens: Vec<Result<Encoded, RowError>>,
 }
 
 /// A chunk's rows with their vectors.
@@ -24,18 +24,19 @@ pub(super) struct Embedded {
     pub(super) ids: Vec<String>,
     pub(super) vectors: Vec<Vec<f32>>,
     pub(super) tokens: Vec<u32>,
+    pub(super) truncated: Vec<bool>,
     pub(super) failed: Vec<RowError>,
 }
 
 impl Tokenized {
-    /// Exact tokens of the rows that can be computed.
+    /// Exact tokens of the rows that can be computed; of what was cut, those that are kept.
     pub(super) fn total(&self) -> u64 {
-        self.tokens.iter().flatten().map(|tokens| tokens.len() as u64).sum()
+        self.tokens.iter().flatten().map(|encoded| encoded.ids.len() as u64).sum()
     }
 
     /// The rows that can be computed, in order; their failures stay.
     pub(super) fn take_good(&mut self) -> Vec<Vec<u32>> {
-        self.tokens.iter_mut().filter_map(|row| row.as_mut().ok().map(std::mem::take)).collect()
+        self.tokens.iter_mut().filter_map(|row| row.as_mut().ok().map(|row| std::mem::take(&mut row.ids))).collect()
     }
 }
 
@@ -45,9 +46,10 @@ impl Pipeline {
         let ended = |_| Stop::Transient { reason: "tokenizing ended early".to_owned() };
         let permit = Arc::clone(&self.tokenizing).acquire_owned().await.map_err(|_| Stop::HandBack)?;
         let tokenizer = self.parts.tokenizer.clone();
-        let instruction = spec.instruction.clone();
+        let (instruction, truncate) = (spec.instruction.clone(), spec.truncate);
         let tokenized = tokio::task::spawn_blocking(move || {
-            let tokens = rows.iter().map(|row| tokenize_row(&tokenizer, row, instruction.as_deref())).collect();
+            let tokens =
+                rows.iter().map(|row| tokenize_row(&tokenizer, row, instruction.as_deref(), truncate)).collect();
             drop(permit);
             Tokenized { rows, tokens }
         });
@@ -61,15 +63,16 @@ impl Pipeline {
             ids: Vec::with_capacity(rows),
             vectors: Vec::with_capacity(rows),
             tokens: Vec::new(),
+            truncated: Vec::new(),
             failed: Vec::new(),
         };
         let mut computed = hiddens.into_iter().zip(counts);
         for (row, tokens) in tokenized.rows.into_iter().zip(tokenized.tokens) {
             let outcome = match tokens {
                 Err(failure) => Err(failure),
-                Ok(_) => match computed.next() {
+                Ok(encoded) => match computed.next() {
                     Some((Ok(hidden), count)) => {
-                        finish(&hidden, dimensions).map(|vector| (vector, *count)).map_err(|error| {
+                        finish(&hidden, dimensions).map(|vector| (vector, *count, encoded.truncated)).map_err(|error| {
                             row_error(&row, "non_finite", format!("{error}; report the text to the operator"))
                         })
                     }
@@ -78,10 +81,11 @@ impl Pipeline {
                 },
             };
             match outcome {
-                Ok((vector, count)) => {
+                Ok((vector, count, truncated)) => {
                     embedded.ids.push(row.id);
                     embedded.vectors.push(vector);
                     embedded.tokens.push(count);
+                    embedded.truncated.push(truncated);
                 }
                 Err(failure) => embedded.failed.push(failure),
             }
@@ -90,13 +94,19 @@ impl Pipeline {
     }
 }
 
-fn tokenize_row(tokenizer: &Tokenizer, row: &ChunkRow, instruction: Option<&str>) -> Result<Vec<u32>, RowError> {
-    match catch_unwind(AssertUnwindSafe(|| tokenizer.encode(&row.text, instruction))) {
-        Ok(Ok(tokens)) => Ok(tokens),
+fn tokenize_row(
+    tokenizer: &Tokenizer,
+    row: &ChunkRow,
+    instruction: Option<&str>,
+    truncate: Truncate,
+) -> Result<Encoded, RowError> {
+    match catch_unwind(AssertUnwindSafe(|| tokenizer.encode_input(Input::from(&row.input), instruction, truncate))) {
+        Ok(Ok(encoded)) => Ok(encoded),
         Ok(Err(error)) => {
             let code = match error {
                 TokenizeError::Empty => "empty",
                 TokenizeError::TooLong { .. } => "too_long",
+                TokenizeError::Unknown { .. } => "unknown_token",
                 TokenizeError::Failed => "tokenizer_failed",
             };
             Err(row_error(row, code, error.to_string()))

@@ -26,6 +26,7 @@ pub(super) struct Encoded {
     part_sha256: Digest,
     errors: Vec<u8>,
     failed: u32,
+    truncated: u32,
     tokens: u64,
 }
 
@@ -33,19 +34,23 @@ impl Pipeline {
     /// Encodes the part and the errors, on a blocking thread.
     pub(super) async fn encode(&self, claim: &Claim, admitted: &Admitted, embedded: Embedded) -> Result<Encoded, Stop> {
         let spec = admitted.manifest.spec.clone();
-        let metadata = [
+        let info = self.parts.embedder.info();
+        let mut metadata = [
             ("vecmill.model", spec.model.clone()),
-            ("vecmill.revision", self.parts.embedder.info().revision.clone()),
-            ("vecmill.precision", self.parts.embedder.info().precision.to_string()),
+            ("vecmill.revision", info.revision.clone()),
+            ("vecmill.precision", info.precision.to_string()),
             ("vecmill.dimensions", spec.dimensions.to_string()),
             ("vecmill.job", claim.grant.job().to_string()),
             ("vecmill.chunk", claim.chunk.to_string()),
         ]
-        .map(|(name, value)| (name.to_owned(), value));
+        .map(|(name, value)| (name.to_owned(), value))
+        .to_vec();
+        metadata.extend(info.commit.clone().map(|commit| ("vecmill.commit".to_owned(), commit)));
         let encoding = tokio::task::spawn_blocking(move || {
-            let Embedded { ids, vectors, tokens, failed } = embedded;
-            let part = part::encode(&ids, &vectors, &tokens, spec.dimensions as usize, spec.dtype, &metadata)
-                .map_err(|error| Stop::Dead { code: "unwritable", reason: error.to_string() })?;
+            let Embedded { ids, vectors, tokens, truncated, failed } = embedded;
+            let part =
+                part::encode(&ids, &vectors, &tokens, &truncated, spec.dimensions as usize, spec.dtype, &metadata)
+                    .map_err(|error| Stop::Dead { code: "unwritable", reason: error.to_string() })?;
             let mut errors = Vec::new();
             for failure in &failed {
                 errors.extend(serde_json::to_vec(failure).unwrap_or_default());
@@ -56,6 +61,7 @@ impl Pipeline {
                 part,
                 errors,
                 failed: failed.len() as u32,
+                truncated: truncated.iter().filter(|&&truncated| truncated).count() as u32,
                 tokens: tokens.iter().map(|&tokens| u64::from(tokens)).sum(),
             })
         });
@@ -83,8 +89,10 @@ impl Pipeline {
         let mut audit = AuditRecord::of_chunk(&self.parts.worker, Decision::Embedded, &claim.grant, chunk);
         audit.revision = Some(info.revision.clone());
         audit.precision = Some(info.precision);
+        audit.commit = info.commit.clone();
         audit.rows = rows;
         audit.failed = encoded.failed;
+        audit.truncated = encoded.truncated;
         audit.tokens = encoded.tokens;
         audit.input_sha256 = Some(admitted.entry.sha256);
         audit.output_sha256 = Some(vectors_sha256);
@@ -96,15 +104,18 @@ impl Pipeline {
             chunk,
             rows,
             failed: encoded.failed,
+            truncated: encoded.truncated,
             tokens: encoded.tokens,
             part_bytes: encoded.part.bytes.len() as u64,
             part_sha256: encoded.part_sha256,
             vectors_sha256,
             revision: info.revision.clone(),
+            commit: info.commit.clone(),
         };
         store.put_json(&keys.done(chunk), &result).await?;
         self.parts.metrics.rows.inc_by(u64::from(rows));
         self.parts.metrics.rows_failed.inc_by(u64::from(encoded.failed));
+        self.parts.metrics.rows_truncated.inc_by(u64::from(encoded.truncated));
         Ok(())
     }
 }

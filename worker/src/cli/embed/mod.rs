@@ -24,7 +24,7 @@ use clap::ValueEnum;
 use tokio::{sync::mpsc, task::JoinHandle};
 use tracing_subscriber::EnvFilter;
 use vecmill_producer::{
-    contract::Dtype,
+    contract::{Dtype, Truncate},
     read::{ReadError, ReadOptions, Rows, stream_jsonl, stream_lines},
 };
 
@@ -34,7 +34,7 @@ use self::{
 };
 use crate::{
     embedder::{Embedder, Hiddens, NotComputed},
-    engine::{Tokenizer, finish},
+    engine::{Encoded, Input, Tokenizer, finish},
     metrics::Metrics,
     model_source::ModelSource,
     panics,
@@ -80,6 +80,9 @@ pub(super) struct Args {
     /// Task that the texts are queries for; leave out for passages
     #[arg(long, env = "VECMILL_INSTRUCTION", value_name = "TASK")]
     instruction: Option<String>,
+    /// What becomes of a text with more tokens than the model takes
+    #[arg(long, env = "VECMILL_TRUNCATE", value_enum, default_value_t)]
+    truncate: Truncate,
     /// Length of the vectors; by default all that the model gives
     #[arg(long, env = "VECMILL_DIMENSIONS", value_name = "N")]
     dimensions: Option<u32>,
@@ -154,7 +157,7 @@ async fn embed(args: &Args) -> anyhow::Result<u64> {
         dimensions: args.dimensions,
         ..ReadOptions::default()
     };
-    let (format, instruction) = (args.format, args.instruction.clone());
+    let (format, instruction, truncate) = (args.format, args.instruction.clone(), args.truncate);
     let (rows, mut tokenized) = mpsc::channel(ROWS_WAITING_MAX);
     std::thread::Builder::new().name("input".to_owned()).spawn(move || {
         let input = Counted { input, bytes_read };
@@ -163,7 +166,7 @@ async fn embed(args: &Args) -> anyhow::Result<u64> {
             Format::Jsonl => stream_jsonl(input, &options),
         };
         match opened {
-            Ok(opened) => tokenize(opened, &tokenizer, instruction.as_deref(), &rows),
+            Ok(opened) => tokenize(opened, &tokenizer, instruction.as_deref(), truncate, &rows),
             Err(error) => _ = rows.blocking_send(Err(error)),
         }
     })?;
@@ -201,6 +204,7 @@ struct TokenizedRow {
     line: u64,
     id: String,
     tokens: Result<Vec<u32>, String>,
+    truncated: bool,
 }
 
 /// Reads and tokenizes until the input or the receiver ends. What could not be read as a row goes on as a refused one.
@@ -208,15 +212,20 @@ fn tokenize(
     input: Rows,
     tokenizer: &Tokenizer,
     instruction: Option<&str>,
+    truncate: Truncate,
     rows: &mpsc::Sender<Result<TokenizedRow, ReadError>>,
 ) {
     for row in input {
         let row = row.map(|row| match row {
             Ok(row) => {
-                let tokens = tokenizer.encode(&row.text, instruction).map_err(|error| error.to_string());
-                TokenizedRow { line: row.line, id: row.id, tokens }
+                let encoded = tokenizer.encode_input(Input::from(&row.input), instruction, truncate);
+                let (tokens, truncated) = match encoded {
+                    Ok(Encoded { ids, truncated }) => (Ok(ids), truncated),
+                    Err(error) => (Err(error.to_string()), false),
+                };
+                TokenizedRow { line: row.line, id: row.id, tokens, truncated }
             }
-            Err(bad) => TokenizedRow { line: bad.line, id: String::new(), tokens: Err(bad.reason) },
+            Err(bad) => TokenizedRow { line: bad.line, id: String::new(), tokens: Err(bad.reason), truncated: false },
         });
         if rows.blocking_send(row).is_err() {
             return;
@@ -290,7 +299,7 @@ fn write(
 ) -> anyhow::Result<u64> {
     let mut hiddens = hiddens.into_iter();
     let (mut embedded, mut failed) = (Vec::new(), 0);
-    for (TokenizedRow { line, id, tokens: refused }, tokens) in rows {
+    for (TokenizedRow { line, id, tokens: refused, truncated }, tokens) in rows {
         let vector = refused.and_then(|_| {
             let hidden = hiddens.next().context("the engine gave too few rows").map_err(|error| error.to_string())?;
             finish(&hidden.map_err(|error| error.to_string())?, dimensions).map_err(|error| error.to_string())
@@ -298,7 +307,7 @@ fn write(
         match vector {
             Ok(vector) => {
                 progress.count(tokens);
-                embedded.push(Embedded { line, id, vector, tokens });
+                embedded.push(Embedded { line, id, vector, tokens, truncated });
             }
             Err(reason) => {
                 failed += 1;

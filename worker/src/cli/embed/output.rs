@@ -20,6 +20,7 @@ pub(super) struct Embedded {
     pub(super) id: String,
     pub(super) vector: Vec<f32>,
     pub(super) tokens: u32,
+    pub(super) truncated: bool,
 }
 
 /// An open output.
@@ -77,13 +78,15 @@ impl Output {
                 out.flush()?;
             }
             Self::Parquet(file) => {
-                let (mut ids, mut vectors, mut tokens) = (Vec::new(), Vec::new(), Vec::new());
+                let (mut ids, mut vectors) = (Vec::new(), Vec::new());
+                let (mut tokens, mut truncated) = (Vec::new(), Vec::new());
                 for row in rows {
                     ids.push(row.id);
                     vectors.push(row.vector);
                     tokens.push(row.tokens);
+                    truncated.push(row.truncated);
                 }
-                file.write(&ids, &vectors, &tokens)?;
+                file.write(&ids, &vectors, &tokens, &truncated)?;
             }
         }
         Ok(())
