@@ -15,7 +15,7 @@ use axum::{Json, Router, routing::get};
 use lapin::types::FieldTable;
 use serde_json::{Value, json};
 use vecmill_producer::{
-    contract::{CONTRACT_VERSION, ChunkMessage, Dtype, JobKeys, JobSpec, Manifest},
+    contract::{CONTRACT_VERSION, ChunkMessage, Dtype, JobKeys, JobSpec, Manifest, Truncate},
     prepare::{Corpus, prepare},
     publish::Publisher,
     read::{InputFormat, ReadOptions},
@@ -160,7 +160,7 @@ impl Scene {
 }
 
 fn spec() -> JobSpec {
-    JobSpec { model: MODEL.to_owned(), dimensions: 32, dtype: Dtype::F32, instruction: None }
+    JobSpec { model: MODEL.to_owned(), dimensions: 32, dtype: Dtype::F32, instruction: None, truncate: Truncate::None }
 }
 
 fn now() -> u64 {

@@ -46,8 +46,10 @@ const CHUNK_BYTES: usize = 32 << 20;
 const CONNECTIONS: usize = 4;
 /// Tries of a request or file before the hub counts as out of reach.
 const ATTEMPTS_MAX: u32 = 5;
-/// Before the second try; doubled for each further one.
+/// [`Hub::retry_wait`]: with five tries, a hub is given up after about 8 seconds.
 const RETRY_WAIT: Duration = Duration::from_millis(500);
+/// For the list of a model's files.
+const ANSWER_MAX: Duration = Duration::from_secs(30);
 /// A connection on which nothing comes for this long is taken for dead.
 const STALLED_AFTER: Duration = Duration::from_secs(60);
 /// Between two lines of the log about a download.
@@ -66,6 +68,8 @@ pub struct Hub {
     pub offline: bool,
     /// Bytes of a chunk; a broken download loses at most the chunks at hand.
     pub chunk_bytes: usize,
+    /// Before the second try; doubled for each further one.
+    pub retry_wait: Duration,
 }
 
 /// A model's folder in the cache.
@@ -180,6 +184,7 @@ impl Hub {
             offline: set("HF_HUB_OFFLINE")
                 .is_some_and(|value| !matches!(value.to_lowercase().as_str(), "0" | "false" | "no" | "off")),
             chunk_bytes: CHUNK_BYTES,
+            retry_wait: RETRY_WAIT,
         }
     }
 
@@ -258,6 +263,8 @@ struct Download<'a> {
 /// Why one try failed.
 enum Failed {
     Api(ApiError),
+    /// No answer came.
+    Silent,
     /// Nothing came any more.
     Stalled,
     /// The bytes are not those that the hub names.
@@ -266,18 +273,23 @@ enum Failed {
 
 impl Download<'_> {
     fn run(&self) -> Result<Snapshot, HubError> {
-        let info =
-            match self.trying(self.revision, "the list of files", async |files| Ok(files.info().await?)) {
-                Ok(info) => info,
-                // As complete as it was when there was a network.
-                Err(error @ HubError::Unreachable { .. }) => {
-                    return self.hub.cached(self.model, self.revision).map(|snapshot| {
-                    warn!(model = self.model, commit = snapshot.commit, %error, "taking the model from the cache");
-                    snapshot
-                }).map_err(|_| error);
-                }
-                Err(error) => return Err(error),
-            };
+        let known = self.hub.cached(self.model, self.revision);
+        // With everything at hand, nobody should have to wait for a network that is not there.
+        let attempts_max = if known.is_ok() { 1 } else { ATTEMPTS_MAX };
+        let listing = self.trying(self.revision, "the list of files", attempts_max, async |files| {
+            tokio::time::timeout(ANSWER_MAX, files.info()).await.map_err(|_| Failed::Silent)?.map_err(Failed::Api)
+        });
+        let info = match (listing, known) {
+            (Ok(info), _) => info,
+            (Err(error @ HubError::Unreachable { .. }), Ok(snapshot)) => {
+                warn!(model = self.model, commit = snapshot.commit, %error, "taking the model from the cache");
+                return Ok(snapshot);
+            }
+            (Err(HubError::Unreachable { model, endpoint, reason, cache, .. }), Err(missing)) => {
+                return Err(HubError::Unreachable { model, endpoint, reason, cache, missing });
+            }
+            (Err(error), _) => return Err(error),
+        };
         let RepoInfo { sha: commit, siblings } = info;
         // It becomes a folder's name.
         if !is_commit(&commit) {
@@ -318,7 +330,7 @@ impl Download<'_> {
         if path.exists() {
             return Ok(());
         }
-        self.trying(commit, name, async |files: ApiRepo| {
+        self.trying(commit, name, ATTEMPTS_MAX, async |files: ApiRepo| {
             let progress = Progress::new();
             let stalled = progress.stalled();
             tokio::select! {
@@ -334,20 +346,17 @@ impl Download<'_> {
         &self,
         revision: &str,
         what: &str,
+        attempts_max: u32,
         work: impl AsyncFn(ApiRepo) -> Result<T, Failed>,
     ) -> Result<T, HubError> {
-        let mut wait = RETRY_WAIT;
+        let mut wait = self.hub.retry_wait;
         for attempt in 1.. {
             // A runtime for each try: what a failed one has left running ends with it.
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
             let runtime = runtime.map_err(|error| self.cache_failed(&error))?;
             let outcome = runtime.block_on(async {
                 let api = self.hub.api().map_err(Failed::Api)?;
-                let work = work(api.repo(repo(self.model, revision)));
-                match tokio::time::timeout(Duration::MAX, work).await {
-                    Ok(outcome) => outcome,
-                    Err(_) => Err(Failed::Stalled),
-                }
+                work(api.repo(repo(self.model, revision))).await
             });
             runtime.shutdown_background();
             let failed = match outcome {
@@ -358,7 +367,7 @@ impl Download<'_> {
                 return Err(error);
             }
             let reason = failed.reason();
-            if attempt == ATTEMPTS_MAX {
+            if attempt == attempts_max {
                 return Err(HubError::Unreachable {
                     model: self.model.to_owned(),
                     endpoint: self.hub.endpoint().to_owned(),
@@ -399,7 +408,7 @@ impl Download<'_> {
                 | ApiError::ToStr(_)
                 | ApiError::ParseIntError(_)),
             ) => Some(self.malformed(error.to_string())),
-            Failed::Api(_) | Failed::Stalled | Failed::Digest => None,
+            Failed::Api(_) | Failed::Silent | Failed::Stalled | Failed::Digest => None,
         }
     }
 
@@ -433,6 +442,7 @@ impl Failed {
                 }
                 cause.to_string()
             }
+            Self::Silent => format!("no answer came in {} s", ANSWER_MAX.as_secs()),
             Self::Stalled => format!("nothing came for {} s", STALLED_AFTER.as_secs()),
             Self::Digest => "the file's SHA-256 is not the one that the hub names".to_owned(),
         }

@@ -2,9 +2,9 @@
 
 use serde::Deserialize;
 use vecmill_worker::engine::synthetic::{Shape, token_ids};
-use vecmill_worker::engine::{ComputeDtype, EngineError, Model, cpu_has_bf16};
+use vecmill_worker::engine::{Compute, ComputeDtype, EngineError, Model, NonFinite, cpu_has_bf16, finish};
 
-use crate::support::{SEED, cosine, difference, loaded, loaded_as, vectors};
+use crate::support::{SEED, cosine, difference, loaded, loaded_as, vectors, written};
 
 /// What a precision must hold.
 struct Bounds {
@@ -185,6 +185,47 @@ fn every_token_counts_and_only_those_of_the_text() {
         let moved = difference(&vector, &vectors(&model, &[&other])[0]);
         assert!(moved > 100.0 * F32.batch, "token {place} moves the vector by {moved:e}");
     }
+}
+
+/// Weights of a checkpoint with a bad value in the embedding of one token.
+#[test]
+fn a_value_that_is_not_finite_stays_in_its_text() {
+    for bad in [f32::NAN, f32::INFINITY] {
+        let (_guard, dir) = written(&Shape::tiny());
+        let path = dir.join("model.safetensors");
+        spoil(&path, 90, bad);
+        for dtype in [ComputeDtype::F32, ComputeDtype::Auto] {
+            let (clean, spoilt) =
+                (loaded_as(&Shape::tiny(), SEED, dtype), Model::load(&dir, &Compute::cpu(dtype)).unwrap());
+            let text = |length, token: u32| -> Vec<u32> {
+                token_ids(length as u64, length).into_iter().map(|id| if id == 90 { token } else { id }).collect()
+            };
+            let mut texts: Vec<_> = [12, 40, 7, 130].map(|length| text(length, 91)).into();
+            texts[1][20] = 90;
+            let rows: Vec<&[u32]> = texts.iter().map(Vec::as_slice).collect();
+            let (clean, spoilt) = (clean.forward(&rows).unwrap(), spoilt.forward(&rows).unwrap());
+            for (place, (clean, spoilt)) in clean.iter().zip(&spoilt).enumerate() {
+                let vector = finish(spoilt, 64);
+                match place {
+                    1 => assert_eq!(vector, Err(NonFinite), "{bad} in {dtype:?}"),
+                    _ => assert_eq!(vector, finish(clean, 64), "text {place} beside {bad} in {dtype:?}"),
+                }
+            }
+        }
+    }
+}
+
+/// Writes a value into the embedding of a token, in a file of f32 tensors.
+fn spoil(path: &std::path::Path, token: usize, value: f32) {
+    let mut bytes = std::fs::read(path).unwrap();
+    let header_bytes = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+    let header: serde_json::Value = serde_json::from_slice(&bytes[8..8 + header_bytes]).unwrap();
+    let table = &header["embed_tokens.weight"];
+    assert_eq!(table["dtype"], "F32");
+    let width = table["shape"][1].as_u64().unwrap() as usize;
+    let place = 8 + header_bytes + table["data_offsets"][0].as_u64().unwrap() as usize + 4 * width * token;
+    bytes[place..place + 4].copy_from_slice(&value.to_le_bytes());
+    std::fs::write(path, bytes).unwrap();
 }
 
 #[test]

@@ -3,8 +3,11 @@
 use std::path::PathBuf;
 
 use serde_json::{Value, json};
+use vecmill_producer::contract::Truncate;
 use vecmill_worker::engine::synthetic::Shape;
-use vecmill_worker::engine::{END_TOKEN, LoadError, TEXT_BYTES_PER_TOKEN_MAX, TokenizeError, Tokenizer};
+use vecmill_worker::engine::{
+    END_TOKEN, Encoded, Input, LoadError, TEXT_BYTES_PER_TOKEN_MAX, TokenizeError, Tokenizer,
+};
 
 use crate::support::{edit, written};
 
@@ -87,6 +90,70 @@ fn sets_the_end_token_on_top_of_a_chat_tokenizer() {
         let tokenizer = small(|file| file["post_processor"] = post_processor).unwrap();
         ends_once(&tokenizer, "hello", None);
     }
+}
+
+#[test]
+fn a_text_that_is_to_be_cut_keeps_its_first_tokens_and_the_end() {
+    let tokenizer = small(|_| {}).unwrap();
+    let (end, most) = (tokenizer.end_token(), TOKENS_MAX);
+    let cut = |text: &str, instruction| tokenizer.encode_input(Input::Text(text), instruction, Truncate::End);
+    // One token a byte.
+    let short = "x".repeat(most - 1);
+    let kept = tokenizer.encode(&short, None).unwrap();
+    assert_eq!(cut(&short, None), Ok(Encoded { ids: kept.clone(), truncated: false }));
+    for bytes in [most, most + 1, most * TEXT_BYTES_PER_TOKEN_MAX, 1 << 20] {
+        assert_eq!(cut(&"x".repeat(bytes), None), Ok(Encoded { ids: kept.clone(), truncated: true }), "{bytes}");
+    }
+    // In the middle of a character, before and after the limit on bytes.
+    for text in ["ü".repeat(most), format!("x{}", "ü".repeat(1 << 12)), "漢".repeat(1 << 12)] {
+        let Encoded { ids, truncated } = cut(&text, None).unwrap();
+        assert_eq!((ids.len(), ids.last(), truncated), (most, Some(&end), true));
+    }
+    // The instruction stays, the text is cut.
+    let Encoded { ids, truncated } = cut(&"x".repeat(1 << 20), Some("Find")).unwrap();
+    let prompt = tokenizer.encode("Instruct: Find\nQuery:", None).unwrap();
+    assert_eq!((&ids[..prompt.len() - 1], ids.len(), truncated), (&prompt[..prompt.len() - 1], most, true));
+    assert_eq!(ids.last(), Some(&end));
+    // An instruction that leaves no room would make all texts alike.
+    for length in [most, most * TEXT_BYTES_PER_TOKEN_MAX, 1 << 16] {
+        let error = cut("a text", Some(&"y".repeat(length)));
+        assert!(matches!(error, Err(TokenizeError::TooLong { .. })), "{error:?}");
+    }
+    assert_eq!(cut("", None), Err(TokenizeError::Empty));
+}
+
+#[test]
+fn token_ids_are_taken_as_they_are() {
+    let tokenizer = small(|_| {}).unwrap();
+    let end = tokenizer.end_token();
+    let encode = |tokens: &[u32], instruction, truncate| {
+        tokenizer
+            .encode_input(Input::Tokens(tokens), instruction, truncate)
+            .map(|encoded| (encoded.ids, encoded.truncated))
+    };
+    let plain = |tokens: &[u32]| encode(tokens, None, Truncate::None);
+    assert_eq!(plain(&[1, 2, 3]), Ok((vec![1, 2, 3, end], false)));
+    assert_eq!(plain(&[1, 2, 3, end]), Ok((vec![1, 2, 3, end], false)));
+    // A text and its tokens are the same, with an instruction, too.
+    let text = "what the tokens spell";
+    let tokens = tokenizer.encode(text, None).unwrap();
+    for instruction in [None, Some("Find answers")] {
+        let expected = tokenizer.encode(text, instruction).unwrap();
+        assert_eq!(encode(&tokens, instruction, Truncate::None), Ok((expected, false)));
+    }
+    assert_eq!(plain(&[]), Err(TokenizeError::Empty));
+    assert_eq!(plain(&[end]), Err(TokenizeError::Empty));
+    assert_eq!(tokenizer.vocab(), 257);
+    let unknown = plain(&[1, 257]).unwrap_err();
+    assert_eq!(unknown, TokenizeError::Unknown { token: 257, vocab: 257 });
+    assert!(unknown.to_string().contains("257") && unknown.to_string().contains("256"), "{unknown}");
+    let long = vec![7; TOKENS_MAX];
+    assert_eq!(plain(&long), Err(TokenizeError::TooLong { tokens: TOKENS_MAX + 1, tokens_max: TOKENS_MAX }));
+    let cut = [&long[..TOKENS_MAX - 1], &[end]].concat();
+    for length in [TOKENS_MAX, TOKENS_MAX + 1, 10 * TOKENS_MAX] {
+        assert_eq!(encode(&vec![7; length], None, Truncate::End), Ok((cut.clone(), true)));
+    }
+    assert_eq!(encode(&long[1..], None, Truncate::End), Ok((cut.clone(), false)));
 }
 
 #[test]

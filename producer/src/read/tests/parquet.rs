@@ -152,7 +152,7 @@ fn a_column_of_another_type_is_named_with_it() {
     let list = ListArray::from_iter_primitive::<Float32Type, _, _>([Some([Some(1.0)])]);
     let ids: ArrayRef = Arc::new(ListArray::from_iter_primitive::<Int32Type, _, _>([Some([Some(1)])]));
     let structure = StructArray::try_from(vec![("ids", ids)]).expect("a structure");
-    let wrong_texts: [(ArrayRef, &str); 3] = [
+    let wrong_texts: [(ArrayRef, &str); 4] = [
         (Arc::new(Int64Array::from(vec![1])), "INT64"),
         (Arc::new(BinaryArray::from(vec![&b"x"[..]])), "BYTE_ARRAY"),
         (Arc::new(list), "nested"),
