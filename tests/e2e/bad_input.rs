@@ -92,12 +92,11 @@ fn cases() -> Vec<Case> {
                 (2, "wrong_method"),
                 (3, "wrong_url"),
                 (4, "several_inputs"),
-                (5, "bad_input"),
                 (6, "wrong_dimensions"),
                 (7, "wrong_model"),
                 (9, "no_text"),
             ],
-            vec!["a", "h"],
+            vec!["a", "e", "h"],
         ),
         case("strings.ndjson", b"\"one\"\n\"\"\n\"three\"\n".to_vec(), vec![(2, "empty_text")], vec!["1", "3"]),
         case(

@@ -8,13 +8,20 @@ use std::{
     time::SystemTime,
 };
 
-use serde_json::Value;
+use arrow_array::cast::AsArray;
+use bytes::Bytes;
+use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
+use serde_json::{Value, json};
 use tempfile::TempDir;
 use vecmill_tests::{
     cluster::release_dir,
     corpus::{texts, write_jsonl},
 };
-use vecmill_worker::{audit::AuditRecord, part};
+use vecmill_worker::{
+    audit::AuditRecord,
+    engine::synthetic::{self, Shape},
+    part,
+};
 
 /// SIGABRT, by which a kill point ends the process: as sudden as `kill -9`, and told apart from it.
 const SIGABRT: i32 = 6;
@@ -181,7 +188,7 @@ fn it_takes_the_users_own_file_and_says_what_is_wrong_with_flags() {
         search["hits"].as_array().unwrap().iter().map(|hit| hit["id"].as_str().unwrap()).collect();
     assert_eq!(hits, BTreeSet::from(["moon", "bread", "mill"]));
 
-    let refused: [(&[&str], i32, &str); 8] = [
+    let refused: [(&[&str], i32, &str); 11] = [
         (&["own.csv", "--dimensions", "31"], 1, "dimensions is 31"),
         (&["own.csv", "--dimensions", "257"], 1, "the model has 256"),
         (&["own.csv", "--dimensions", "many"], 2, "--dimensions"),
@@ -189,14 +196,114 @@ fn it_takes_the_users_own_file_and_says_what_is_wrong_with_flags() {
         (&["own.csv", "--text-field", "body"], 1, "there are: id, text"),
         (&["absent.csv"], 1, "absent.csv"),
         (&["own.unknown"], 1, "--format"),
-        (&["own.csv", "--model", "another/model"], 1, "VECMILL_MODEL_DIR"),
+        (&["own.csv", "--model", "another/model"], 1, "HF_HUB_OFFLINE forbids to download it; unset it, or give"),
+        (&["own.csv", "--model", "nonsense"], 1, "OWNER/NAME"),
+        (&["own.csv", "--model", "another/model", "--revision", "../up"], 1, "a commit, a branch or a tag"),
+        (&["own.csv", "--truncate", "start"], 2, "--truncate"),
     ];
     for (arguments, code, sentence) in refused {
-        let run = local(dir.path(), &[arguments, &["--json"]].concat(), &[]);
+        let run = local(dir.path(), &[arguments, &["--json"]].concat(), &[("HF_HUB_OFFLINE", "1")]);
         let said = text(&run.stderr);
         assert_eq!(run.status.code(), Some(code), "{arguments:?}: {said}");
         assert!(said.contains(sentence), "{arguments:?}: {said}");
         assert!(run.stdout.is_empty(), "{arguments:?}: {}", text(&run.stdout));
         assert!(!said.contains("panicked"), "{arguments:?}: {said}");
     }
+}
+
+/// The synthetic tokenizer's id of a visible ASCII character.
+fn token_of(character: u8) -> usize {
+    usize::from(character) - 33
+}
+
+/// A model that takes 64 tokens and gives what is not finite for a text with a `Z`.
+fn spoilt_model(dir: &Path) -> PathBuf {
+    let dir = dir.join("spoilt");
+    synthetic::write(&dir, &Shape { tokens_max: 64, ..Shape::tiny() }, 7).unwrap();
+    let path = dir.join("model.safetensors");
+    let mut bytes = std::fs::read(&path).unwrap();
+    let header_bytes = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+    let header: Value = serde_json::from_slice(&bytes[8..8 + header_bytes]).unwrap();
+    let table = &header["embed_tokens.weight"];
+    let width = table["shape"][1].as_u64().unwrap() as usize;
+    let start = 8 + header_bytes + table["data_offsets"][0].as_u64().unwrap() as usize;
+    let place = start + 4 * width * token_of(b'Z');
+    bytes[place..place + 4].copy_from_slice(&f32::NAN.to_le_bytes());
+    std::fs::write(path, bytes).unwrap();
+    dir
+}
+
+/// The column `truncated` of the only part in a folder.
+fn truncated(vectors: &Path) -> Vec<bool> {
+    let parts = files(vectors);
+    let (_, (bytes, _)) = parts.first_key_value().unwrap();
+    let reader = ParquetRecordBatchReaderBuilder::try_new(Bytes::from(bytes.clone())).unwrap().build().unwrap();
+    let batches: Vec<_> = reader.map(Result::unwrap).collect();
+    batches
+        .iter()
+        .flat_map(|batch| batch["truncated"].as_boolean().iter().map(Option::unwrap).collect::<Vec<_>>())
+        .collect()
+}
+
+#[test]
+fn rows_that_fail_or_are_cut_are_named_and_the_others_done() {
+    let dir = TempDir::new().unwrap();
+    let model = spoilt_model(dir.path());
+    let ids: Vec<usize> = b"spelt".map(token_of).into();
+    let corpus = [
+        json!({ "id": "good", "text": "a good text" }),
+        json!({ "id": "spoilt", "text": "a Zebra" }),
+        json!({ "id": "long", "text": "secret ".repeat(20) }),
+        json!({ "id": "ids", "input": ids }),
+        json!({ "id": "foreign", "input": [1, 4711] }),
+        json!({ "id": "same", "text": "spelt" }),
+    ];
+    let corpus: String = corpus.iter().map(|row| format!("{row}\n")).collect();
+    std::fs::write(dir.path().join("own.jsonl"), corpus).unwrap();
+    let model = ["--model", "spoilt/model", "--model-dir", model.to_str().unwrap()];
+    let run = |more: &[&str]| {
+        let arguments = [&["own.jsonl", "--dimensions", "64", "--json"], &model[..], more].concat();
+        let run = local(dir.path(), &arguments, &[]);
+        assert!(!text(&run.stderr).contains("Zebra") && !text(&run.stderr).contains("secret"), "{}", text(&run.stderr));
+        outcome(&run)
+    };
+    let errors = |outcome: &Value| -> Vec<(String, String)> {
+        let vectors = path(outcome, "vectors");
+        let lines = std::fs::read_to_string(vectors.parent().unwrap().join("errors/part-000000.jsonl")).unwrap();
+        assert!(!lines.contains("Zebra") && !lines.contains("secret"), "{lines}");
+        let row = |line: &str| serde_json::from_str::<Value>(line).unwrap();
+        let word = |row: &Value, field: &str| row[field].as_str().unwrap().to_owned();
+        lines.lines().map(row).map(|row| (word(&row, "id"), word(&row, "code"))).collect()
+    };
+    let owned = |rows: &[(&str, &str)]| -> Vec<(String, String)> {
+        rows.iter().map(|(id, code)| ((*id).to_owned(), (*code).to_owned())).collect()
+    };
+
+    let rejecting = run(&[]);
+    assert_eq!(
+        errors(&rejecting),
+        owned(&[("spoilt", "non_finite"), ("long", "too_long"), ("foreign", "unknown_token")])
+    );
+    assert_eq!((&rejecting["status"]["rows_failed"], &rejecting["status"]["rows_truncated"]), (&3.into(), &0.into()));
+    let kept = rows(&path(&rejecting, "vectors"));
+    assert_eq!(kept.iter().map(|(id, ..)| id.as_str()).collect::<Vec<_>>(), ["good", "ids", "same"]);
+    assert_eq!((kept[1].2, kept[2].2), (6, 6), "the end token is added");
+    let cosine: f32 = kept[1].1.iter().zip(&kept[2].1).map(|(a, b)| a * b).sum();
+    assert!(cosine > 0.9999, "a text and its tokens have one vector: {cosine}");
+
+    let cutting = run(&["--truncate", "end", "--dtype", "f16"]);
+    assert_ne!(cutting["status"]["job"], rejecting["status"]["job"], "another job");
+    assert_eq!(errors(&cutting), owned(&[("spoilt", "non_finite"), ("foreign", "unknown_token")]));
+    assert_eq!((&cutting["status"]["rows_failed"], &cutting["status"]["rows_truncated"]), (&2.into(), &1.into()));
+    let kept = rows(&path(&cutting, "vectors"));
+    let tokens: Vec<_> = kept.iter().map(|(id, _, tokens)| (id.as_str(), *tokens)).collect();
+    assert_eq!(tokens, [("good", 12), ("long", 64), ("ids", 6), ("same", 6)]);
+    assert_eq!(cutting["status"]["tokens"], 12 + 64 + 6 + 6, "what is kept is what counts");
+    assert_eq!(truncated(&path(&cutting, "vectors")), [false, true, false, false]);
+    let audit = files(&path(&cutting, "audit"));
+    let record: AuditRecord = serde_json::from_slice(&audit.first_key_value().unwrap().1.0).unwrap();
+    assert_eq!((record.rows, record.failed, record.truncated), (4, 2, 1));
+    let manifest: Value = serde_json::from_slice(&std::fs::read(path(&cutting, "manifest")).unwrap()).unwrap();
+    assert_eq!((&manifest["truncated"], &manifest["parts"][0]["truncated"]), (&1.into(), &1.into()));
+    assert_eq!(manifest["spec"]["truncate"], "end");
 }
