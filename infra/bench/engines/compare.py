@@ -29,7 +29,8 @@ from sizes import Sizes
 ENGINES = ["ours-f32", "ours-bf16", "torch-f32", "torch-bf16", "llama-f32", "llama-bf16"]
 CASES = ["16x128", "4x512", "1x2048", "mixed:2048:32..512", "1x32768"]
 
-# Other programs' work above this many busy cores makes figures of no use beyond this machine at this moment.
+# Cores that others may keep busy. Above it even ratios are off: a thread that waits for others loses more than one that
+# does not.
 LOAD_HIGH = 0.25
 
 # Tokens above which a text takes minutes.
@@ -144,6 +145,10 @@ def machine():
     }
 
 
+def too_busy(found):
+    return found["others_busy_cores"] > LOAD_HIGH
+
+
 def random_texts(lengths, sizes, end):
     generator = np.random.default_rng(sum(lengths) + len(lengths))
     return [[*generator.integers(0, end, length - 1).tolist(), end] for length in lengths]
@@ -169,10 +174,10 @@ def measure(case, engines, products, sizes, end, args):
         # Nobody has a choice of ways for one long text, and a shorter one warms up as well.
         attempt(engine, lambda: engine.tune([text[-WARM_UP_TOKENS:] for text in texts] if long else texts))
     took = {engine.name: [] for engine in engines}
-    vectors, busy = {}, []
+    vectors, busy, rates = {}, [], []
     for turn in range(rounds):
         busy.append(busy_cores(engines, 0.5))
-        products.measure()
+        rates.append(products.measure())
         first = turn % max(len(running), 1)
         for engine in running[first:] + running[:first]:
             # The threads of the one before may spin a little for more work.
@@ -183,6 +188,7 @@ def measure(case, engines, products, sizes, end, args):
     return {
         "case": case, "texts": len(texts), "tokens": sum(lengths), "layers": sizes.layers, "rounds": rounds,
         "others_busy_cores": round(statistics.median(busy), 2),
+        "products": {precision: max(rate[precision] for rate in rates) for precision in rates[0]},
         "skipped": skipped, "depth_bonus": sizes.depth_bonus(lengths, DEPTH),
         "engines": [figures(engine, took[engine.name], vectors, lengths, sizes) for engine in running],
     }  # fmt: skip
@@ -207,14 +213,16 @@ def least_cosine(vectors, reference):
     return float(((vectors * reference).sum(axis=1) / lengths).min())
 
 
-def say(case, products):
+def say(case):
+    rates = ", ".join(f"{precision} {rate / 1e9:.0f}" for precision, rate in case["products"].items())
     print(
-        f"\n{case['case']}: {case['texts']} texts, {case['tokens']} tokens, {case['layers']} layers, "
-        f"{case['rounds']} rounds, others kept {case['others_busy_cores']:.2f} cores busy"
+        f"\n{case['case']}: {case['texts']} texts, {case['tokens']} tokens, {case['layers']} layers, {case['rounds']} "
+        f"rounds, others kept {case['others_busy_cores']:.2f} cores busy{' (TOO BUSY)' * too_busy(case)}; "
+        f"plain products in GFLOP/s: {rates}"
     )
     print(f"  {'engine':26} {'tok/s':>8} {'best':>8} {'GFLOP/s':>8} {'share':>6} {'cosine':>9}  way")
     for row in case["engines"]:
-        share = row["flops"] / products.rate(row["precision"])
+        share = row["flops"] / case["products"][row["precision"]]
         cosine = f"{row['cosine_least']:.6f}" if row["cosine_least"] is not None else ""
         print(
             f"  {row['engine']:26} {row['tokens_per_second']:8.0f} {row['tokens_per_second_best']:8.0f} "
@@ -249,13 +257,12 @@ def main():
         f"{found['cpu']}, {found['cores']} cores, {found['memory_gib']} GiB, {args.threads} threads an engine, "
         f"load {found['load']:.2f}, {found['date']}"
     )
-    if found["others_busy_cores"] > LOAD_HIGH:
-        print(f"WARNING: others keep {found['others_busy_cores']} cores busy: figures are good for ratios at best")
+    if too_busy(found):
+        print(f"WARNING: others keep {found['others_busy_cores']} cores busy: these figures won't come out again")
     from pytorch import Products
 
     leave_memory()
     products, results = Products(), []
-    products.measure()
     groups = {}
     for case, lengths in args.lengths.items():
         model = args.model_dir or random_model(args, args.long_layers if max(lengths) > LONG else args.layers)
@@ -267,18 +274,13 @@ def main():
         try:
             for case in cases:
                 results.append(measure(case, engines, products, sizes, end, args))
-                say(results[-1], products)
+                say(results[-1])
         finally:
             for engine in engines:
                 engine.close()
         del engines
-    rates = {precision: products.rate(precision) for precision in products.rates}
-    print(
-        f"\nmatrix products here, {Products.ROWS}x{Products.INNER}x{Products.COLUMNS} by PyTorch: "
-        + ", ".join(f"{precision} {rate / 1e9:.0f} GFLOP/s" for precision, rate in rates.items())
-    )
     path = args.json or args.scratch / f"engine-{time.strftime('%Y%m%d-%H%M%S')}.json"
-    path.write_text(json.dumps({"machine": found, "products": rates, "cases": results}, indent=1) + "\n")
+    path.write_text(json.dumps({"machine": found, "cases": results}, indent=1) + "\n")
     print(f"figures: {path}")
 
 

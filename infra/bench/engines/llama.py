@@ -89,7 +89,7 @@ class LlamaCpp:
 
     def open(self, texts, together, ubatch):
         """A context for texts of these lengths, all at once or one after the other."""
-        self.close()
+        self.close_context()
         self.way = (together, ubatch)
         longest = max(map(len, texts))
         sequences = len(texts) if together else 1
@@ -155,6 +155,10 @@ class LlamaCpp:
         return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
     def close(self):
+        self.close_context()
+        llama_cpp.llama_model_free(self.model)
+
+    def close_context(self):
         if self.batch is not None:
             llama_cpp.llama_batch_free(self.batch)
         if self.context:

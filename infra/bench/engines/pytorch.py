@@ -71,7 +71,6 @@ class Products:
     ROWS, INNER, COLUMNS = 2048, 1024, 3072
 
     def __init__(self):
-        self.rates = {precision: [] for precision in DTYPES}
         self.operands = {
             precision: (
                 torch.randn(self.ROWS, self.INNER).to(dtype),
@@ -82,15 +81,14 @@ class Products:
 
     @torch.inference_mode()
     def measure(self):
+        """FLOP/s in each precision, the best of a few products."""
+        rates = {}
         for precision, (left, right) in self.operands.items():
             torch.nn.functional.linear(left, right)
-            best = float("inf")
+            took = []
             for _ in range(5):
                 began = time.perf_counter()
                 torch.nn.functional.linear(left, right)
-                best = min(best, time.perf_counter() - began)
-            self.rates[precision].append(2 * self.ROWS * self.INNER * self.COLUMNS / best)
-
-    def rate(self, precision):
-        """The best of all times it was measured: FLOP/s."""
-        return max(self.rates[precision])
+                took.append(time.perf_counter() - began)
+            rates[precision] = 2 * self.ROWS * self.INNER * self.COLUMNS / min(took)
+        return rates
