@@ -91,6 +91,7 @@ def evaluate(args):
         return some
 
     result = {
+        "training": json.loads((args.work / "training.json").read_text()),
         "held_out": {"texts": count, "random_pairs": len(a), "near_pairs": len(near_a)},
         "bundled": {"passages": len(corpus), "queries": len(asked), "english_queries": len(english)},
         "teacher": {"dimensions": 384, "bundled": search(teacher_queries, teacher_passages)},

@@ -30,7 +30,7 @@ GROUP = 16
 INSTRUCTED = 0.2
 TEMPERATURE = 0.05
 WARMUP, DECAY = 40, 0.35
-RATE = 2e-3
+RATE = 6e-3
 SAVE_EVERY = 50
 DEFAULT_TASK = "Given a web search query, retrieve relevant passages that answer the query"
 
@@ -186,7 +186,7 @@ def epoch_order(nearest, seed):
 
 
 def loss_of(states, target, projected):
-    """For each width: distance to the teacher's projected vector, and to its similarities with the rest of the batch."""
+    """Distance to the teacher's projected vector; and at each width, to its similarities with the rest of the batch."""
     total, report = 0.0, {}
     others = ~torch.eye(len(target), dtype=torch.bool)
     wanted = (target @ target.T)[others].view(len(target), -1)
@@ -198,7 +198,9 @@ def loss_of(states, target, projected):
         ranking = F.kl_div(F.log_softmax(similar / TEMPERATURE, -1), wanted_share, reduction="batchmean")
         absolute = F.mse_loss(similar, wanted)
         weight = 1.0 if width == HIDDEN else 0.4
-        total = total + weight * (regression + 0.5 * ranking + 5 * absolute)
+        total = total + weight * (0.4 * ranking + 5 * absolute)
+        if width == HIDDEN:
+            total = total + 3 * regression
         report[width] = (regression.item(), ranking.item(), absolute.item())
     return total, report
 
@@ -206,6 +208,16 @@ def loss_of(states, target, projected):
 def rate(step, steps):
     """Up, level, and in the last part down to nothing. The level part does not depend on the number of steps."""
     return min(1.0, (step + 1) / WARMUP, (steps - step) / max(1, DECAY * steps))
+
+
+def agreed_steps(args, workers):
+    """A file `steps` in the work folder changes the number of steps while training runs, for machines that are shared.
+    All processes take the first one's reading."""
+    path = args.work / "steps"
+    steps = torch.tensor([int(path.read_text()) if path.exists() else args.steps])
+    if workers > 1:
+        dist.broadcast(steps, 0)
+    return steps.item()
 
 
 def worker(rank, workers, args):
@@ -226,13 +238,13 @@ def worker(rank, workers, args):
         torch.optim.Muon(matrices, lr=RATE, momentum=0.95, weight_decay=0.02, adjust_lr_fn="match_rms_adamw"),
         torch.optim.AdamW(rest, lr=RATE, betas=(0.9, 0.98), weight_decay=0.0),
     ]
-    path, step, seconds = args.work / "checkpoint.pt", 0, 0.0
+    path, step, seconds, processor = args.work / "checkpoint.pt", 0, 0.0, 0.0
     if path.exists():
         saved = torch.load(path, weights_only=True)
         model.load_state_dict(saved["model"])
         for optimizer, state in zip(optimizers, saved["optimizers"]):
             optimizer.load_state_dict(state)
-        step, seconds = saved["step"], saved["seconds"]
+        step, seconds, processor = saved["step"], saved["seconds"], saved.get("processor", 0.0)
     else:
         initialise(model, tokenizer, directions)
     if rank == 0:
@@ -245,6 +257,8 @@ def worker(rank, workers, args):
     instructions = [tokenizer.encode(f"Instruct: {task}\nQuery:", add_special_tokens=False).ids for task in tasks()]
     began, tokens_seen = time.monotonic(), 0
     while step < args.steps:
+        if step % 10 == 0:
+            args.steps = agreed_steps(args, workers)
         if step // per_epoch != epoch:
             epoch = step // per_epoch
             order = epoch_order(nearest, args.seed + epoch)
@@ -284,11 +298,12 @@ def worker(rank, workers, args):
                   f"{seconds + took:.0f} s", flush=True)
         if rank == 0 and (step % SAVE_EVERY == 0 or step == args.steps):
             state = {"model": model.state_dict(), "optimizers": [o.state_dict() for o in optimizers], "step": step,
-                     "texts": len(texts), "seconds": seconds + time.monotonic() - began}
+                     "steps": args.steps, "batch": args.batch, "texts": len(texts),
+                     "seconds": seconds + time.monotonic() - began, "processor": processor + time.process_time()}
             torch.save(state, path.with_suffix(".new"))
             path.with_suffix(".new").rename(path)
     if rank == 0:
-        export(args, model)
+        export_checkpoint(args)
     if workers > 1:
         dist.barrier()
         dist.destroy_process_group()
@@ -311,11 +326,13 @@ def train(args):
 
 
 def export_checkpoint(args):
-    """Writes the model folder from a checkpoint of a training that still runs."""
+    """Writes the model folder from the last checkpoint, of a training that may still run."""
     saved = torch.load(args.work / "checkpoint.pt", weights_only=True)
     model = Student(saved["model"]["embed_tokens.weight"].shape[0], args.layers)
     model.load_state_dict(saved["model"])
-    print(f"checkpoint of step {saved['step']}")
+    facts = {name: round(saved[name]) for name in ("step", "steps", "batch", "texts", "seconds", "processor") if name in saved}
+    (args.work / "training.json").write_text(json.dumps({"seed": args.seed, **facts}) + "\n")
+    print(f"checkpoint: {facts}")
     export(args, model)
 
 

@@ -12,6 +12,7 @@ Stages, each of which keeps what it made in the work folder and takes up again w
     train      train the student                                         -> checkpoint.pt, model folder
     export     write the model folder from the last checkpoint (train does so at its end)
     evaluate   measure the model folder's files as they are on disk      -> evaluation.json
+    card       write the model card with those figures                   -> README.md
 
 Needs a Debian machine (apt-get, dpkg-deb), and 2 GB of disk.
 """
@@ -26,7 +27,7 @@ ROOT = HERE.parents[2]
 
 def arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("stage", choices=["all", "data", "tokenizer", "teacher", "train", "export", "evaluate"])
+    parser.add_argument("stage", choices=["all", "data", "tokenizer", "teacher", "train", "export", "evaluate", "card"])
     parser.add_argument("--work", type=pathlib.Path, default=ROOT / "target" / "mini", help="work folder (%(default)s)")
     parser.add_argument("--out", type=pathlib.Path, default=HERE.parent / "mini", help="model folder (%(default)s)")
     parser.add_argument("--sample", type=pathlib.Path, default=ROOT / "worker" / "assets" / "sample",
@@ -34,10 +35,10 @@ def arguments():
     parser.add_argument("--seed", type=int, default=2026)
     parser.add_argument("--threads", type=int, default=2, help="threads, or processes of the teacher (%(default)s)")
     parser.add_argument("--held-out", type=int, default=2000, help="texts never trained on (%(default)s)")
-    parser.add_argument("--texts", type=int, default=98304, help="texts to label and train on (%(default)s)")
+    parser.add_argument("--texts", type=int, default=73728, help="texts to label and train on (%(default)s)")
     parser.add_argument("--vocabulary", type=int, default=8192)
     parser.add_argument("--layers", type=int, default=4)
-    parser.add_argument("--batch", type=int, default=256, help="texts a step (%(default)s)")
+    parser.add_argument("--batch", type=int, default=192, help="texts a step (%(default)s)")
     parser.add_argument("--steps", type=int, default=1500,
                         help="steps in all; may be changed when resuming before the decay begins (%(default)s)")
     return parser.parse_args()
@@ -74,6 +75,10 @@ def main():
         import evaluate
 
         evaluate.evaluate(args)
+    if args.stage in ("all", "card"):
+        import card
+
+        card.write(args)
 
 
 if __name__ == "__main__":
