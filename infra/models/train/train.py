@@ -39,7 +39,7 @@ def arguments():
     parser.add_argument("--vocabulary", type=int, default=8192)
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--batch", type=int, default=192, help="texts a step (%(default)s)")
-    parser.add_argument("--steps", type=int, default=1500,
+    parser.add_argument("--steps", type=int, default=1700,
                         help="steps in all; may be changed when resuming before the decay begins (%(default)s)")
     return parser.parse_args()
 
