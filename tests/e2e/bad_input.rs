@@ -51,7 +51,7 @@ not JSON at all
 {\"id\":\"special\",\"text\":\"<|endoftext|>\"}
 {\"id\":\"last\",\"text\":\"no line break at the end\"}";
 
-const BATCH: &str = r#"{"custom_id":"a","method":"POST","url":"/v1/embeddings","body":{"input":"one text","model":"vecmill/random"}}
+const BATCH: &str = r#"{"custom_id":"a","method":"POST","url":"/v1/embeddings","body":{"input":"one text","model":"vecmill/mini"}}
 {"custom_id":"b","method":"GET","url":"/v1/embeddings","body":{"input":"wrong method"}}
 {"custom_id":"c","method":"POST","url":"/v1/chat/completions","body":{"input":"wrong url"}}
 {"custom_id":"d","method":"POST","url":"/v1/embeddings","body":{"input":["one","two"]}}

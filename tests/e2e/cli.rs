@@ -177,7 +177,7 @@ async fn a_cancelled_job_stops_and_goes_on_when_it_is_submitted_again() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_job_that_no_worker_can_compute_fails_and_says_why() {
     let cluster = Cluster::shared().await;
-    let tenant = cluster.tenant("hopeless", &["--models", "vecmill/random,another/model"]);
+    let tenant = cluster.tenant("hopeless", &["--models", "vecmill/mini,another/model"]);
     let worker = cluster.worker(WorkerOptions::default()).await;
     let corpus = write_jsonl(cluster.dir.path(), "corpus.jsonl", &texts(33, 10));
     let submit = ["submit", corpus.to_str().unwrap(), "--chunk-rows", "5", "--json"];
@@ -246,8 +246,8 @@ async fn mistakes_in_settings_are_reported_together_and_refusals_with_a_sentence
         fails(&cluster.vecmill(&stranger, command), 3, "API key");
     }
     // A model that the tenant may not use, and more rows than it may submit.
-    let modest = cluster.tenant("modest", &["--models", "vecmill/random", "--rows-per-job", "2"]);
-    fails(&cluster.vecmill(&modest, &["submit", corpus, "--model", "another/model"]), 3, "vecmill/random");
+    let modest = cluster.tenant("modest", &["--models", "vecmill/mini", "--rows-per-job", "2"]);
+    fails(&cluster.vecmill(&modest, &["submit", corpus, "--model", "another/model"]), 3, "vecmill/mini");
     fails(&cluster.vecmill(&modest, &["submit", corpus]), 3, "2");
 
     // Nobody there: try again later.

@@ -26,7 +26,7 @@ use crate::{
 };
 
 /// The model's name in the tests' grants.
-pub const MODEL: &str = "vecmill/random";
+pub const MODEL: &str = "vecmill/mini";
 /// The tests' model: small, so that thousands of texts take seconds.
 const MODEL_SEED: u64 = 7;
 /// Of a failed test's programs.

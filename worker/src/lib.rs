@@ -6,6 +6,7 @@
 
 pub mod audit;
 pub mod broker;
+pub mod built_in;
 pub mod cli;
 pub mod delivery;
 pub mod embedder;

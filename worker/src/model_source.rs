@@ -1,22 +1,18 @@
-//! Which model to serve: a folder, one from the Hugging Face hub, or the seeded random one that needs no download.
+//! Which model to serve: a folder, one from the Hugging Face hub, or the one in the box, which needs no download.
 
 use std::path::PathBuf;
 
 use crate::{
-    engine::{Compute, LoadError, Model, Tokenizer, synthetic},
+    built_in::{self, BUILT_IN_MODEL},
+    engine::{Compute, LoadError, Model, Tokenizer},
     hub::{DEFAULT_REVISION, Hub, HubError, Snapshot, is_model_name, is_revision},
 };
-
-/// The name under which the random model is served. Its vectors mean nothing; it is for trying the pipeline.
-pub const RANDOM_MODEL: &str = "vecmill/random";
-/// The random model's seed: the same on every machine, so that its vectors are too.
-const RANDOM_SEED: u64 = 20_260_101;
 
 /// Where the model comes from.
 #[derive(Clone, Debug, PartialEq, Eq, clap::Args)]
 pub struct ModelSource {
     /// Model's name, as grants spell it; without a folder it is downloaded from the Hugging Face hub, except for
-    /// `vecmill/random`
+    /// `vecmill/mini`, which the program carries
     #[arg(long, env = "VECMILL_MODEL", value_name = "NAME", default_value = "Qwen/Qwen3-Embedding-4B")]
     pub model: String,
     /// Folder with config.json, tokenizer.json and the safetensors files
@@ -32,11 +28,6 @@ pub struct ModelSource {
 }
 
 impl ModelSource {
-    /// The random model.
-    pub fn random() -> Self {
-        Self { model: RANDOM_MODEL.to_owned(), model_dir: None, model_revision: None, compute: Compute::default() }
-    }
-
     /// What is wrong with the settings, a sentence each.
     pub fn mistakes(&self) -> Vec<String> {
         let mut mistakes = Vec::new();
@@ -44,7 +35,7 @@ impl ModelSource {
             Some(dir) if !dir.join("config.json").is_file() => {
                 mistakes.push(format!("--model-dir (VECMILL_MODEL_DIR) {} has no config.json", dir.display()));
             }
-            None if self.model != RANDOM_MODEL && !is_model_name(&self.model) => mistakes.push(format!(
+            None if self.model != BUILT_IN_MODEL && !is_model_name(&self.model) => mistakes.push(format!(
                 "--model (VECMILL_MODEL) is {:?}: to be downloaded it must be OWNER/NAME as on the Hugging Face hub, for \
                  example Qwen/Qwen3-Embedding-0.6B; or give its folder with --model-dir (VECMILL_MODEL_DIR)",
                 self.model
@@ -65,20 +56,19 @@ impl ModelSource {
         mistakes
     }
 
-    /// The model's folder, and its commit where it is from the hub. Downloads it, or writes the random model, unless it is
-    /// there. Blocking, and long for a large model.
+    /// The model's folder, and its commit where it is from the hub. Downloads it, or unpacks the one in the box, unless it
+    /// is there. Blocking, and long for a large model.
     fn locate(&self) -> Result<(PathBuf, Option<String>), LoadModelError> {
         if let Some(dir) = &self.model_dir {
             return Ok((dir.clone(), None));
         }
-        if self.model != RANDOM_MODEL {
+        if self.model != BUILT_IN_MODEL {
             let revision = self.model_revision.as_deref().unwrap_or(DEFAULT_REVISION);
             let Snapshot { dir, commit } = Hub::from_env().fetch(&self.model, revision)?;
             return Ok((dir, Some(commit)));
         }
-        let dir = cache_dir().join(format!("random-model-{RANDOM_SEED}"));
-        synthetic::write(&dir, &synthetic::Shape::first_look(), RANDOM_SEED)
-            .map_err(|error| LoadModelError::Write { dir: dir.clone(), reason: error.to_string() })?;
+        let cache = cache_dir();
+        let dir = built_in::unpack(&cache).map_err(|reason| LoadModelError::Unpack { cache, reason })?;
         Ok((dir, None))
     }
 
@@ -105,13 +95,16 @@ pub enum LoadModelError {
     /// It can't be downloaded.
     #[error(transparent)]
     Hub(#[from] HubError),
-    /// The random model can't be written.
-    #[error("the random model can't be written to {dir} (set VECMILL_CACHE_DIR to a folder that can): {reason}")]
-    Write {
-        /// The folder.
-        dir: PathBuf,
+    /// The model in the box can't be unpacked.
+    #[error(
+        "{BUILT_IN_MODEL} can't be unpacked to {} (set VECMILL_CACHE_DIR to a folder that can be written): {reason}",
+        cache.display()
+    )]
+    Unpack {
+        /// The folder for it.
+        cache: PathBuf,
         /// Why.
-        reason: String,
+        reason: std::io::Error,
     },
 }
 

@@ -26,7 +26,7 @@ impl Default for TenantSettings {
     /// GPUs computes, and a day's 50 billion is 100 million texts of 500 tokens.
     fn default() -> Self {
         let models =
-            ["Qwen/Qwen3-Embedding-4B", "Qwen/Qwen3-Embedding-0.6B", "Qwen/Qwen3-Embedding-8B", "vecmill/random"];
+            ["Qwen/Qwen3-Embedding-4B", "Qwen/Qwen3-Embedding-0.6B", "Qwen/Qwen3-Embedding-8B", "vecmill/mini"];
         Self {
             models: models.map(str::to_owned).to_vec(),
             limits: Limits { tokens_per_minute: 60_000_000, tokens_burst: 60_000_000, tokens_per_day: 50_000_000_000 },

@@ -19,7 +19,7 @@ fn request() -> GrantRequest {
     GrantRequest {
         job: JobId::from_digest(&[1; 32]),
         manifest_sha256: Digest::of(b"manifest"),
-        model: "vecmill/random".to_owned(),
+        model: "vecmill/mini".to_owned(),
         dimensions: 64,
         rows: 1000,
         window_s: 3600,
@@ -200,7 +200,7 @@ async fn grants_are_refused_with_a_reason() {
     let client = signer.client(&signer.keys.writer);
     let access = client.access_token(&[]).await.expect("a token");
     for (request, status, code, says) in [
-        (GrantRequest { model: "other/model".to_owned(), ..request() }, 403, "access_denied", "vecmill/random"),
+        (GrantRequest { model: "other/model".to_owned(), ..request() }, 403, "access_denied", "vecmill/mini"),
         (GrantRequest { rows: 1001, ..request() }, 403, "access_denied", "1000"),
         (GrantRequest { rows: 0, ..request() }, 400, "invalid_request", "one row"),
         (GrantRequest { dimensions: 8, ..request() }, 400, "invalid_request", "32 to 4096"),

@@ -83,7 +83,7 @@ pub(crate) fn grant_claims() -> Value {
     json!({
         "iss": ISSUER, "sub": "acme", "aud": "vecmill-workers", "jti": "cd".repeat(16),
         "iat": NOW, "nbf": NOW, "exp": NOW + 86_400, "manifest_sha256": "ef".repeat(32),
-        "model": "vecmill/random", "dimensions": 64, "rows": 1000, "key_id": "key1", "lane": 3,
+        "model": "vecmill/mini", "dimensions": 64, "rows": 1000, "key_id": "key1", "lane": 3,
         "limits": {"tokens_per_minute": 1, "tokens_burst": 2, "tokens_per_day": 3}, "epoch": 0,
     })
 }

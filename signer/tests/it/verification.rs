@@ -30,7 +30,7 @@ async fn good_tokens_pass() {
     assert_eq!(grant.tenant().as_str(), "acme");
     assert_eq!(grant.job().as_str(), "cd".repeat(16));
     assert_eq!(grant.manifest_sha256().to_string(), "ef".repeat(32));
-    assert_eq!((grant.model(), grant.dimensions(), grant.rows(), grant.lane()), ("vecmill/random", 64, 1000, 3));
+    assert_eq!((grant.model(), grant.dimensions(), grant.rows(), grant.lane()), ("vecmill/mini", 64, 1000, 3));
     assert_eq!(grant.limits(), Limits { tokens_per_minute: 1, tokens_burst: 2, tokens_per_day: 3 });
     assert_eq!((grant.issued_at(), grant.expires_at()), (NOW, NOW + 86_400));
 }
@@ -64,7 +64,7 @@ async fn minted_tokens_pass_and_only_as_what_they_are() {
     let request = GrantRequest {
         job: JobId::from_digest(&[1; 32]),
         manifest_sha256: Digest::of(b"manifest"),
-        model: "vecmill/random".to_owned(),
+        model: "vecmill/mini".to_owned(),
         dimensions: 64,
         rows: 1,
         window_s: 600,

@@ -12,7 +12,7 @@ pub(super) struct Args {
     /// Folder to write
     dir: PathBuf,
     /// Its size
-    #[arg(long, env = "VECMILL_RANDOM_SHAPE", value_enum, default_value = "first-look")]
+    #[arg(long, env = "VECMILL_RANDOM_SHAPE", value_enum, default_value = "small")]
     shape: RandomShape,
     /// Layers, where the shape's own number won't do; 28 of `realistic` weigh what the 0.6B model's do
     #[arg(long, env = "VECMILL_RANDOM_LAYERS", value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
@@ -26,8 +26,8 @@ pub(super) struct Args {
 enum RandomShape {
     /// 2 layers, 64 wide: the pipeline's own cost shows
     Tiny,
-    /// 4 layers, 256 wide: what `vecmill/random` is
-    FirstLook,
+    /// 4 layers, 256 wide: as `vecmill/mini`
+    Small,
     /// 4 layers of the 0.6B model's shape: a realistic cost
     Realistic,
 }
@@ -37,7 +37,7 @@ impl Args {
         let layers = self.layers.map(usize::from);
         let shape = match self.shape {
             RandomShape::Tiny => Shape::tiny(),
-            RandomShape::FirstLook => Shape::first_look(),
+            RandomShape::Small => Shape::small(),
             // Its shards grow with its layers.
             RandomShape::Realistic => Shape::realistic(layers.unwrap_or(4)),
         };

@@ -28,8 +28,9 @@ use super::{
     search::{Hit, Vectors, embed_query},
 };
 use crate::{
+    built_in::BUILT_IN_MODEL,
     engine::{Compute, ComputeDevice, ComputeDtype},
-    model_source::{ModelSource, RANDOM_MODEL},
+    model_source::ModelSource,
     panics,
 };
 
@@ -107,7 +108,7 @@ struct Cli {
     #[arg(long, env = "VECMILL_JSON")]
     json: bool,
     /// Model's name
-    #[arg(long, env = "VECMILL_LOCAL_MODEL", value_name = "NAME", default_value = RANDOM_MODEL)]
+    #[arg(long, env = "VECMILL_LOCAL_MODEL", value_name = "NAME", default_value = BUILT_IN_MODEL)]
     model: String,
     /// Folder with the model; without it, any but the built-in one is downloaded from the Hugging Face hub
     #[arg(long, env = "VECMILL_MODEL_DIR", value_name = "DIR", requires = "model")]
@@ -120,7 +121,7 @@ struct Cli {
 #[derive(Debug, serde::Serialize)]
 struct Outcome {
     status: JobStatus,
-    model_is_random: bool,
+    model_is_built_in: bool,
     vectors: PathBuf,
     manifest: PathBuf,
     audit: PathBuf,
@@ -185,7 +186,7 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
     let searches = if status.chunks_done > 0 { cli.search(&local, &prepared).await? } else { Vec::new() };
     let root = out.join(BUCKET);
     let outcome = Outcome {
-        model_is_random: cli.model == RANDOM_MODEL,
+        model_is_built_in: cli.model == BUILT_IN_MODEL,
         vectors: root.join(prepared.keys.parts_prefix()),
         manifest: root.join(prepared.keys.final_manifest()),
         audit: root.join(prepared.keys.audit_prefix()),
@@ -334,11 +335,11 @@ impl Outcome {
         if bundled && !self.searches.is_empty() {
             println!("\n* answers the query");
         }
-        if self.model_is_random {
+        if self.model_is_built_in {
             println!(
-                "\nThe model is {RANDOM_MODEL}: a seeded random one, made on this machine to try the pipeline without a"
+                "\nThe model is {BUILT_IN_MODEL}, the small one in the box: for trying the pipeline. It often finds the right"
             );
-            println!("download. Its vectors are computed like real ones but mean nothing, and so do these neighbours.");
+            println!("English passage, and knows little else.");
             println!("Give --model Qwen/Qwen3-Embedding-0.6B, or --model NAME --model-dir DIR, for a real one.");
         }
         println!("\nLocal mode is for a first look and for tests, not for production.");

@@ -82,6 +82,49 @@ fn dimensions_instruction_and_sixteen_bits() {
 }
 
 #[test]
+fn long_texts_fail_or_are_cut_and_marked() {
+    let folder = Folder::new();
+    let input = format!("{}\nshort\n", "x".repeat(5000));
+    let output = run(folder.command("embed", &["--truncate", "end"]), input);
+    assert!(output.status.success(), "{}", stderr(&output));
+    let lines = json_lines(&output);
+    assert_eq!((&lines[0]["truncated"], lines[1].get("truncated")), (&true.into(), None));
+    assert_near(&numbers(&lines[0]["embedding"]), &folder.vector(&"x".repeat(4095), None, 64), ROUNDING);
+}
+
+#[test]
+fn a_prompt_of_the_card_is_put_before_the_text() {
+    let cache = tempfile::tempdir().unwrap();
+    let embed = |args: &[&str], input: &str| {
+        let common = ["embed", "--model", "vecmill/mini", "--dtype", "f32", "--device", "cpu", "--format", "jsonl"];
+        let mut program = program(&[&common, args].concat());
+        program.env("VECMILL_CACHE_DIR", cache.path());
+        run(program, input)
+    };
+    let task = "Given a web search query, retrieve relevant passages that answer the query";
+    let vector = |args| {
+        let output = embed(args, "\"how do tides work?\"\n");
+        assert!(output.status.success(), "{}", stderr(&output));
+        numbers(&json_lines(&output)[0]["embedding"])
+    };
+    let prompted = vector(&["--prompt", "query"]);
+    assert_eq!(prompted, vector(&["--instruction", task]));
+    assert_ne!(prompted, vector(&[]));
+
+    let unknown = embed(&["--prompt", "passage"], "");
+    assert_eq!(unknown.status.code(), Some(1));
+    assert!(
+        stderr(&unknown).contains("--prompt passage: the model's card has document, query"),
+        "{}",
+        stderr(&unknown)
+    );
+    let ids = embed(&["--prompt", "query"], "{\"tokens\": [1, 2]}\n\"text\"\n");
+    assert_eq!(ids.status.code(), Some(1));
+    assert!(stderr(&ids).contains("line 1: token ids take no --prompt"), "{}", stderr(&ids));
+    assert_eq!(json_lines(&ids).len(), 1, "the text beside it has its vector");
+}
+
+#[test]
 fn a_parquet_file_has_the_form_of_a_part() {
     let folder = Folder::new();
     let file = folder.file("vectors.parquet");

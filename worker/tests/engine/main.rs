@@ -2,6 +2,7 @@
 //! from.
 #![allow(clippy::unwrap_used, reason = "a test that can't go on should stop where it is")]
 
+mod built_in;
 mod card;
 mod golden;
 mod hub;

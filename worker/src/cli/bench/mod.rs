@@ -28,7 +28,7 @@ With --interactive, each line of standard input is {\"texts\": [[ids, ..], ..], 
 
 Examples:
   vecmill-worker bench --model-dir /models/0.6B
-  vecmill-worker bench --model vecmill/random --case 64x64 --case mixed:8192:32..512 --turns 20 --json";
+  vecmill-worker bench --model vecmill/mini --case 64x64 --case mixed:8192:32..512 --turns 20 --json";
 
 /// Flags of `bench`.
 #[derive(Debug, clap::Args)]

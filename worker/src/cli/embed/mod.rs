@@ -24,7 +24,7 @@ use clap::ValueEnum;
 use tokio::{sync::mpsc, task::JoinHandle};
 use tracing_subscriber::EnvFilter;
 use vecmill_producer::{
-    contract::{Dtype, Truncate},
+    contract::{Dtype, RowInput, Truncate},
     read::{ReadError, ReadOptions, Rows, stream_jsonl, stream_lines},
 };
 
@@ -34,7 +34,7 @@ use self::{
 };
 use crate::{
     embedder::{Embedder, Hiddens, NotComputed},
-    engine::{Encoded, Input, Tokenizer, finish},
+    engine::{Encoded, Input, ModelInfo, Tokenizer, finish},
     metrics::Metrics,
     model_source::ModelSource,
     panics,
@@ -48,7 +48,7 @@ exit code is 1. gzip and zstd are seen through.
 Examples:
   vecmill-worker embed --model-dir /models/0.6B < lines.txt > vectors.jsonl
   zcat corpus.jsonl.gz | vecmill-worker embed --model-dir /models/0.6B --format jsonl --output vectors.parquet
-  echo 'how do tides work?' | vecmill-worker embed --model vecmill/random --instruction 'Find passages that answer'";
+  echo 'how do tides work?' | vecmill-worker embed --model vecmill/mini --instruction 'Find passages that answer'";
 
 /// Tokenized rows that wait for the model: some batches of short texts. One takes up to 128 KB (32,768 tokens).
 const ROWS_WAITING_MAX: usize = 512;
@@ -80,7 +80,10 @@ pub(super) struct Args {
     /// Task that the texts are queries for; leave out for passages
     #[arg(long, env = "VECMILL_INSTRUCTION", value_name = "TASK")]
     instruction: Option<String>,
-    /// What becomes of a text with more tokens than the model takes
+    /// Prompt of the model's card to put before each text, for example query
+    #[arg(long, env = "VECMILL_PROMPT", value_name = "NAME", conflicts_with = "instruction")]
+    prompt: Option<String>,
+    /// What becomes of texts with more tokens than the model takes: they fail (none) or lose their end
     #[arg(long, env = "VECMILL_TRUNCATE", value_enum, default_value_t)]
     truncate: Truncate,
     /// Length of the vectors; by default all that the model gives
@@ -140,6 +143,11 @@ async fn embed(args: &Args) -> anyhow::Result<u64> {
         (DIMENSIONS_MIN.min(hidden)..=hidden).contains(&dimensions),
         "--dimensions is {dimensions}; the model's vectors can be cut to {DIMENSIONS_MIN} or more, up to {hidden}"
     );
+    let prepare = Prepare {
+        prompt: args.prompt.as_deref().map(|name| prompt(model.info(), name)).transpose()?,
+        instruction: args.instruction.clone(),
+        truncate: args.truncate,
+    };
     let ids = args.format == Format::Jsonl;
     let mut output = Output::create(args.output.as_deref(), dimensions, args.output_dtype, ids)?;
     let embedder = Embedder::start(model, args.batch_tokens as usize, Arc::new(Metrics::default()))?;
@@ -157,7 +165,7 @@ async fn embed(args: &Args) -> anyhow::Result<u64> {
         dimensions: args.dimensions,
         ..ReadOptions::default()
     };
-    let (format, instruction, truncate) = (args.format, args.instruction.clone(), args.truncate);
+    let format = args.format;
     let (rows, mut tokenized) = mpsc::channel(ROWS_WAITING_MAX);
     std::thread::Builder::new().name("input".to_owned()).spawn(move || {
         let input = Counted { input, bytes_read };
@@ -166,7 +174,7 @@ async fn embed(args: &Args) -> anyhow::Result<u64> {
             Format::Jsonl => stream_jsonl(input, &options),
         };
         match opened {
-            Ok(opened) => tokenize(opened, &tokenizer, instruction.as_deref(), truncate, &rows),
+            Ok(opened) => tokenize(opened, &tokenizer, &prepare, &rows),
             Err(error) => _ = rows.blocking_send(Err(error)),
         }
     })?;
@@ -199,33 +207,63 @@ async fn embed(args: &Args) -> anyhow::Result<u64> {
     broken.map_or(Ok(failed), |error| Err(error.into()))
 }
 
+/// A prompt of the model's card.
+fn prompt(model: &ModelInfo, name: &str) -> anyhow::Result<String> {
+    let names = || match model.prompts.keys().cloned().collect::<Vec<_>>() {
+        names if names.is_empty() => "none".to_owned(),
+        names => names.join(", "),
+    };
+    model.prompts.get(name).cloned().with_context(|| format!("--prompt {name}: the model's card has {}", names()))
+}
+
+/// How rows become token ids.
+struct Prepare {
+    /// Put before each text as it stands.
+    prompt: Option<String>,
+    instruction: Option<String>,
+    truncate: Truncate,
+}
+
+impl Prepare {
+    fn encode(&self, tokenizer: &Tokenizer, input: &RowInput) -> Result<Encoded, String> {
+        let prompted;
+        let input = match (input, &self.prompt) {
+            (RowInput::Text(text), Some(prompt)) => {
+                prompted = format!("{prompt}{text}");
+                Input::Text(&prompted)
+            }
+            (RowInput::Tokens(_), Some(_)) => {
+                return Err("token ids take no --prompt: give an --instruction, or texts".to_owned());
+            }
+            (input, None) => input.into(),
+        };
+        tokenizer.encode_input(input, self.instruction.as_deref(), self.truncate).map_err(|error| error.to_string())
+    }
+}
+
 /// A row of the input, tokenized or refused.
 struct TokenizedRow {
     line: u64,
     id: String,
-    tokens: Result<Vec<u32>, String>,
     truncated: bool,
+    tokens: Result<Vec<u32>, String>,
 }
 
 /// Reads and tokenizes until the input or the receiver ends. What could not be read as a row goes on as a refused one.
 fn tokenize(
     input: Rows,
     tokenizer: &Tokenizer,
-    instruction: Option<&str>,
-    truncate: Truncate,
+    prepare: &Prepare,
     rows: &mpsc::Sender<Result<TokenizedRow, ReadError>>,
 ) {
     for row in input {
         let row = row.map(|row| match row {
             Ok(row) => {
-                let encoded = tokenizer.encode_input(Input::from(&row.input), instruction, truncate);
-                let (tokens, truncated) = match encoded {
-                    Ok(Encoded { ids, truncated }) => (Ok(ids), truncated),
-                    Err(error) => (Err(error.to_string()), false),
-                };
-                TokenizedRow { line: row.line, id: row.id, tokens, truncated }
+                let encoded = prepare.encode(tokenizer, &row.input);
+                let truncated = encoded.as_ref().is_ok_and(|encoded| encoded.truncated);
+                TokenizedRow { line: row.line, id: row.id, truncated, tokens: encoded.map(|encoded| encoded.ids) }
             }
-            Err(bad) => TokenizedRow { line: bad.line, id: String::new(), tokens: Err(bad.reason), truncated: false },
+            Err(bad) => TokenizedRow { line: bad.line, id: String::new(), truncated: false, tokens: Err(bad.reason) },
         });
         if rows.blocking_send(row).is_err() {
             return;
@@ -299,7 +337,7 @@ fn write(
 ) -> anyhow::Result<u64> {
     let mut hiddens = hiddens.into_iter();
     let (mut embedded, mut failed) = (Vec::new(), 0);
-    for (TokenizedRow { line, id, tokens: refused, truncated }, tokens) in rows {
+    for (TokenizedRow { line, id, truncated, tokens: refused }, tokens) in rows {
         let vector = refused.and_then(|_| {
             let hidden = hiddens.next().context("the engine gave too few rows").map_err(|error| error.to_string())?;
             finish(&hidden.map_err(|error| error.to_string())?, dimensions).map_err(|error| error.to_string())

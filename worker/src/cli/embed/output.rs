@@ -34,6 +34,9 @@ struct Line<'a> {
     index: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
     id: Option<&'a str>,
+    /// Only where it is so.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    truncated: bool,
     embedding: &'a [f32],
 }
 
@@ -71,7 +74,7 @@ impl Output {
                         row.vector.iter_mut().for_each(|value| *value = f16::from_f32(*value).to_f32());
                     }
                     let id = ids.then_some(row.id.as_str());
-                    let line = Line { index: row.line - 1, id, embedding: &row.vector };
+                    let line = Line { index: row.line - 1, id, truncated: row.truncated, embedding: &row.vector };
                     serde_json::to_writer(&mut *out, &line).map_err(std::io::Error::from)?;
                     out.write_all(b"\n")?;
                 }

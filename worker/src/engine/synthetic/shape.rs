@@ -98,7 +98,7 @@ impl Shape {
     }
 
     /// For a first look on a laptop: 13 MB, thousands of tokens a second on two cores.
-    pub fn first_look() -> Self {
+    pub fn small() -> Self {
         Self { layers: 4, hidden: 256, intermediate: 768, heads: 4, head_dim: 64, tokens_max: 8192, ..Self::tiny() }
     }
 
