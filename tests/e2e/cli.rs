@@ -219,10 +219,15 @@ async fn mistakes_in_settings_are_reported_together_and_refusals_with_a_sentence
     {
         fails(&output, 2, setting);
     }
-    let env = [("VECMILL_LANES", "0"), ("VECMILL_WORKER_LISTEN", "here"), ("VECMILL_SIGNER_URL", "signer")];
+    let env = [
+        ("VECMILL_MODEL", "nobody"),
+        ("VECMILL_LANES", "0"),
+        ("VECMILL_WORKER_LISTEN", "here"),
+        ("VECMILL_SIGNER_URL", "signer"),
+    ];
     let output = bare("vecmill-worker", &["run"], &env);
     for setting in [
-        "VECMILL_MODEL_DIR",
+        "VECMILL_MODEL",
         "VECMILL_LANES",
         "VECMILL_WORKER_LISTEN",
         "VECMILL_SIGNER_URL",
@@ -379,7 +384,8 @@ async fn no_secret_and_no_text_is_in_anything_that_is_said() {
         user.rsplit_once(':').expect("a password").1.to_owned()
     };
     let secrets = [
-        ("the API key", tenant.api_key.rsplit_once('_').unwrap().1.to_owned()),
+        // After the prefix and the id; the secret itself may have underscores.
+        ("the API key", tenant.api_key.splitn(3, '_').nth(2).unwrap().to_owned()),
         ("the broker's password", password("VECMILL_AMQP_URL")),
         ("Redis' password", password("VECMILL_REDIS_URL")),
         ("the S3 secret", cluster.env["AWS_SECRET_ACCESS_KEY"].clone()),

@@ -122,7 +122,8 @@ pub(super) fn run(args: &Args) -> ExitCode {
     match embed(args) {
         Ok(0) => ExitCode::SUCCESS,
         Ok(failed) => {
-            super::complain(format_args!("{failed} texts have no vector"));
+            let texts = if failed == 1 { "1 text has" } else { &*format!("{failed} texts have") };
+            super::complain(format_args!("{texts} no vector"));
             ExitCode::FAILURE
         }
         Err(error) if super::is_broken_pipe(&error) => ExitCode::SUCCESS,
