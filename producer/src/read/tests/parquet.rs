@@ -75,6 +75,7 @@ fn every_type_of_text_and_id() {
 
 #[test]
 fn a_text_may_be_its_token_ids() {
+    type Refused = Vec<(u64, &'static str)>;
     fn lists<T: ArrowPrimitiveType>(items: &[Option<Vec<Option<T::Native>>>]) -> ListArray {
         ListArray::from_iter_primitive::<T, _, _>(items.to_vec())
     }
@@ -82,7 +83,7 @@ fn a_text_may_be_its_token_ids() {
         [Some(vec![Some(1), Some(151_643)]), None, Some(vec![]), Some(vec![Some(2), None]), Some(vec![Some(-1)])];
     let longs: Vec<_> =
         [Some(vec![Some(7), Some(4_294_967_295)]), Some(vec![Some(4_294_967_296)])].into_iter().collect();
-    let columns: [(ArrayRef, Vec<Row>, Vec<(u64, &str)>); 3] = [
+    let columns: [(ArrayRef, Vec<Row>, Refused); 3] = [
         (
             Arc::new(lists::<Int32Type>(&ints)),
             vec![token_row(1, "1", &[1, 151_643])],
