@@ -6,6 +6,9 @@ use std::path::{Path, PathBuf};
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum LoadError {
+    /// There is no memory for the weights.
+    #[error("no memory for the weights: {0}")]
+    Memory(std::io::Error),
     /// A file is absent or can't be read.
     #[error("can't read {path}: {source}")]
     Read {

@@ -78,17 +78,17 @@ impl Layer {
         let key_value = [(name("self_attn.k_proj"), key), (name("self_attn.v_proj"), key)];
         Ok(Self {
             input_norm: vector("input_layernorm", hidden)?,
-            query: Panels::pack(&matrix("self_attn.q_proj", query, hidden)?),
-            key_value: Panels::pack(&weights.matrix(&key_value, hidden)?),
+            query: Panels::pack(&matrix("self_attn.q_proj", query, hidden)?)?,
+            key_value: Panels::pack(&weights.matrix(&key_value, hidden)?)?,
             query_norm: vector("self_attn.q_norm", config.head_dim)?,
             key_norm: vector("self_attn.k_norm", config.head_dim)?,
-            output: Panels::pack(&matrix("self_attn.o_proj", hidden, query)?),
+            output: Panels::pack(&matrix("self_attn.o_proj", hidden, query)?)?,
             mlp_norm: vector("post_attention_layernorm", hidden)?,
             gate_up: Panels::pack_gated(
                 &matrix("mlp.gate_proj", inner, hidden)?,
                 &matrix("mlp.up_proj", inner, hidden)?,
-            ),
-            down: Panels::pack(&matrix("mlp.down_proj", hidden, inner)?),
+            )?,
+            down: Panels::pack(&matrix("mlp.down_proj", hidden, inner)?)?,
             eps: config.rms_norm_eps as f32,
             heads: Heads::of(config),
         })
