@@ -18,8 +18,8 @@ pub struct ModelSource {
     /// Folder with config.json, tokenizer.json and the safetensors files
     #[arg(long, env = "VECMILL_MODEL_DIR", value_name = "DIR")]
     pub model_dir: Option<PathBuf>,
-    /// Commit, branch or tag on the hub [default: main]; for Qwen/Qwen3-Embedding-0.6B, -4B and -8B, as for all, pin a
-    /// commit: a branch may move between two workers' starts
+    /// Commit, branch or tag on the hub [default: main]; pin a commit in production: a branch may move between two
+    /// workers' starts
     #[arg(long = "revision", env = "VECMILL_MODEL_REVISION", value_name = "REVISION")]
     pub model_revision: Option<String>,
     /// How it computes.
