@@ -5,14 +5,17 @@ use std::{
     collections::HashMap,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::Arc,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{
+    mpsc::{self, error::TryRecvError},
+    oneshot,
+};
 use tracing::{error, warn};
 
 use crate::{
-    engine::{Model, ModelInfo},
+    engine::{EngineError, Launched, Model, ModelInfo},
     metrics::Metrics,
     schedule::{Item, Scheduler},
 };
@@ -20,6 +23,8 @@ use crate::{
 /// Requests waiting for the model's thread to look. It looks between batches; what bounds the rows in memory is the
 /// number of deliveries in flight.
 const REQUESTS_MAX: usize = 256;
+/// Between two looks for a request while a GPU computes the last batch there is: little against a batch's time.
+const LOOK_EVERY: Duration = Duration::from_micros(500);
 
 /// Why a row has no vector.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -74,6 +79,7 @@ impl Embedder {
             scheduler: Scheduler::new(budget_tokens),
             pending: HashMap::new(),
             metrics,
+            landed: Instant::now(),
             draining: false,
         };
         std::thread::Builder::new().name("model".to_owned()).spawn(move || thread.run(received))?;
@@ -117,22 +123,45 @@ struct Pending {
     reply: oneshot::Sender<Result<Hiddens, NotComputed>>,
 }
 
+/// A batch that the model is computing.
+struct Flight {
+    batch: Vec<Item<Tag>>,
+    begun: Instant,
+    launched: Launched,
+}
+
 struct ModelThread {
     model: Model,
     scheduler: Scheduler<Tag>,
     pending: HashMap<u64, Pending>,
     metrics: Arc<Metrics>,
+    /// When the last batch was done.
+    landed: Instant,
     draining: bool,
 }
 
 impl ModelThread {
     fn run(mut self, mut asks: mpsc::Receiver<Ask>) {
         let mut next_request = 0;
+        let mut flight: Option<Flight> = None;
         loop {
+            if let Some(computed) = flight.take_if(|flight| flight.launched.is_computed()) {
+                self.land(computed);
+            }
             if self.scheduler.is_empty() {
-                match asks.blocking_recv() {
+                let ask = match (&flight, asks.try_recv()) {
+                    (_, Ok(ask)) => Some(ask),
+                    // Whatever comes first: a request, which the GPU then goes over to, or the end of the batch.
+                    (Some(_), Err(TryRecvError::Empty)) => {
+                        std::thread::sleep(LOOK_EVERY);
+                        continue;
+                    }
+                    (Some(_), Err(TryRecvError::Disconnected)) => None,
+                    (None, Err(_)) => asks.blocking_recv(),
+                };
+                match ask {
                     Some(ask) => self.take(ask, &mut next_request),
-                    None => return,
+                    None => return flight.into_iter().for_each(|last| self.land(last)),
                 }
             }
             while let Ok(ask) = asks.try_recv() {
@@ -142,8 +171,13 @@ impl ModelThread {
             // Rows of a request that was given back, or that nobody waits for any more.
             let pending = &self.pending;
             batch.retain(|item| pending.get(&item.tag.request).is_some_and(|request| !request.reply.is_closed()));
-            if !batch.is_empty() {
-                self.compute(&batch);
+            if batch.is_empty() {
+                continue;
+            }
+            // A GPU goes over to this batch without a pause, and only then is the last one handed out.
+            let next = self.launch(batch);
+            if let Some(last) = std::mem::replace(&mut flight, next) {
+                self.land(last);
             }
         }
     }
@@ -179,11 +213,33 @@ impl ModelThread {
         }
     }
 
-    fn compute(&mut self, batch: &[Item<Tag>]) {
-        let tokens: usize = batch.iter().map(|item| item.tokens.len()).sum();
+    fn launch(&mut self, batch: Vec<Item<Tag>>) -> Option<Flight> {
         let begun = Instant::now();
-        let outputs = forward(&self.model, batch);
-        self.metrics.model_busy.inc_by(begun.elapsed().as_secs_f64());
+        match attempt(|| self.model.launch(&texts(&batch))) {
+            Ok(launched) => Some(Flight { batch, begun, launched }),
+            Err(reason) => {
+                let outputs = halve(&self.model, &batch, &reason);
+                self.hand_out(&batch, outputs, begun);
+                None
+            }
+        }
+    }
+
+    fn land(&mut self, flight: Flight) {
+        let Flight { batch, begun, launched } = flight;
+        let outputs = match attempt(|| launched.rows()) {
+            Ok(outputs) => outputs.into_iter().map(Ok).collect(),
+            Err(reason) => halve(&self.model, &batch, &reason),
+        };
+        self.hand_out(&batch, outputs, begun);
+    }
+
+    fn hand_out(&mut self, batch: &[Item<Tag>], outputs: Vec<Result<Vec<f32>, RowFailure>>, begun: Instant) {
+        let tokens: usize = batch.iter().map(|item| item.tokens.len()).sum();
+        let now = Instant::now();
+        // A batch that was launched behind another began when that was done.
+        self.metrics.model_busy.inc_by(now.duration_since(begun.max(self.landed)).as_secs_f64());
+        self.landed = now;
         self.metrics.batch_tokens.observe(tokens as f64);
         self.metrics.tokens.inc_by(tokens as u64);
         for (item, output) in batch.iter().zip(outputs) {
@@ -200,26 +256,36 @@ impl ModelThread {
     }
 }
 
-/// Computes a batch. One that fails (memory, a row that makes the engine panic) is halved until the rows at fault
-/// stand alone, so that one bad row fails that row and nothing else.
-fn forward(model: &Model, batch: &[Item<Tag>]) -> Vec<Result<Vec<f32>, RowFailure>> {
-    let texts: Vec<&[u32]> = batch.iter().map(|item| item.tokens.as_slice()).collect();
-    match catch_unwind(AssertUnwindSafe(|| model.forward(&texts))) {
-        Ok(Ok(outputs)) => outputs.into_iter().map(Ok).collect(),
-        failed => {
-            let reason = match failed {
-                Ok(Err(error)) => error.to_string(),
-                _ => "a panic".to_owned(),
-            };
-            if batch.len() == 1 {
-                error!(%reason, tokens = batch[0].tokens.len(), "a row fails alone");
-                return vec![Err(RowFailure::Engine)];
-            }
-            warn!(%reason, rows = batch.len(), "a batch failed; halving it");
-            let (left, right) = batch.split_at(batch.len() / 2);
-            let mut outputs = forward(model, left);
-            outputs.extend(forward(model, right));
-            outputs
+fn texts(batch: &[Item<Tag>]) -> Vec<&[u32]> {
+    batch.iter().map(|item| item.tokens.as_slice()).collect()
+}
+
+/// Turns a panic into a reason, too.
+fn attempt<T>(run: impl FnOnce() -> Result<T, EngineError>) -> Result<T, String> {
+    match catch_unwind(AssertUnwindSafe(run)) {
+        Ok(Ok(done)) => Ok(done),
+        Ok(Err(error @ EngineError::Lost(_))) => {
+            // Every row would fail from now on, of whatever chunk. The next process finds a GPU that works, or none.
+            error!(%error, "ending this process");
+            std::process::exit(1);
         }
+        Ok(Err(error)) => Err(error.to_string()),
+        Err(_) => Err("a panic".to_owned()),
     }
+}
+
+/// Computes what failed as one batch (memory, a row that makes the engine panic) in halves, until the rows at fault stand
+/// alone, so that one bad row fails that row and nothing else.
+fn halve(model: &Model, batch: &[Item<Tag>], reason: &str) -> Vec<Result<Vec<f32>, RowFailure>> {
+    if batch.len() == 1 {
+        error!(%reason, tokens = batch[0].tokens.len(), "a row fails alone");
+        return vec![Err(RowFailure::Engine)];
+    }
+    warn!(%reason, rows = batch.len(), "a batch failed; halving it");
+    let (left, right) = batch.split_at(batch.len() / 2);
+    let half = |half| match attempt(|| model.forward(&texts(half))) {
+        Ok(outputs) => outputs.into_iter().map(Ok).collect(),
+        Err(reason) => halve(model, half, &reason),
+    };
+    [half(left), half(right)].concat()
 }

@@ -15,9 +15,9 @@ use crate::{model_source::ModelSource, quota::RedisQuota};
 pub struct Settings {
     #[command(flatten)]
     model: ModelSource,
-    /// Most tokens in a batch; a longer text goes alone
-    #[arg(long, env = "VECMILL_BATCH_TOKENS", value_name = "N", default_value_t = 4096, value_parser = clap::value_parser!(u32).range(16..=1 << 20))]
-    batch_tokens: u32,
+    /// Most tokens in a batch; a longer text goes alone [default: 4096; on a GPU what its memory holds, 32768 at most]
+    #[arg(long, env = "VECMILL_BATCH_TOKENS", value_name = "N", value_parser = clap::value_parser!(u32).range(16..=1 << 20))]
+    batch_tokens: Option<u32>,
     /// Chunks of each lane taken ahead
     #[arg(long, env = "VECMILL_PREFETCH", value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..=64))]
     prefetch: u16,
@@ -45,7 +45,7 @@ pub struct Settings {
 /// Settings that can work.
 pub struct Config {
     pub(crate) model: ModelSource,
-    pub(crate) batch_tokens: usize,
+    pub(crate) batch_tokens: Option<usize>,
     pub(crate) prefetch: u16,
     pub(crate) drain: Duration,
     pub(crate) listen: SocketAddr,
@@ -91,7 +91,7 @@ impl Settings {
         match (keys, listen, quota) {
             (Some(keys), Some(listen), Some(quota)) if mistakes.is_empty() => Ok(Config {
                 model: self.model,
-                batch_tokens: self.batch_tokens as usize,
+                batch_tokens: self.batch_tokens.map(|tokens| tokens as usize),
                 prefetch: self.prefetch,
                 drain: Duration::from_secs(self.drain_s),
                 listen,

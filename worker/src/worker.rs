@@ -23,6 +23,8 @@ use crate::{
 
 /// Between two looks at what the worker needs, for `/readyz`.
 const PROBE_EVERY: Duration = Duration::from_secs(5);
+/// Tokens in a batch on a CPU, if nothing else is asked for: products of that height read the weights rarely.
+const BATCH_TOKENS: usize = 4096;
 /// Quota questions on the way to Redis; each holds a chunk's place, of which there are few.
 const ASKS_MAX: usize = 256;
 
@@ -43,9 +45,10 @@ pub async fn run(config: Config, stop: watch::Receiver<bool>) -> anyhow::Result<
         // A download may take hours. What there is of it stays.
         () = stopped(&mut stopping) => return Ok(()),
     };
-    let ModelInfo { revision, commit, precision, hidden, .. } = model.info();
-    info!(model = config.model.model, revision, commit, %precision, hidden, "model loaded");
-    let embedder = Embedder::start(model, config.batch_tokens, metrics.clone())?;
+    let ModelInfo { revision, commit, precision, hidden, batch_tokens, .. } = model.info();
+    let batch_tokens = config.batch_tokens.or(*batch_tokens).unwrap_or(BATCH_TOKENS);
+    info!(model = config.model.model, revision, commit, %precision, hidden, batch_tokens, "model loaded");
+    let embedder = Embedder::start(model, batch_tokens, metrics.clone())?;
     let store = Store::connect(&config.store).await;
     let (charges, probe) = config.quota;
     let (quota, asks) = mpsc::channel(ASKS_MAX);

@@ -5,9 +5,10 @@ mod embed;
 mod random_model;
 mod run;
 
-use std::{fmt::Display, process::ExitCode};
+use std::{fmt::Display, io::IsTerminal, process::ExitCode};
 
 use clap::{CommandFactory, Parser, Subcommand};
+use tracing_subscriber::EnvFilter;
 
 use crate::settings::Settings;
 
@@ -63,6 +64,15 @@ pub fn main() -> ExitCode {
             ExitCode::SUCCESS
         }
     }
+}
+
+/// Logs to standard error, for commands that print what their user needs to know: by default only what the engine does
+/// otherwise than was hoped for.
+fn log_quietly() {
+    let quiet = || EnvFilter::new("vecmill_worker::engine=warn,vecmill_worker::embedder=error");
+    let filter = EnvFilter::try_from_env("VECMILL_LOG").unwrap_or_else(|_| quiet());
+    let ansi = std::io::stderr().is_terminal();
+    tracing_subscriber::fmt().with_env_filter(filter).with_ansi(ansi).with_writer(std::io::stderr).init();
 }
 
 /// One line on standard error, which names the program.

@@ -1,8 +1,11 @@
 //! Where and in which precision a model computes.
 
-use candle_core::Device;
+use tracing::warn;
 
 use super::LoadError;
+#[cfg(feature = "cuda")]
+use super::cuda::Gpu;
+use super::place::Place;
 
 /// What to compute on, as given.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::Args)]
@@ -10,7 +13,8 @@ pub struct Compute {
     /// Precision of matrix products. auto: bf16 on a GPU and on CPUs with AVX512-BF16, else f32
     #[arg(long, env = "VECMILL_COMPUTE_DTYPE", value_enum, default_value_t)]
     pub dtype: ComputeDtype,
-    /// What computes. auto falls back to the CPU where there is no GPU
+    /// What computes: by default what the program was built for, and nothing else. auto: the GPU, or, with a warning, the
+    /// CPU where there is none
     #[arg(long, env = "VECMILL_DEVICE", value_enum, default_value_t)]
     pub device: ComputeDevice,
 }
@@ -71,18 +75,38 @@ impl Compute {
     }
 
     /// Finds the device, and the precision it computes in.
-    pub(super) fn resolve(self) -> Result<(Device, Precision), LoadError> {
-        let device = match self.device {
-            ComputeDevice::Auto | ComputeDevice::Cpu => Device::Cpu,
-            ComputeDevice::Cuda => return Err(LoadError::NoCuda),
+    pub(super) fn resolve(self) -> Result<(Place, Precision), LoadError> {
+        let place = match self.device {
+            ComputeDevice::Cpu => Place::Cpu,
+            ComputeDevice::Cuda => cuda()?,
+            ComputeDevice::Auto if !cfg!(feature = "cuda") || self.dtype == ComputeDtype::F32 => Place::Cpu,
+            ComputeDevice::Auto => cuda().unwrap_or_else(|error| {
+                warn!(%error, "computing on the CPU");
+                Place::Cpu
+            }),
         };
         let precision = match self.dtype {
+            #[cfg(feature = "cuda")]
+            dtype if matches!(place, Place::Cuda(_)) => match dtype {
+                ComputeDtype::F32 => return Err(LoadError::NoF32),
+                ComputeDtype::Auto | ComputeDtype::Bf16 => Precision::Bf16,
+            },
             ComputeDtype::F32 => Precision::F32,
             ComputeDtype::Bf16 if super::cpu_has_bf16() => Precision::Bf16,
             ComputeDtype::Bf16 => return Err(LoadError::NoBf16),
             ComputeDtype::Auto if super::cpu_has_bf16() => Precision::Bf16,
             ComputeDtype::Auto => Precision::F32,
         };
-        Ok((device, precision))
+        Ok((place, precision))
     }
+}
+
+#[cfg(feature = "cuda")]
+fn cuda() -> Result<Place, LoadError> {
+    Gpu::open().map(Place::Cuda)
+}
+
+#[cfg(not(feature = "cuda"))]
+fn cuda() -> Result<Place, LoadError> {
+    Err(LoadError::NoCuda("this program was built without CUDA (cargo build --features cuda)".to_owned()))
 }

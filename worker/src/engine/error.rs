@@ -66,11 +66,12 @@ pub enum LoadError {
     /// The CPU can't compute in bf16.
     #[error("this CPU has no AVX512-BF16: compute in f32 (--dtype f32, VECMILL_COMPUTE_DTYPE)")]
     NoBf16,
-    /// There is no GPU, or the program can't use one.
-    #[error(
-        "this program was built without CUDA: take --device cpu (VECMILL_DEVICE), or build it with --features cuda"
-    )]
-    NoCuda,
+    /// There is no GPU, or the program can't use it.
+    #[error("{0}; --device cpu (VECMILL_DEVICE) computes on the CPU")]
+    NoCuda(String),
+    /// A precision that the GPU is not used in.
+    #[error("the GPU computes in bf16: leave --dtype (VECMILL_COMPUTE_DTYPE) out, or take --device cpu")]
+    NoF32,
     /// candle refused an operation.
     #[error("loading weights: {0}")]
     Candle(#[from] candle_core::Error),
@@ -118,9 +119,12 @@ pub enum EngineError {
         /// [`super::ModelInfo::vocab`].
         vocab: usize,
     },
-    /// candle refused an operation.
+    /// candle refused an operation, or memory ran out.
     #[error("forward: {0}")]
     Candle(#[from] candle_core::Error),
+    /// The GPU failed. This process can't use it again.
+    #[error("the GPU is lost: {0}")]
+    Lost(candle_core::Error),
 }
 
 /// A row with a value that is not finite, or of no length. It must not be written; the row fails, not its chunk.

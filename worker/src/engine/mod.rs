@@ -9,13 +9,19 @@
 
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+// Without the feature there is nobody to ask it, but its tests run on any machine.
+#[cfg(any(feature = "cuda", test))]
+mod budget;
 mod card;
 mod compute;
 mod config;
+#[cfg(feature = "cuda")]
+mod cuda;
 mod error;
 mod finish;
 mod model;
 mod packing;
+mod place;
 mod revision;
 mod rope;
 pub mod synthetic;
@@ -28,7 +34,7 @@ use std::path::Path;
 
 pub use error::{EngineError, LoadError, NonFinite, TokenizeError};
 pub use finish::finish;
-pub use model::{Model, ModelInfo};
+pub use model::{Launched, Model, ModelInfo};
 pub use tokenizer::{END_TOKEN, Encoded, Input, TEXT_BYTES_PER_TOKEN_MAX, Tokenizer};
 
 /// Whether the CPU has instructions for bf16 products that the engine uses.

@@ -3,14 +3,13 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use candle_core::DType;
-
 #[cfg(target_arch = "x86_64")]
 use super::avx512;
 use super::card::Card;
 use super::compute::{Compute, Precision};
 use super::config::Config;
 use super::packing::Packed;
+use super::place::Place;
 use super::revision::revision;
 use super::weights::Weights;
 use super::{EngineError, LoadError, Tokenizer, tensor};
@@ -33,6 +32,8 @@ pub struct ModelInfo {
     pub hidden: usize,
     /// The most tokens a text may have, the end token included.
     pub tokens_max: usize,
+    /// Most tokens for a batch where the device's memory sets a bound: on a GPU.
+    pub batch_tokens: Option<usize>,
     /// Token ids are below this.
     pub vocab: usize,
     /// The id that ends every text; see [`super::END_TOKEN`].
@@ -54,6 +55,16 @@ enum Forward {
     Avx512(Box<avx512::Forward>),
 }
 
+impl Forward {
+    fn batch_tokens(&self) -> Option<usize> {
+        match self {
+            Self::Tensor(forward) => forward.batch_tokens(),
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512(_) => None,
+        }
+    }
+}
+
 impl Model {
     /// Loads a checkpoint folder: `config.json`, `tokenizer.json`, and `model.safetensors` or shards with their index.
     ///
@@ -64,7 +75,7 @@ impl Model {
     /// A file is absent or malformed, a tensor does not fit `config.json`, the configuration asks for something the
     /// forward pass does not do, or the machine lacks what `compute` insists on.
     pub fn load(dir: &Path, compute: &Compute) -> Result<Self, LoadError> {
-        let (device, precision) = compute.resolve()?;
+        let (place, precision) = compute.resolve()?;
         let config = Config::load(&dir.join("config.json"))?;
         let card = Card::load(dir, config.hidden_size)?;
         let files = Weights::file_names(dir)?;
@@ -72,17 +83,16 @@ impl Model {
         let load_forward = || -> Result<Forward, LoadError> {
             Ok(match precision {
                 #[cfg(target_arch = "x86_64")]
-                Precision::Bf16 if device.is_cpu() => {
+                Precision::Bf16 if matches!(place, Place::Cpu) => {
                     Forward::Avx512(Box::new(avx512::Forward::load(&weights, &config)?))
                 }
-                Precision::Bf16 => Forward::Tensor(tensor::Forward::load(&weights, &config, &device, DType::BF16)?),
-                Precision::F32 => Forward::Tensor(tensor::Forward::load(&weights, &config, &device, DType::F32)?),
+                Precision::Bf16 | Precision::F32 => Forward::Tensor(tensor::Forward::load(&weights, &config, place)?),
             })
         };
         let load_tokenizer = || tokenizer_of(dir, &config);
         let ((tokenizer, revision), forward) =
             rayon::join(|| rayon::join(load_tokenizer, || revision(dir, &files)), load_forward);
-        let tokenizer = tokenizer?;
+        let (tokenizer, forward) = (tokenizer?, forward?);
         let info = ModelInfo {
             name: folder_name(dir)?,
             revision: revision?,
@@ -91,10 +101,11 @@ impl Model {
             precision,
             hidden: config.hidden_size,
             tokens_max: config.tokens_max(),
+            batch_tokens: forward.batch_tokens(),
             vocab: config.vocab_size,
             end_token: tokenizer.end_token(),
         };
-        Ok(Self { info, tokenizer, forward: forward? })
+        Ok(Self { info, tokenizer, forward })
     }
 
     /// Records the commit that the folder holds.
@@ -123,17 +134,26 @@ impl Model {
     /// # Errors
     /// A text is empty, too long, or has an id outside the vocabulary. Nothing is computed then.
     pub fn forward(&self, texts: &[&[u32]]) -> Result<Vec<Vec<f32>>, EngineError> {
+        self.launch(texts)?.rows()
+    }
+
+    /// [`Self::forward`] in two steps. On a GPU this one queues a batch and returns, so that the next can be made ready
+    /// and queued while it is computed; on a CPU it computes it.
+    ///
+    /// # Errors
+    /// As [`Self::forward`].
+    pub fn launch(&self, texts: &[&[u32]]) -> Result<Launched, EngineError> {
         for (index, text) in texts.iter().enumerate() {
             self.check(index, text)?;
         }
         if texts.is_empty() {
-            return Ok(Vec::new());
+            return Ok(Launched(Inner::Computed(Vec::new())));
         }
         let packed = Packed::new(texts);
         match &self.forward {
-            Forward::Tensor(forward) => forward.forward(&packed),
+            Forward::Tensor(forward) => forward.launch(&packed).map(|rows| Launched(Inner::Coming(rows))),
             #[cfg(target_arch = "x86_64")]
-            Forward::Avx512(forward) => forward.forward(&packed),
+            Forward::Avx512(forward) => forward.forward(&packed).map(|rows| Launched(Inner::Computed(rows))),
         }
     }
 
@@ -144,6 +164,35 @@ impl Model {
             _ if tokens > tokens_max => Err(EngineError::TooLong { index, tokens, tokens_max }),
             Some(&token) => Err(EngineError::Token { index, token, vocab }),
             None => Ok(()),
+        }
+    }
+}
+
+/// A batch that was launched. Dropped, its rows are computed in vain.
+pub struct Launched(Inner);
+
+enum Inner {
+    Computed(Vec<Vec<f32>>),
+    Coming(tensor::Launched),
+}
+
+impl Launched {
+    /// Whether [`Self::rows`] has nothing to wait for.
+    pub fn is_computed(&self) -> bool {
+        match &self.0 {
+            Inner::Computed(_) => true,
+            Inner::Coming(rows) => rows.is_computed(),
+        }
+    }
+
+    /// Waits for the rows, one a text.
+    ///
+    /// # Errors
+    /// The GPU failed, or can't hold the batch.
+    pub fn rows(self) -> Result<Vec<Vec<f32>>, EngineError> {
+        match self.0 {
+            Inner::Computed(rows) => Ok(rows),
+            Inner::Coming(rows) => rows.rows(),
         }
     }
 }

@@ -65,6 +65,26 @@ impl Packed {
         packed
     }
 
+    /// How many rows lie before each span, and in the end how many there are, `[spans + 1]`: of the spans' own rows, of
+    /// the keys that they see, and of their pooled rows.
+    #[cfg(any(feature = "cuda", test))]
+    pub(super) fn rows_before(&self) -> [Vec<u32>; 3] {
+        let mut pooled = vec![0; self.spans.len()];
+        self.pooled.iter().for_each(|&span| pooled[span] += 1);
+        let before = |lengths: Vec<usize>| {
+            let sums = lengths.iter().scan(0, |sum, length| {
+                *sum += length;
+                Some(*sum as u32)
+            });
+            std::iter::once(0).chain(sums).collect()
+        };
+        [
+            before(self.spans.iter().map(|span| span.own.len()).collect()),
+            before(self.spans.iter().map(Span::keys).collect()),
+            before(pooled),
+        ]
+    }
+
     /// Adds the rows of a span, if any, and gives them.
     fn push(&mut self, tokens: &[u32], shared: Range<usize>) -> Range<usize> {
         let own = self.ids.len()..self.ids.len() + tokens.len();
@@ -74,11 +94,6 @@ impl Packed {
             self.spans.push(Span { shared, own: own.clone() });
         }
         own
-    }
-
-    /// The row of each text's last token.
-    pub(super) fn last_rows(&self) -> impl Iterator<Item = usize> {
-        self.pooled.iter().map(|&span| self.spans[span].own.end - 1)
     }
 }
 
@@ -130,6 +145,17 @@ mod tests {
         let far: Vec<u32> = (0..8).chain([500, 501]).collect();
         let packed = packed(&[long(200), long(201), long(202), far]);
         assert_eq!(packed.ids.len(), 100 + 3 + 10);
+    }
+
+    #[test]
+    fn rows_before_each_span() {
+        let query = |own: &[u32]| (100..120).chain(own.iter().copied()).collect::<Vec<u32>>();
+        let packed = packed(&[vec![7, 0], query(&[2, 0]), query(&[1, 1, 0])]);
+        // The short text, the prefix, which nobody pools, and what is left of two texts.
+        let [own, keys, pooled] = packed.rows_before();
+        assert_eq!(own, [0, 2, 22, 25, 27]);
+        assert_eq!(keys, [0, 2, 22, 45, 67]);
+        assert_eq!(pooled, [0, 1, 1, 2, 3]);
     }
 
     #[test]

@@ -81,15 +81,6 @@ impl Weights {
         Ok(self.f32(name, &[len])?.to_vec1()?)
     }
 
-    /// Several `[rows, columns]` tensors on top of each other: one matrix product instead of several.
-    pub(super) fn stacked(&self, parts: &[(String, usize)], columns: usize) -> Result<Tensor, LoadError> {
-        let parts = parts
-            .iter()
-            .map(|(name, rows)| self.f32(name, &[*rows, columns]))
-            .collect::<Result<Vec<_>, LoadError>>()?;
-        Ok(Tensor::cat(&parts, 0)?)
-    }
-
     /// Several `[rows, columns]` tensors on top of each other, where they are mapped.
     pub(super) fn matrix(&self, parts: &[(String, usize)], columns: usize) -> Result<Matrix<'_>, LoadError> {
         let parts = parts

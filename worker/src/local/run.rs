@@ -44,7 +44,7 @@ const ISSUER: &str = "vecmill-local";
 const WINDOW_S: u64 = 7 * 24 * 3600;
 /// Deliveries at once: one is computed, others are read, tokenized and written meanwhile.
 const IN_FLIGHT_MAX: usize = 4;
-/// Tokens in a batch: enough to fill two cores' caches, little enough that progress moves.
+/// Tokens in a batch on a CPU: enough to fill two cores' caches, little enough that progress moves.
 const BATCH_TOKENS: usize = 2048;
 
 /// What every local job shares.
@@ -72,7 +72,8 @@ impl Local {
         let model = source.model.clone();
         let (loaded, tokenizer) = tokio::task::spawn_blocking(move || source.load()).await??;
         let metrics = Arc::new(Metrics::default());
-        let embedder = Embedder::start(loaded, BATCH_TOKENS, metrics.clone())?;
+        let batch_tokens = loaded.info().batch_tokens.unwrap_or(BATCH_TOKENS);
+        let embedder = Embedder::start(loaded, batch_tokens, metrics.clone())?;
         let minter = Minter::new(ISSUER.to_owned(), SigningKey::generate()?);
         let (quota, asks) = mpsc::channel(IN_FLIGHT_MAX);
         tokio::spawn(quota::memory::serve(quota::memory::MemoryQuota::new(), asks));

@@ -85,6 +85,7 @@ struct Figures<'a> {
 
 /// Measures.
 pub(super) fn run(args: &Args) -> ExitCode {
+    super::log_quietly();
     let mistakes = args.source.mistakes();
     if !mistakes.is_empty() {
         return super::refuse(&mistakes);

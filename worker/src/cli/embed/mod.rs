@@ -22,7 +22,6 @@ use std::{
 use anyhow::Context;
 use clap::ValueEnum;
 use tokio::{sync::mpsc, task::JoinHandle};
-use tracing_subscriber::EnvFilter;
 use vecmill_producer::{
     contract::{Dtype, RowInput, Truncate},
     read::{ReadError, ReadOptions, Rows, stream_jsonl, stream_lines},
@@ -53,8 +52,11 @@ Examples:
 /// Tokenized rows that wait for the model: some batches of short texts. One takes up to 128 KB (32,768 tokens).
 const ROWS_WAITING_MAX: usize = 512;
 
-/// Batches at once: one is computed, the next lies ready.
-const BATCHES_MAX: usize = 2;
+/// Batches at once: a GPU computes one and has the next queued; two more lie ready while finished rows are written.
+const BATCHES_MAX: usize = 4;
+
+/// Tokens in a batch on a CPU, if nothing else is asked for.
+const BATCH_TOKENS: usize = 4096;
 
 /// The one tenant that the model's thread sees.
 const TENANT: &str = "standard input";
@@ -95,9 +97,9 @@ pub(super) struct Args {
     /// Element type of the written vectors
     #[arg(long, env = "VECMILL_OUTPUT_DTYPE", value_enum, default_value_t)]
     output_dtype: Dtype,
-    /// Most tokens in a batch; a longer text goes alone
-    #[arg(long, env = "VECMILL_BATCH_TOKENS", value_name = "N", default_value_t = 4096, value_parser = clap::value_parser!(u32).range(16..=1 << 20))]
-    batch_tokens: u32,
+    /// Most tokens in a batch; a longer text goes alone [default: 4096; on a GPU what its memory holds, 32768 at most]
+    #[arg(long, env = "VECMILL_BATCH_TOKENS", value_name = "N", value_parser = clap::value_parser!(u32).range(16..=1 << 20))]
+    batch_tokens: Option<u32>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -110,9 +112,7 @@ enum Format {
 
 /// Embeds.
 pub(super) fn run(args: &Args) -> ExitCode {
-    // Quiet by default: what the user needs to know is printed.
-    let filter = EnvFilter::try_from_env("VECMILL_LOG").unwrap_or_else(|_| EnvFilter::new("off"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    super::log_quietly();
     panics::say_only_where();
     let mut mistakes = args.source.mistakes();
     mistakes.extend(args.output.as_deref().and_then(output::mistake));
@@ -151,7 +151,9 @@ async fn embed(args: &Args) -> anyhow::Result<u64> {
     };
     let ids = args.format == Format::Jsonl;
     let mut output = Output::create(args.output.as_deref(), dimensions, args.output_dtype, ids)?;
-    let embedder = Embedder::start(model, args.batch_tokens as usize, Arc::new(Metrics::default()))?;
+    let batch_tokens =
+        args.batch_tokens.map(|tokens| tokens as usize).or(model.info().batch_tokens).unwrap_or(BATCH_TOKENS);
+    let embedder = Embedder::start(model, batch_tokens, Arc::new(Metrics::default()))?;
 
     // A descriptor of its own, which a thread can own and whose size is known where it is a file.
     let input = File::from(std::io::stdin().as_fd().try_clone_to_owned().context("standard input can't be read")?);
@@ -190,7 +192,7 @@ async fn embed(args: &Args) -> anyhow::Result<u64> {
                 failed += write(batch.rows, hiddens??, dimensions, &mut output, &mut progress)?;
             }
             first = tokenized.recv(), if !ended && running.len() < BATCHES_MAX => {
-                let (rows, end) = gather(first, &mut tokenized, args.batch_tokens as usize);
+                let (rows, end) = gather(first, &mut tokenized, batch_tokens);
                 match end {
                     End::NotYet => {}
                     End::Input => ended = true,

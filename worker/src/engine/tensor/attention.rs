@@ -22,6 +22,15 @@ pub(super) struct Span {
     pub(super) key_len: usize,
 }
 
+/// Which rows see which.
+pub(super) struct Reach {
+    /// Texts that lie among the queries, in order and without gaps.
+    pub(super) spans: Vec<Span>,
+    /// The same for the kernel on the GPU.
+    #[cfg(feature = "cuda")]
+    pub(super) lengths: crate::engine::cuda::Lengths,
+}
+
 /// Some queries of one text, for one key head and the query heads that share it.
 struct Block {
     head: usize,
@@ -34,8 +43,13 @@ struct Block {
 }
 
 /// Attends from `q` `[queries, heads, head_dim]` to `k` and `v` `[keys, kv_heads, head_dim]`, each text to itself.
-/// Gives `[queries, heads * head_dim]`. `spans` must cover the queries in order and without gaps.
-pub(super) fn attend(q: &Tensor, k: &Tensor, v: &Tensor, spans: &[Span]) -> Result<Tensor> {
+/// Gives `[queries, heads * head_dim]`.
+pub(super) fn attend(q: &Tensor, k: &Tensor, v: &Tensor, reach: &Reach) -> Result<Tensor> {
+    #[cfg(feature = "cuda")]
+    if q.device().is_cuda() {
+        return crate::engine::cuda::attend(q, k, v, &reach.lengths);
+    }
+    let spans = &reach.spans;
     let (queries, heads, dim) = q.dims3()?;
     let (_, kv_heads, _) = k.dims3()?;
     let group = heads / kv_heads;

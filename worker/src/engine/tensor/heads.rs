@@ -4,18 +4,18 @@ use candle_core::{CpuStorage, InplaceOp1, Layout, Result, Storage, Tensor, bail}
 use rayon::prelude::*;
 
 /// Cosines and sines of the rows of one packed batch, `[rows, head_dim / 2]` each.
-pub(super) struct Angles {
-    pub(super) cos: Tensor,
-    pub(super) sin: Tensor,
+pub(in crate::engine) struct Angles {
+    pub(in crate::engine) cos: Tensor,
+    pub(in crate::engine) sin: Tensor,
 }
 
 /// In place on `[rows, heads, head_dim]`: RMS-norms and turns the first heads with one weight, the next with another, and
 /// leaves the rest (values) alone. Pairs are `(i, i + head_dim / 2)`, as in Qwen3.
-pub(super) struct NormAndTurn<'a> {
+pub(in crate::engine) struct NormAndTurn<'a> {
     /// How many heads, and their norm's weight `[head_dim]`.
-    pub(super) norms: &'a [(usize, &'a Tensor)],
-    pub(super) eps: f32,
-    pub(super) angles: &'a Angles,
+    pub(in crate::engine) norms: &'a [(usize, &'a Tensor)],
+    pub(in crate::engine) eps: f32,
+    pub(in crate::engine) angles: &'a Angles,
 }
 
 impl InplaceOp1 for NormAndTurn<'_> {
@@ -50,6 +50,11 @@ impl InplaceOp1 for NormAndTurn<'_> {
             }
         });
         Ok(())
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(&self, storage: &mut candle_core::CudaStorage, layout: &Layout) -> Result<()> {
+        crate::engine::cuda::norm_and_turn(self, storage, layout)
     }
 }
 

@@ -1,24 +1,28 @@
 //! One decoder layer over packed rows.
 
+#[cfg(feature = "cuda")]
+use candle_core::CudaStorage;
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
-use candle_nn::ops::rms_norm;
 use rayon::prelude::*;
 
-use super::attention::{Span, attend};
+use super::attention::{Reach, attend};
 use super::exp::exp;
 use super::heads::{Angles, NormAndTurn};
 use super::linear::Linear;
+use super::load::Loader;
+use super::norm::rms_norm;
 use crate::engine::LoadError;
 use crate::engine::config::Config;
-use crate::engine::weights::Weights;
+#[cfg(feature = "cuda")]
+use crate::engine::cuda;
 
-/// Rows that go through the MLP at a time. Its inner width is the widest thing of the model (8B: 2 x 12,288), so a 32k
-/// text in one go would need 3 GB; at 2,048 rows the weights are still read rarely.
+/// Rows that go through the MLP at a time on a CPU. Its inner width is the widest thing of the model (8B: 2 x 12,288), so
+/// a 32k text in one go would need 3 GB; at 2,048 rows the weights are still read rarely. A GPU's batches fit its memory.
 const MLP_ROWS: usize = 2048;
 
 /// The rows of a batch, and how attention is to see them.
 pub(super) struct Rows {
-    pub(super) spans: Vec<Span>,
+    pub(super) reach: Reach,
     /// Which rows the spans' keys are, u32, if they don't lie one after the other (texts share a prefix).
     pub(super) key_rows: Option<Tensor>,
     pub(super) angles: Angles,
@@ -28,7 +32,7 @@ pub(super) struct Rows {
 pub(super) struct Pooled {
     /// Which of the batch's rows, u32.
     pub(super) index: Tensor,
-    pub(super) spans: Vec<Span>,
+    pub(super) reach: Reach,
     pub(super) angles: Angles,
 }
 
@@ -51,7 +55,7 @@ pub(super) struct Layer {
 }
 
 impl Layer {
-    pub(super) fn load(weights: &Weights, config: &Config, number: usize) -> std::result::Result<Self, LoadError> {
+    pub(super) fn load(loader: &Loader, config: &Config, number: usize) -> std::result::Result<Self, LoadError> {
         let name = |part: &str| format!("layers.{number}.{part}.weight");
         let (hidden, inner) = (config.hidden_size, config.intermediate_size);
         let (query_width, key_width) = (config.query_width(), config.key_width());
@@ -62,14 +66,14 @@ impl Layer {
         ];
         let gate_up = [(name("mlp.gate_proj"), inner), (name("mlp.up_proj"), inner)];
         Ok(Self {
-            input_norm: weights.f32(&name("input_layernorm"), &[hidden])?,
-            qkv: Linear::new(weights.stacked(&qkv, hidden)?),
-            query_norm: weights.f32(&name("self_attn.q_norm"), &[config.head_dim])?,
-            key_norm: weights.f32(&name("self_attn.k_norm"), &[config.head_dim])?,
-            output: Linear::new(weights.f32(&name("self_attn.o_proj"), &[hidden, query_width])?),
-            mlp_norm: weights.f32(&name("post_attention_layernorm"), &[hidden])?,
-            gate_up: Linear::new(weights.stacked(&gate_up, hidden)?),
-            down: Linear::new(weights.f32(&name("mlp.down_proj"), &[hidden, inner])?),
+            input_norm: loader.norm(&name("input_layernorm"), hidden)?,
+            qkv: loader.linear(&qkv, hidden)?,
+            query_norm: loader.norm(&name("self_attn.q_norm"), config.head_dim)?,
+            key_norm: loader.norm(&name("self_attn.k_norm"), config.head_dim)?,
+            output: loader.linear(&[(name("self_attn.o_proj"), hidden)], query_width)?,
+            mlp_norm: loader.norm(&name("post_attention_layernorm"), hidden)?,
+            gate_up: loader.linear(&gate_up, hidden)?,
+            down: loader.linear(&[(name("mlp.down_proj"), hidden)], inner)?,
             eps: config.rms_norm_eps as f32,
             heads: config.num_attention_heads,
             kv_heads: config.num_key_value_heads,
@@ -78,12 +82,15 @@ impl Layer {
     }
 
     /// `[rows, hidden]` to the same.
-    pub(super) fn forward(&self, hidden: &Tensor, rows: &Rows) -> Result<Tensor> {
-        let qkv = self.split_heads(&self.qkv.forward(&rms_norm(hidden, &self.input_norm, self.eps)?)?)?;
+    pub(super) fn forward(&self, hidden: Tensor, rows: &Rows) -> Result<Tensor> {
+        let qkv = self.split_heads(&self.qkv.forward(&rms_norm(&hidden, &self.input_norm, self.eps)?)?)?;
         let norms = [(self.heads, &self.query_norm), (self.kv_heads, &self.key_norm)];
         qkv.inplace_op1(&NormAndTurn { norms: &norms, eps: self.eps, angles: &rows.angles })?;
         let (k, v) = self.keys_values(&qkv, self.heads, rows)?;
-        self.after_attention(hidden, &attend(&qkv.narrow(1, 0, self.heads)?, &k, &v, &rows.spans)?)
+        let attended = attend(&qkv.narrow(1, 0, self.heads)?, &k, &v, &rows.reach)?;
+        // The MLP needs their memory.
+        drop((qkv, k, v));
+        self.after_attention(hidden, attended)
     }
 
     /// The last layer: `[rows, hidden]` to `[texts, hidden]`. Only keys and values are needed of rows that aren't pooled.
@@ -99,20 +106,22 @@ impl Layer {
         let query_norm = [(self.heads, &self.query_norm)];
         q.inplace_op1(&NormAndTurn { norms: &query_norm, eps: self.eps, angles: &pooled.angles })?;
         let hidden = hidden.index_select(&pooled.index, 0)?;
-        self.after_attention(&hidden, &attend(&q, &k, &v, &pooled.spans)?)
+        self.after_attention(hidden, attend(&q, &k, &v, &pooled.reach)?)
     }
 
     /// Output projection, then the MLP, each added to the residual stream.
-    fn after_attention(&self, hidden: &Tensor, attended: &Tensor) -> Result<Tensor> {
-        let hidden = self.output.add_to(hidden, attended)?;
+    fn after_attention(&self, hidden: Tensor, attended: Tensor) -> Result<Tensor> {
+        let hidden = self.output.add_to(hidden, &attended)?;
+        drop(attended);
         let normed = rms_norm(&hidden, &self.mlp_norm, self.eps)?;
         let rows = normed.dim(0)?;
+        let rows_max = if hidden.device().is_cpu() { MLP_ROWS } else { rows };
         let parts = (0..rows)
-            .step_by(MLP_ROWS)
+            .step_by(rows_max)
             .map(|start| {
-                let len = MLP_ROWS.min(rows - start);
+                let len = rows_max.min(rows - start);
                 let inner = self.gate_up.forward(&normed.narrow(0, start, len)?)?.apply_op1_no_bwd(&GatedSilu)?;
-                self.down.add_to(&hidden.narrow(0, start, len)?, &inner)
+                self.down.add_to(hidden.narrow(0, start, len)?, &inner)
             })
             .collect::<Result<Vec<_>>>()?;
         Tensor::cat(&parts, 0)
@@ -158,5 +167,11 @@ impl CustomOp1 for GatedSilu {
             });
         });
         Ok((CpuStorage::F32(output), (rows, inner).into()))
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(&self, storage: &CudaStorage, layout: &Layout) -> Result<(CudaStorage, Shape)> {
+        let (rows, width) = layout.shape().dims2()?;
+        Ok((cuda::gated_silu(storage, layout)?, (rows, width / 2).into()))
     }
 }

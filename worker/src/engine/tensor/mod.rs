@@ -1,69 +1,116 @@
-//! The forward pass on candle's tensors: f32 on any CPU.
+//! The forward pass on candle's tensors: f32 on any CPU, bf16 on a GPU.
 
 mod attention;
 mod exp;
 mod heads;
 mod layer;
 mod linear;
+mod load;
+mod norm;
 
-use candle_core::{DType, Device, Tensor};
-use candle_nn::ops::rms_norm;
+use candle_core::{DType, Tensor, bail};
 
 use super::config::Config;
+#[cfg(feature = "cuda")]
+use super::cuda;
 use super::packing::Packed;
+use super::place::{Batch, Place};
 use super::rope::Rope;
 use super::weights::{EMBEDDINGS, Weights};
-use super::{EngineError, LoadError};
-use attention::Span;
+use super::{EngineError, LoadError, place};
+use attention::{Reach, Span};
+#[cfg(not(feature = "cuda"))]
 use heads::Angles;
+#[cfg(feature = "cuda")]
+pub(super) use heads::{Angles, NormAndTurn};
 use layer::{Layer, Pooled, Rows};
+use load::Loader;
+use norm::rms_norm;
 
 /// A model's weights, as tensors.
 pub(super) struct Forward {
-    /// `[vocab, hidden]`, in the type it has on disk: only looked up, so widening all of it would buy nothing.
+    /// `[vocab, hidden]`; on the CPU in the type it has on disk: only looked up, so widening all of it would buy nothing.
     embeddings: Tensor,
     layers: Vec<Layer>,
     final_norm: Tensor,
     eps: f32,
-    /// `[tokens_max, head_dim / 2]`, cosines and sines.
+    /// `[tokens_max, head_dim / 2]`, cosines and sines, f32.
     rope: (Tensor, Tensor),
-    device: Device,
-    dtype: DType,
+    place: Place,
+    batch_tokens: Option<usize>,
 }
 
 impl Forward {
-    pub(super) fn load(weights: &Weights, config: &Config, device: &Device, dtype: DType) -> Result<Self, LoadError> {
+    pub(super) fn load(weights: &Weights, config: &Config, place: Place) -> Result<Self, LoadError> {
+        #[cfg(feature = "cuda")]
+        if let Place::Cuda(_) = &place {
+            cuda::check(config)?;
+        }
         let rope = Rope::new(config);
         let (cos, sin, half) = rope.table();
-        let table = |values: &[f32]| Tensor::from_slice(values, (values.len() / half, half), device);
-        let layer = |number| Layer::load(weights, config, number);
-        Ok(Self {
-            embeddings: weights.stored(EMBEDDINGS, &[config.vocab_size, config.hidden_size])?,
-            layers: (0..config.num_hidden_layers).map(layer).collect::<Result<_, _>>()?,
-            final_norm: weights.f32("norm.weight", &[config.hidden_size])?,
+        let table = |values: &[f32]| Tensor::from_slice(values, (values.len() / half, half), place.device());
+        let loader = Loader { weights, place: &place };
+        let embeddings = match &place {
+            Place::Cpu => weights.stored(EMBEDDINGS, &[config.vocab_size, config.hidden_size])?,
+            #[cfg(feature = "cuda")]
+            Place::Cuda(_) => loader.tensor(EMBEDDINGS, &[config.vocab_size, config.hidden_size])?,
+        };
+        let forward = Self {
+            embeddings,
+            layers: (0..config.num_hidden_layers)
+                .map(|number| Layer::load(&loader, config, number))
+                .collect::<Result<_, _>>()?,
+            final_norm: loader.norm("norm.weight", config.hidden_size)?,
             eps: config.rms_norm_eps as f32,
             rope: (table(cos)?, table(sin)?),
-            device: device.clone(),
-            dtype,
-        })
+            place: place.clone(),
+            batch_tokens: None,
+        };
+        #[cfg(feature = "cuda")]
+        let forward = forward.warmed_up(config)?;
+        Ok(forward)
     }
 
-    /// One row of `hidden` values a text.
-    pub(super) fn forward(&self, packed: &Packed) -> Result<Vec<Vec<f32>>, EngineError> {
-        let Some((last, layers)) = self.layers.split_last() else { return Ok(Vec::new()) };
-        let (rows, pooled) = self.lay_out(packed)?;
-        let ids = Tensor::new(packed.ids.as_slice(), &self.device)?;
-        let mut hidden = self.embeddings.index_select(&ids, 0)?.to_dtype(self.dtype)?;
-        for layer in layers {
-            hidden = layer.forward(&hidden, &rows)?;
+    /// On a GPU, runs a small batch: kernels are loaded at their first use, and what does not work shows here and not in
+    /// the first chunk. What memory is left then is for batches.
+    #[cfg(feature = "cuda")]
+    fn warmed_up(mut self, config: &Config) -> Result<Self, LoadError> {
+        let Place::Cuda(gpu) = &self.place else { return Ok(self) };
+        // Two that share a prefix, and one that is a row alone.
+        let text = vec![0; config.tokens_max().min(200)];
+        let texts: [&[u32]; 3] = [&text, &text, &[1]];
+        let rows = self.launch(&Packed::new(&texts)).and_then(Launched::rows);
+        rows.map_err(|error| LoadError::NoCuda(format!("the GPU can't compute: {error}")))?;
+        self.batch_tokens = Some(gpu.batch_tokens(config)?);
+        Ok(self)
+    }
+
+    /// Most tokens for a batch, on a GPU.
+    pub(super) fn batch_tokens(&self) -> Option<usize> {
+        self.batch_tokens
+    }
+
+    /// Computes one row of `hidden` values a text, or, on a GPU, queues all that it takes.
+    pub(super) fn launch(&self, packed: &Packed) -> Result<Launched, EngineError> {
+        self.try_launch(packed).map_err(|error| failure(&self.place, error))
+    }
+
+    fn try_launch(&self, packed: &Packed) -> candle_core::Result<Launched> {
+        let mut batch = self.place.batch()?;
+        let layout = self.lay_out(packed, &mut batch)?;
+        let mut hidden = self.embeddings.index_select(&layout.ids, 0)?.to_dtype(self.place.dtype())?;
+        if let Some((last, layers)) = self.layers.split_last() {
+            for layer in layers {
+                hidden = layer.forward(hidden, &layout.rows)?;
+            }
+            hidden = last.forward_pooled(&hidden, &layout.rows, &layout.pooled)?;
         }
-        let hidden = last.forward_pooled(&hidden, &rows, &pooled)?;
-        Ok(rms_norm(&hidden, &self.final_norm, self.eps)?.to_dtype(DType::F32)?.to_vec2()?)
+        let output = rms_norm(&hidden, &self.final_norm, self.eps)?.to_dtype(DType::F32)?;
+        Ok(Launched { rows: batch.finish(&output)?, texts: layout.texts, place: self.place.clone() })
     }
 
-    /// Where each span's rows lie, and which rows are pooled.
-    fn lay_out(&self, packed: &Packed) -> Result<(Rows, Pooled), EngineError> {
-        let shared = packed.spans.iter().any(|span| !span.shared.is_empty());
+    /// Where each span's rows lie, and which rows are pooled. Copies it to its place, all at once.
+    fn lay_out(&self, packed: &Packed, batch: &mut Batch) -> candle_core::Result<Layout> {
         let mut key_end = 0;
         let spans: Vec<Span> = packed
             .spans
@@ -78,23 +125,87 @@ impl Forward {
                 }
             })
             .collect();
-        let key_rows = shared.then(|| {
-            packed.spans.iter().flat_map(|span| (0..span.keys()).map(|position| span.row(position) as u32)).collect()
-        });
-        let key_rows = key_rows.map(|rows: Vec<u32>| Tensor::new(rows, &self.device)).transpose()?;
-        let pooled_span = |(text, &span): (usize, &usize)| Span { query_start: text, query_len: 1, ..spans[span] };
-        let last_rows: Vec<u32> = packed.last_rows().map(|row| row as u32).collect();
-        let last_positions: Vec<u32> = packed.last_rows().map(|row| packed.positions[row]).collect();
-        let pooled = Pooled {
-            index: Tensor::new(last_rows, &self.device)?,
-            spans: packed.pooled.iter().enumerate().map(pooled_span).collect(),
-            angles: self.angles(&last_positions)?,
-        };
-        Ok((Rows { spans, key_rows, angles: self.angles(&packed.positions)? }, pooled))
+        // Pooled rows lie in the order of the spans, as keys do.
+        let mut texts: Vec<usize> = (0..packed.pooled.len()).collect();
+        texts.sort_unstable_by_key(|&text| packed.pooled[text]);
+        let pooled_of = texts.iter().map(|&text| spans[packed.pooled[text]]);
+        let last_rows = pooled_of.clone().map(|span| (span.query_start + span.query_len - 1) as u32).collect();
+        let pooled_spans: Vec<Span> =
+            pooled_of.enumerate().map(|(row, span)| Span { query_start: row, query_len: 1, ..span }).collect();
+
+        let shared = packed.spans.iter().any(|span| !span.shared.is_empty());
+        let all_keys = || packed.spans.iter().flat_map(|span| (0..span.keys()).map(|at| span.row(at) as u32)).collect();
+        let key_rows = if shared { all_keys() } else { Vec::new() };
+        let parts = [packed.ids.clone(), packed.positions.clone(), last_rows, key_rows];
+        #[cfg(feature = "cuda")]
+        let parts: Vec<Vec<u32>> = parts.into_iter().chain(packed.rows_before()).collect();
+        let tensors = batch.upload(&parts)?;
+        let [ids, positions, last_rows, key_rows, ..] = tensors.as_slice() else { bail!("each part gives a tensor") };
+
+        let angles =
+            Angles { cos: self.rope.0.index_select(positions, 0)?, sin: self.rope.1.index_select(positions, 0)? };
+        let pooled_angles =
+            Angles { cos: angles.cos.index_select(last_rows, 0)?, sin: angles.sin.index_select(last_rows, 0)? };
+        #[cfg(feature = "cuda")]
+        let (lengths, pooled_lengths) = cuda::Lengths::of(packed, &tensors[4..])?;
+        Ok(Layout {
+            ids: ids.clone(),
+            texts,
+            rows: Rows {
+                reach: Reach {
+                    spans,
+                    #[cfg(feature = "cuda")]
+                    lengths,
+                },
+                key_rows: shared.then(|| key_rows.clone()),
+                angles,
+            },
+            pooled: Pooled {
+                index: last_rows.clone(),
+                reach: Reach {
+                    spans: pooled_spans,
+                    #[cfg(feature = "cuda")]
+                    lengths: pooled_lengths,
+                },
+                angles: pooled_angles,
+            },
+        })
+    }
+}
+
+/// A batch at its place.
+struct Layout {
+    ids: Tensor,
+    rows: Rows,
+    pooled: Pooled,
+    /// The text that each pooled row belongs to.
+    texts: Vec<usize>,
+}
+
+/// A batch that is computed, or will be.
+pub(super) struct Launched {
+    rows: place::Rows,
+    texts: Vec<usize>,
+    place: Place,
+}
+
+impl Launched {
+    pub(super) fn is_computed(&self) -> bool {
+        self.rows.are_here()
     }
 
-    fn angles(&self, positions: &[u32]) -> Result<Angles, EngineError> {
-        let positions = Tensor::new(positions, &self.device)?;
-        Ok(Angles { cos: self.rope.0.index_select(&positions, 0)?, sin: self.rope.1.index_select(&positions, 0)? })
+    /// Waits for it: one row of `hidden` values a text, in the order the texts were given.
+    pub(super) fn rows(self) -> Result<Vec<Vec<f32>>, EngineError> {
+        let rows = self.rows.get().map_err(|error| failure(&self.place, error))?;
+        let mut ordered = vec![Vec::new(); rows.len()];
+        for (text, row) in self.texts.into_iter().zip(rows) {
+            ordered[text] = row;
+        }
+        Ok(ordered)
     }
+}
+
+/// Tells a batch that failed from a place that is lost.
+fn failure(place: &Place, error: candle_core::Error) -> EngineError {
+    if place.is_lost() { EngineError::Lost(error) } else { EngineError::Candle(error) }
 }

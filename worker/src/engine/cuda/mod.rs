@@ -1,0 +1,36 @@
+//! What the forward pass on tensors does on an NVIDIA GPU. Weights and activations are bf16; norms, positions, softmax and
+//! the sums of products are f32.
+//!
+//! Everything of a batch is queued on one stream, and nothing waits for it but [`transfer::Pending::rows`]: while the GPU
+//! computes one batch, the model's thread lays out and queues the next.
+
+mod attention;
+mod gpu;
+mod kernels;
+mod products;
+mod transfer;
+
+pub(super) use attention::{Lengths, attend};
+pub(super) use gpu::Gpu;
+pub(super) use kernels::{gated_silu, norm_and_turn, rms_norm};
+pub(super) use products::{AddProduct, product};
+pub(super) use transfer::{Batch, Pending};
+
+use super::LoadError;
+use super::config::Config;
+
+/// Refuses a model that the kernels don't fit. Qwen3-Embedding's do.
+pub(super) fn check(config: &Config) -> Result<(), LoadError> {
+    let refuse =
+        |field, value: usize, expected| Err(LoadError::Unsupported { field, value: value.to_string(), expected });
+    if config.head_dim != kernels::HEAD_DIM {
+        return refuse("head_dim", config.head_dim, "must be 128 on a GPU; --device cpu takes any");
+    }
+    // Rows, and parts of them, then begin where products and kernels want them to.
+    for (field, width) in [("hidden_size", config.hidden_size), ("intermediate_size", config.intermediate_size)] {
+        if !width.is_multiple_of(products::ALIGNMENT / size_of::<half::bf16>()) {
+            return refuse(field, width, "must be a multiple of 128 on a GPU; --device cpu takes any");
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,110 @@
+//! Where a model's tensors lie, and how numbers get there and back.
+
+#[cfg(feature = "cuda")]
+use std::sync::Arc;
+
+use candle_core::{DType, Device, Result, Tensor};
+
+#[cfg(feature = "cuda")]
+use super::cuda::{self, Gpu};
+
+/// Where tensors lie.
+#[derive(Clone)]
+pub(super) enum Place {
+    /// In memory, f32.
+    Cpu,
+    /// On the GPU, bf16; what is small (norms, positions) f32.
+    #[cfg(feature = "cuda")]
+    Cuda(Arc<Gpu>),
+}
+
+impl Place {
+    pub(super) fn device(&self) -> &Device {
+        match self {
+            Self::Cpu => &Device::Cpu,
+            #[cfg(feature = "cuda")]
+            Self::Cuda(gpu) => gpu.device(),
+        }
+    }
+
+    /// Type of weights and activations.
+    pub(super) fn dtype(&self) -> DType {
+        match self {
+            Self::Cpu => DType::F32,
+            #[cfg(feature = "cuda")]
+            Self::Cuda(_) => DType::BF16,
+        }
+    }
+
+    /// Whether nothing can be computed there any more: a kernel's fault spoils a GPU for the rest of the process.
+    pub(super) fn is_lost(&self) -> bool {
+        match self {
+            Self::Cpu => false,
+            #[cfg(feature = "cuda")]
+            Self::Cuda(gpu) => gpu.synchronize().is_err(),
+        }
+    }
+
+    /// Begins a batch.
+    pub(super) fn batch(&self) -> Result<Batch> {
+        Ok(match self {
+            Self::Cpu => Batch::Cpu,
+            #[cfg(feature = "cuda")]
+            Self::Cuda(gpu) => Batch::Cuda(cuda::Batch::new(gpu)?),
+        })
+    }
+}
+
+/// A batch on its way to its place.
+pub(super) enum Batch {
+    Cpu,
+    #[cfg(feature = "cuda")]
+    Cuda(cuda::Batch),
+}
+
+impl Batch {
+    /// One tensor for each of `parts`, u32.
+    pub(super) fn upload(&mut self, parts: &[Vec<u32>]) -> Result<Vec<Tensor>> {
+        match self {
+            Self::Cpu => parts.iter().map(|part| Tensor::new(part.as_slice(), &Device::Cpu)).collect(),
+            #[cfg(feature = "cuda")]
+            Self::Cuda(batch) => batch.upload(parts),
+        }
+    }
+
+    /// The batch's output, `[rows, width]` f32, as soon as it is computed.
+    pub(super) fn finish(self, output: &Tensor) -> Result<Rows> {
+        Ok(match self {
+            Self::Cpu => Rows::Here(output.to_vec2()?),
+            #[cfg(feature = "cuda")]
+            Self::Cuda(batch) => Rows::Coming(batch.finish(output)?),
+        })
+    }
+}
+
+/// Rows of a batch that is computed, or will be.
+pub(super) enum Rows {
+    Here(Vec<Vec<f32>>),
+    #[cfg(feature = "cuda")]
+    Coming(cuda::Pending),
+}
+
+impl Rows {
+    /// Whether [`Self::get`] has nothing to wait for.
+    pub(super) fn are_here(&self) -> bool {
+        match self {
+            Self::Here(_) => true,
+            #[cfg(feature = "cuda")]
+            Self::Coming(pending) => pending.is_done(),
+        }
+    }
+
+    /// Waits for them.
+    pub(super) fn get(self) -> Result<Vec<Vec<f32>>> {
+        match self {
+            Self::Here(rows) => Ok(rows),
+            #[cfg(feature = "cuda")]
+            Self::Coming(pending) => pending.rows(),
+        }
+    }
+}
