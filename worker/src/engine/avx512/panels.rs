@@ -83,10 +83,16 @@ impl Panels {
     }
 
     /// `column(n, values)` writes the values of column `n` of all panels side by side.
-    fn fill(outputs: usize, inner: usize, step: usize, column: impl Fn(usize, &mut [bf16]) + Sync) -> Result<Self, LoadError> {
+    fn fill(
+        outputs: usize,
+        inner: usize,
+        step: usize,
+        column: impl Fn(usize, &mut [bf16]) + Sync,
+    ) -> Result<Self, LoadError> {
         let mut panels = Self { lines: Lines::zero(outputs.div_ceil(step) * inner)?, inner, outputs, step };
         let widths: Vec<usize> = (0..panels.count()).map(|panel| panels.step.min(outputs - panel * step)).collect();
-        panels.lines.all_mut().par_chunks_exact_mut(inner).zip(&widths).enumerate().for_each(|(panel, (lines, &width))| {
+        let all = panels.lines.all_mut().par_chunks_exact_mut(inner);
+        all.zip(&widths).enumerate().for_each(|(panel, (lines, &width))| {
             let mut values = vec![bf16::ZERO; inner];
             for place in (0..PANEL).filter(|place| place % step < width) {
                 column(panel * PANEL + place, &mut values);
