@@ -1,5 +1,6 @@
 //! The signer's HTTP service.
 
+mod authorization;
 mod error;
 mod grants;
 mod open;
@@ -107,19 +108,28 @@ pub async fn serve(
     served
 }
 
-/// Resolves at SIGTERM or SIGINT.
-pub async fn shutdown_signal() {
+/// Resolves at SIGTERM or SIGINT. The handlers stand from the call on: a signal that comes before the future is first
+/// polled is not lost, and does not kill.
+pub fn shutdown_signal() -> impl Future<Output = ()> + Send + 'static {
     use tokio::signal::unix::{SignalKind, signal};
-    let on = async |kind| match signal(kind) {
-        Ok(mut signals) => {
-            signals.recv().await;
+    let on = |kind| {
+        let signals = signal(kind);
+        async move {
+            match signals {
+                Ok(mut signals) => {
+                    signals.recv().await;
+                }
+                // Without the handler the signal keeps its default: it ends the process.
+                Err(_) => pending().await,
+            }
         }
-        // Without the handler the signal keeps its default: it ends the process.
-        Err(_) => pending().await,
     };
-    tokio::select! {
-        () = on(SignalKind::terminate()) => {}
-        () = on(SignalKind::interrupt()) => {}
+    let (terminate, interrupt) = (on(SignalKind::terminate()), on(SignalKind::interrupt()));
+    async move {
+        tokio::select! {
+            () = terminate => {}
+            () = interrupt => {}
+        }
     }
 }
 

@@ -42,10 +42,19 @@ impl ApiError {
         Self { challenge: Some("Basic realm=\"vecmill-signer\", charset=\"UTF-8\""), ..refusal }
     }
 
-    /// 401 for an access token.
-    pub(super) fn invalid_token(description: impl Into<String>) -> Self {
-        let refusal = Self::new(StatusCode::UNAUTHORIZED, "invalid_token", description);
+    /// 401 for an access token: one answer, whatever is wrong with it. Which check it failed is for the log; told to the
+    /// caller, it would guide whoever forges one.
+    pub(super) fn invalid_token() -> Self {
+        let sentence =
+            "the access token is malformed, expired, revoked or not meant for this service; ask for a new one";
+        let refusal = Self::new(StatusCode::UNAUTHORIZED, "invalid_token", sentence);
         Self { challenge: Some("Bearer realm=\"vecmill-signer\", error=\"invalid_token\""), ..refusal }
+    }
+
+    /// 401 without a token.
+    pub(super) fn token_missing() -> Self {
+        let sentence = "an access token is needed: Authorization: Bearer TOKEN";
+        Self { description: sentence.to_owned(), ..Self::invalid_token() }
     }
 
     /// 403: the token is good, but not for this.

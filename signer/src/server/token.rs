@@ -6,16 +6,15 @@ use std::sync::Arc;
 use axum::Json;
 use axum::extract::rejection::FormRejection;
 use axum::extract::{ConnectInfo, Form, State};
-use axum::http::header::{AUTHORIZATION, CACHE_CONTROL};
+use axum::http::header::CACHE_CONTROL;
 use axum::http::{HeaderMap, HeaderName};
 use axum::response::IntoResponse;
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
 use serde::Deserialize;
 use subtle::ConstantTimeEq as _;
 use zeroize::Zeroizing;
 
 use super::App;
+use super::authorization::{Credentials, Unreadable, basic};
 use super::error::ApiError;
 use crate::api_key::ApiKey;
 use crate::claims::Scope;
@@ -31,12 +30,6 @@ pub(super) struct TokenForm {
     scope: Option<String>,
     client_id: Option<String>,
     client_secret: Option<Zeroizing<String>>,
-}
-
-/// An id and a secret as shown, not yet believed.
-struct Credentials {
-    id: Zeroizing<String>,
-    secret: Zeroizing<String>,
 }
 
 pub(super) async fn token(
@@ -91,7 +84,7 @@ fn credentials(
     id: Option<String>,
     secret: Option<Zeroizing<String>>,
 ) -> Result<Credentials, ApiError> {
-    let Some(header) = headers.get(AUTHORIZATION) else {
+    let Some(shown) = basic(headers).map_err(|Unreadable| ApiError::invalid_client())? else {
         let (Some(id), Some(secret)) = (id, secret) else { return Err(ApiError::invalid_client()) };
         return Ok(Credentials { id: Zeroizing::new(id), secret });
     };
@@ -99,20 +92,11 @@ fn credentials(
         let sentence = "the API key must come in the Authorization header or in the body, not in both";
         return Err(ApiError::bad_request("invalid_request", sentence));
     }
-    let (scheme, code) =
-        header.to_str().ok().and_then(|value| value.split_once(' ')).ok_or_else(ApiError::invalid_client)?;
-    if !scheme.eq_ignore_ascii_case("basic") {
-        return Err(ApiError::invalid_client());
-    }
-    let pair = STANDARD.decode(code.trim()).map(Zeroizing::new).map_err(|_| ApiError::invalid_client())?;
-    let pair = std::str::from_utf8(&pair).map_err(|_| ApiError::invalid_client())?;
-    // Ids and secrets are of characters that form coding leaves as they are, so there is nothing to decode.
-    let (basic_id, secret) = pair.split_once(':').ok_or_else(ApiError::invalid_client)?;
-    if id.is_some_and(|id| id != basic_id) {
+    if id.is_some_and(|id| id != *shown.id) {
         let sentence = "client_id in the body is not the one in the Authorization header";
         return Err(ApiError::bad_request("invalid_request", sentence));
     }
-    Ok(Credentials { id: Zeroizing::new(basic_id.to_owned()), secret: Zeroizing::new(secret.to_owned()) })
+    Ok(shown)
 }
 
 /// The key, if it is genuine and may be used now.

@@ -1,5 +1,6 @@
 //! The signer as others meet it: tokens, the HTTP service, the program.
 
+mod attacks;
 mod bootstrap;
 mod remote_keys;
 mod service;

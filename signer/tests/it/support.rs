@@ -132,11 +132,17 @@ pub(crate) struct Signer {
 
 impl Signer {
     pub(crate) async fn start(settings: TenantSettings) -> Self {
+        Self::start_after(settings, async |_| {}).await
+    }
+
+    /// Starts after `prepare` has had the database to itself.
+    pub(crate) async fn start_after(settings: TenantSettings, prepare: impl AsyncFnOnce(PathBuf)) -> Self {
         let home = Home::new();
         let store = Store::open_or_create(&home.database()).await.expect("a database");
         let first = FirstTenant { id: "acme".parse().expect("a name"), settings };
         let keys = store.bootstrap(&home.master_key_file(), &first).await.expect("bootstrapped");
         let vault = Vault::open(&home.master_key_file()).expect("a vault");
+        prepare(home.database()).await;
         let (address, stop, served) = serve(&home.database(), &home.master_key_file(), "127.0.0.1:0").await;
         Self { home, keys, store, vault, address, stop, served }
     }
