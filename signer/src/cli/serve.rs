@@ -21,6 +21,6 @@ pub(super) async fn run(paths: &Paths, args: &ServeArgs) -> anyhow::Result<()> {
         TcpListener::bind(config.listen).await.with_context(|| format!("can't listen on {}", config.listen))?;
     // Before anybody is told that the service is there.
     let shutdown = server::shutdown_signal();
-    tracing::info!(address = %listener.local_addr()?, issuer = config.issuer, lanes = config.lanes, "listening");
+    tracing::info!(address = %listener.local_addr()?, issuer = config.issuer, lanes = config.lanes, tls = config.tls.is_some(), "listening");
     server::serve(listener, Arc::new(app), shutdown).await.context("the server failed")
 }

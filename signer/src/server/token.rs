@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Instant;
 
 use axum::Json;
 use axum::extract::rejection::FormRejection;
@@ -101,7 +102,12 @@ fn credentials(
 
 /// The key, if it is genuine and may be used now.
 async fn authenticate(app: &App, credentials: &Credentials, peer: SocketAddr) -> Result<StoredKey, ApiError> {
+    if let Some(wait_s) = app.failed_logins.wait_s(peer.ip(), &credentials.id, Instant::now()) {
+        tracing::warn!(wait_s, client_addr = %peer.ip(), "login refused: too many have failed");
+        return Err(ApiError::too_many_failures(wait_s));
+    }
     let refuse = |key_id: &str, reason: &'static str| {
+        app.failed_logins.failed(peer.ip(), key_id, Instant::now());
         tracing::warn!(key_id, reason, client_addr = %peer.ip(), "API key refused");
         ApiError::invalid_client()
     };
@@ -115,7 +121,10 @@ async fn authenticate(app: &App, credentials: &Credentials, peer: SocketAddr) ->
         Some(_) if !genuine => Err(refuse(shown.id(), "wrong secret")),
         Some(key) => match key.barred(unix_now()) {
             Some(reason) => Err(refuse(shown.id(), reason)),
-            None => Ok(key),
+            None => {
+                app.failed_logins.worked(peer.ip(), shown.id());
+                Ok(key)
+            }
         },
     }
 }

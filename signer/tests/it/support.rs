@@ -13,7 +13,7 @@ use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use vecmill_signer::client::{ApiKey, SignerClient};
-use vecmill_signer::config::Config;
+use vecmill_signer::config::{Config, FAILED_LOGINS_PER_MINUTE};
 use vecmill_signer::keys::KeySet;
 use vecmill_signer::server::{self, App};
 use vecmill_signer::store::{Bootstrapped, FirstTenant, Store, TenantSettings};
@@ -174,6 +174,8 @@ async fn serve(
         master_key_file: master_key_file.to_owned(),
         issuer: ISSUER.to_owned(),
         lanes: 4,
+        tls: None,
+        failed_logins_per_minute: FAILED_LOGINS_PER_MINUTE,
     };
     let app = App::open(&config).await.expect("an app");
     let listener = TcpListener::bind(config.listen).await.expect("a port");
