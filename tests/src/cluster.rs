@@ -289,6 +289,7 @@ impl Cluster {
         let value = |name: &str| self.env[name].clone();
         let settings = StoreSettings {
             endpoint: Some(value("VECMILL_S3_ENDPOINT")),
+            ca_file: None,
             bucket: value("VECMILL_S3_BUCKET"),
             region: value("AWS_REGION"),
         };
@@ -319,6 +320,7 @@ impl Cluster {
     fn broker(&self) -> BrokerSettings {
         BrokerSettings {
             amqp_url: Some(self.env["VECMILL_AMQP_URL"].clone()),
+            tls: <_>::default(),
             amqp_namespace: self.unique.clone(),
             lanes: 4,
             wait_ladder: vec![1, 2, 3],
@@ -327,7 +329,8 @@ impl Cluster {
 
     /// A connection to the broker and a publisher on it, with everything declared.
     pub async fn publisher(&self) -> (lapin::Connection, Publisher) {
-        let connection = connect(&self.env["VECMILL_AMQP_URL"], "vecmill tests").await.expect("RabbitMQ");
+        let connection =
+            connect(&self.env["VECMILL_AMQP_URL"], "vecmill tests", &<_>::default()).await.expect("RabbitMQ");
         let publisher = Publisher::open(&connection).await.expect("a channel");
         publisher.declare(&self.topology()).await.expect("the topology");
         (connection, publisher)

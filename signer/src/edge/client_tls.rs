@@ -10,8 +10,8 @@ use super::server_tls::{certificates, private_key, read, roots};
 /// Files for TLS to the signer, RabbitMQ and Redis.
 #[derive(Debug, Clone, Default, PartialEq, Eq, clap::Args)]
 pub struct ClientTlsArgs {
-    /// PEM file of the authorities that must have signed the signer's, RabbitMQ's and Redis' certificates; the system's
-    /// when left out
+    /// PEM file of the authorities that must have signed the signer's and Redis' certificates, instead of the system's;
+    /// for RabbitMQ, besides the system's
     #[arg(long, env = "VECMILL_CA_FILE", value_name = "FILE")]
     pub ca_file: Option<PathBuf>,
     /// PEM file of the certificate to show to servers that ask for one
@@ -32,7 +32,7 @@ pub struct ClientTlsArgs {
 pub struct ClientTlsError(String);
 
 /// The files' contents, checked. The default trusts the system's authorities and shows nothing.
-#[derive(Clone, Default)]
+#[derive(Clone, Default, PartialEq, Eq)]
 pub struct ClientTls {
     ca: Option<Vec<u8>>,
     identity: Option<(Vec<u8>, Zeroizing<Vec<u8>>)>,
@@ -86,6 +86,14 @@ impl ClientTls {
     /// PEM of the authorities that alone are trusted, where the system's are not to be.
     pub fn ca_pem(&self) -> Option<&[u8]> {
         self.ca.as_deref()
+    }
+
+    /// The same from a file of its own, for a server that has another authority.
+    ///
+    /// # Errors
+    /// A sentence that names the file.
+    pub fn read_ca(file: &Path) -> Result<Vec<u8>, ClientTlsError> {
+        roots(file).and_then(|_| read(file)).map_err(ClientTlsError)
     }
 
     /// PEM of the certificate to show, and of its private key.

@@ -5,4 +5,5 @@ mod bootstrap;
 mod remote_keys;
 mod service;
 mod support;
+mod tls;
 mod verification;

@@ -116,7 +116,8 @@ fn a_text_that_is_to_be_cut_keeps_its_first_tokens_and_the_end() {
     assert_eq!(ids.last(), Some(&end));
     // An instruction that leaves no room would make all texts alike.
     for length in [most, most * TEXT_BYTES_PER_TOKEN_MAX, 1 << 16] {
-        let error = cut("a text", Some(&"y".repeat(length)));
+        let instruction = "y".repeat(length);
+        let error = tokenizer.encode_input(Input::Text("a text"), Some(&instruction), Truncate::End);
         assert!(matches!(error, Err(TokenizeError::TooLong { .. })), "{error:?}");
     }
     assert_eq!(cut("", None), Err(TokenizeError::Empty));
