@@ -2,6 +2,7 @@
 
 mod attacks;
 mod bootstrap;
+mod oauth;
 mod remote_keys;
 mod service;
 mod support;

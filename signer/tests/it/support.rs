@@ -8,6 +8,8 @@ use aws_lc_rs::signature::{Ed25519KeyPair, KeyPair as _};
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde_json::{Value, json};
+use sqlx::Connection as _;
+use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
 use tempfile::TempDir;
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
@@ -156,6 +158,15 @@ impl Signer {
 
     pub(crate) fn url(&self) -> String {
         format!("http://{}", self.address)
+    }
+
+    /// Changes the policy database behind the server's back, as another command of the signer does.
+    pub(crate) async fn execute(&self, sql: &'static str, value: &str) {
+        let options = SqliteConnectOptions::new().filename(self.home.database());
+        let mut connection = SqliteConnection::connect_with(&options).await.expect("a database");
+        let done = sqlx::query(sql).bind(value).execute(&mut connection).await.expect("executed");
+        assert_eq!(done.rows_affected(), 1);
+        connection.close().await.expect("closed");
     }
 
     pub(crate) fn client(&self, key: &ApiKey) -> SignerClient {
