@@ -201,7 +201,7 @@ pub const DEFAULT_ISSUER: &str = "vecmill-signer";
 pub const DEFAULT_LANES: u32 = 16;
 
 #[cfg(test)]
-mod tests {
+mod fuzz {
     use proptest::prelude::*;
     use serde_json::{Value, json};
 

@@ -80,7 +80,7 @@ pub(crate) fn is_kid(kid: &str) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
+mod fuzz {
     use proptest::prelude::*;
 
     use super::*;

@@ -54,18 +54,16 @@ pub(super) fn basic(headers: &HeaderMap) -> Result<Option<Credentials>, Unreadab
 
 #[cfg(test)]
 mod tests {
-    use axum::http::HeaderValue;
-    use proptest::prelude::*;
-
     use super::*;
+    use axum::http::HeaderValue;
 
-    fn headers(values: &[&[u8]]) -> HeaderMap {
+    pub(super) fn headers(values: &[&[u8]]) -> HeaderMap {
         let values =
             values.iter().map(|value| (AUTHORIZATION, HeaderValue::from_bytes(value).expect("a header value")));
         values.collect()
     }
 
-    fn read(value: &str) -> Option<(String, String)> {
+    pub(super) fn read(value: &str) -> Option<(String, String)> {
         let read = basic(&headers(&[value.as_bytes()])).ok().flatten()?;
         Some((read.id.to_string(), read.secret.to_string()))
     }
@@ -112,6 +110,14 @@ mod tests {
         // Only the first colon parts them.
         assert_eq!(read("Basic YTpiOmM="), Some(("a".to_owned(), "b:c".to_owned())));
     }
+}
+
+#[cfg(test)]
+mod fuzz {
+    use proptest::prelude::*;
+
+    use super::tests::{headers, read};
+    use super::*;
 
     proptest! {
         #[test]

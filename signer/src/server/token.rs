@@ -156,3 +156,41 @@ fn narrowed(role: &[Scope], asked: Option<&str>) -> Result<Vec<Scope>, ApiError>
     }
     if scopes.is_empty() { Ok(role.to_vec()) } else { Ok(scopes) }
 }
+
+#[cfg(test)]
+mod fuzz {
+    use axum::body::Body;
+    use axum::extract::FromRequest as _;
+    use axum::http::Request;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// Reads a body as the handler gets it.
+    fn read(body: Vec<u8>) -> Option<TokenForm> {
+        let request = Request::post("/").header("content-type", "application/x-www-form-urlencoded");
+        let request = request.body(Body::from(body)).expect("a request");
+        let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
+        runtime.block_on(Form::from_request(request, &())).ok().map(|Form(form)| form)
+    }
+
+    proptest! {
+        #[test]
+        fn any_body_is_a_form_or_refused(body in prop_oneof![
+            prop::collection::vec(any::<u8>(), 0..200),
+            "((grant_type|scope|client_id|client_secret|x)(=|%3D|&|\\+|%|%0|%00|%ff|a){0,3}&?){0,8}".prop_map(String::into_bytes),
+        ]) {
+            if let Some(form) = read(body) {
+                let _ = credentials(&HeaderMap::new(), form.client_id, form.client_secret).map(|shown| shown_key(&shown));
+                let _ = narrowed(&Scope::ALL, filled(form.scope.as_deref()));
+            }
+        }
+
+        #[test]
+        fn a_parameter_stands_once(name in "grant_type|scope|client_id|client_secret", one in "[a-z]{0,4}", other in "[a-z]{0,4}") {
+            let (once, twice) = (format!("{name}={one}"), format!("{name}={one}&{name}={other}"));
+            prop_assert!(read(once.into_bytes()).is_some());
+            prop_assert!(read(twice.into_bytes()).is_none());
+        }
+    }
+}
