@@ -1,11 +1,13 @@
 # One block of TCP ports for each instance folder `$dir`, picked once and kept in $dir/port-base.
 # shellcheck shell=bash
 
-# Ports of a block, by offset. 16 apart leaves room.
-port_block=16
+# Ports of a block, by offset. 32 apart leaves room.
+port_block=32
 port_amqp=0 port_dist=1 port_epmd=2 port_redis=3 port_s3=4 port_weed=5 # and the six after it
 # Used by `infra/up` for the programs.
 port_signer=12 port_worker=13
+# The servers over TLS, beside their plain ports.
+port_amqps=14 port_rediss=15 port_s3_tls=16
 
 port() { echo $((port_base + $1)); }
 
@@ -20,7 +22,7 @@ pick_ports() {
     # is gone or was made anew.
     [[ -d $claims ]] || mkdir -m 0700 "$claims" 2>/dev/null || [[ -d $claims ]]
     while true; do
-        port_base=$((12000 + RANDOM % 1250 * port_block))
+        port_base=$((12000 + RANDOM % 625 * port_block))
         claim=$claims/$port_base
         [[ ! -e $claim || $(readlink "$claim") == "$dir" ]] && rm -f "$claim"
         ln -s -T "$dir" "$claim" 2>/dev/null || continue

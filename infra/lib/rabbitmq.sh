@@ -8,6 +8,11 @@ rabbitmq_launch() {
     # One key a line; the default user is created on the first boot only.
     cat >"$home/rabbitmq.conf" <<CONF
 listeners.tcp.default = 127.0.0.1:$(port "$port_amqp")
+listeners.ssl.default = 127.0.0.1:$(port "$port_amqps")
+ssl_options.cacertfile = $dir/tls/ca.pem
+ssl_options.certfile = $dir/tls/server.pem
+ssl_options.keyfile = $dir/tls/server.key
+ssl_options.verify = verify_none
 default_user = vecmill
 default_pass = $amqp_password
 default_user_tags.administrator = true
@@ -47,4 +52,5 @@ rabbitmq_stop() {
 
 rabbitmq_env() {
     echo "export VECMILL_AMQP_URL=amqp://vecmill:$amqp_password@127.0.0.1:$(port "$port_amqp")/%2f"
+    echo "export VECMILL_TEST_AMQPS_URL=amqps://vecmill:$amqp_password@127.0.0.1:$(port "$port_amqps")/%2f"
 }

@@ -7,6 +7,11 @@ redis_launch() {
     cat >"$dir/redis/redis.conf" <<CONF
 bind 127.0.0.1
 port $(port "$port_redis")
+tls-port $(port "$port_rediss")
+tls-cert-file $dir/tls/server.pem
+tls-key-file $dir/tls/server.key
+tls-ca-cert-file $dir/tls/ca.pem
+tls-auth-clients no
 requirepass $redis_password
 dir $dir/redis
 save ""
@@ -28,4 +33,5 @@ redis_stop() { halt redis "${1-10}"; }
 
 redis_env() {
     echo "export VECMILL_REDIS_URL=redis://:$redis_password@127.0.0.1:$(port "$port_redis")/0"
+    echo "export VECMILL_TEST_REDISS_URL=rediss://:$redis_password@127.0.0.1:$(port "$port_rediss")/0"
 }

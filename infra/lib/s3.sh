@@ -19,6 +19,7 @@ CONF
         -volume.port=$((weed_port + 2)) -volume.port.grpc=$((weed_port + 3)) \
         -filer.port=$((weed_port + 4)) -filer.port.grpc=$((weed_port + 5)) \
         -s3 -s3.port="$(port "$port_s3")" -s3.port.grpc=$((weed_port + 6)) \
+        -s3.port.https="$(port "$port_s3_tls")" -s3.cert.file="$dir/tls/server.pem" -s3.key.file="$dir/tls/server.key" \
         -s3.port.iceberg=0 -s3.port.lance=0 -s3.iam=false -s3.config="$dir/s3/s3.json" \
         -master.telemetry=false -master.volumeSizeLimitMB=64 -volume.max=0 \
         -master.heartbeatInterval=20ms -master.electionTimeout=100ms
@@ -54,5 +55,7 @@ export VECMILL_S3_BUCKET=vecmill
 export AWS_ACCESS_KEY_ID=$s3_access_key
 export AWS_SECRET_ACCESS_KEY=$s3_secret_key
 export AWS_REGION=us-east-1
+export VECMILL_TEST_S3_TLS=https://127.0.0.1:$(port "$port_s3_tls")
+export VECMILL_TEST_TLS_DIR=$dir/tls
 ENV
 }

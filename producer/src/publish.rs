@@ -4,8 +4,11 @@ use futures_util::{StreamExt, TryStreamExt, stream};
 use lapin::{
     BasicProperties, Channel, Confirmation, Connection, ConnectionProperties,
     options::{BasicPublishOptions, ConfirmSelectOptions},
+    tcp::{OwnedIdentity, OwnedTLSConfig},
     types::{AMQPValue, FieldTable},
 };
+
+use vecmill_signer::edge::{self, ClientTls};
 
 use crate::topology::Topology;
 
@@ -36,13 +39,21 @@ pub enum PublishError {
         key: String,
     },
     /// The connection failed before the confirm.
-    #[error("RabbitMQ can't be reached: {0}")]
+    #[error("RabbitMQ can't be reached: {}", edge::explain(.0))]
     Broker(#[from] lapin::Error),
 }
 
-/// Opens a connection with a name that operators see in the broker's list.
-pub async fn connect(url: &str, name: &str) -> Result<Connection, lapin::Error> {
-    Connection::connect(url, ConnectionProperties::default().with_connection_name(name.into())).await
+/// Opens a connection with a name that operators see in the broker's list; with TLS where the URL is `amqps://`.
+pub async fn connect(url: &str, name: &str, tls: &ClientTls) -> Result<Connection, lapin::Error> {
+    // lapin takes the process's crypto provider.
+    edge::provider();
+    let properties = ConnectionProperties::default().with_connection_name(name.into());
+    let text = |pem: &[u8]| String::from_utf8_lossy(pem).into_owned();
+    let config = OwnedTLSConfig {
+        identity: tls.identity_pem().map(|(pem, key)| OwnedIdentity::PKCS8 { pem: pem.to_vec(), key: key.to_vec() }),
+        cert_chain: tls.ca_pem().map(text),
+    };
+    Connection::connect_with_config(url, properties, config, lapin::runtime::default_runtime()?).await
 }
 
 /// A channel in confirm mode.

@@ -1,21 +1,31 @@
 //! S3, as Vecmill uses it: whole small objects under keys that the contract makes, and listings.
 
-use std::{path::Path, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use aws_sdk_s3::{
     Client,
     config::{
-        BehaviorVersion, Credentials, Region, RequestChecksumCalculation, ResponseChecksumValidation,
+        BehaviorVersion, Credentials, Region, RequestChecksumCalculation, ResponseChecksumValidation, SharedHttpClient,
         retry::RetryConfig, timeout::TimeoutConfig,
     },
     error::{DisplayErrorContext, ProvideErrorMetadata, SdkError},
     operation::list_objects_v2::ListObjectsV2Output,
     primitives::ByteStream,
 };
+use aws_smithy_http_client::{
+    Builder as HttpClientBuilder,
+    tls::{Provider, TlsContext, TrustStore, rustls_provider::CryptoMode},
+};
 use bytes::Bytes;
 use serde::{Serialize, de::DeserializeOwned};
 use tokio::io::AsyncWriteExt;
-use vecmill_signer::claims::Digest;
+use vecmill_signer::{
+    claims::Digest,
+    edge::{self, ClientTls},
+};
 
 /// Tries of one S3 request inside the SDK. Longer outages are the wait ladder's business, which holds no
 /// memory and no connection.
@@ -27,6 +37,9 @@ pub struct StoreSettings {
     /// URL of the S3-compatible server; leave out for AWS itself
     #[arg(long = "s3-endpoint", env = "VECMILL_S3_ENDPOINT", value_name = "URL")]
     pub endpoint: Option<String>,
+    /// PEM file of the authorities that must have signed the S3 server's certificate; the system's when left out
+    #[arg(long = "s3-ca-file", env = "VECMILL_S3_CA_FILE", value_name = "FILE")]
+    pub ca_file: Option<PathBuf>,
     /// Bucket in which all of Vecmill's objects lie
     #[arg(long = "s3-bucket", env = "VECMILL_S3_BUCKET", value_name = "NAME", default_value = "vecmill")]
     pub bucket: String,
@@ -60,6 +73,9 @@ impl StoreSettings {
                 );
             }
         }
+        if let Some(Err(error)) = self.ca_file.as_deref().map(ClientTls::read_ca) {
+            mistakes.push(format!("--s3-ca-file (VECMILL_S3_CA_FILE): {error}"));
+        }
         if self.bucket.is_empty() {
             mistakes.push("--s3-bucket (VECMILL_S3_BUCKET) is empty: name the bucket".to_owned());
         }
@@ -90,13 +106,32 @@ impl StoreError {
     {
         let message = match error.code() {
             Some(code) => format!("{code}: {}", error.message().unwrap_or("no further word")),
-            None => DisplayErrorContext(&error).to_string(),
+            None => explained(&error).unwrap_or_else(|| DisplayErrorContext(&error).to_string()),
         };
         Self { action, key: key.to_owned(), message, too_long: false }
     }
 
     fn other(action: &'static str, key: &str, message: impl ToString) -> Self {
         Self { action, key: key.to_owned(), message: message.to_string(), too_long: false }
+    }
+}
+
+/// The sentence for a failed connection; the SDK's own words are for developers.
+fn explained<E: std::error::Error + 'static, R: std::fmt::Debug>(error: &SdkError<E, R>) -> Option<String> {
+    let SdkError::DispatchFailure(failure) = error else { return None };
+    let connector = failure.as_connector_error()?;
+    Some(edge::explain(connector))
+}
+
+/// An HTTP client that trusts these authorities alone.
+fn trusting(ca_pem: Vec<u8>) -> SharedHttpClient {
+    let roots = TrustStore::empty().with_pem_certificate(ca_pem);
+    let context = TlsContext::builder().with_trust_store(roots).build();
+    let builder = HttpClientBuilder::new().tls_provider(Provider::Rustls(CryptoMode::AwsLc));
+    match context {
+        Ok(context) => builder.tls_context(context).build_https(),
+        // Never the system's authorities in the place of those that were asked for.
+        Err(_) => HttpClientBuilder::new().build_http(),
     }
 }
 
@@ -140,6 +175,10 @@ impl Store {
             .region(Region::new(settings.region.clone()))
             .timeout_config(timeouts)
             .retry_config(RetryConfig::standard().with_max_attempts(ATTEMPTS_MAX));
+        // Read once more, for the check was another moment; what can't be read any more trusts nobody.
+        if let Some(ca) = settings.ca_file.as_deref().map(ClientTls::read_ca) {
+            shared = shared.http_client(trusting(ca.unwrap_or_default()));
+        }
         if let Some(credentials) = credentials {
             shared = shared.credentials_provider(credentials);
         }

@@ -176,7 +176,7 @@ async fn take_up(
 
     report(Event::Publishing(missing.len() as u32));
     let url = broker.amqp_url.as_deref().unwrap_or_default();
-    let connection = connect(url, "vecmill submit").await.map_err(PublishError::from)?;
+    let connection = connect(url, "vecmill submit", &broker.tls).await.map_err(PublishError::from)?;
     let publisher = Publisher::open(&connection).await.map_err(PublishError::from)?;
     let topology = broker.topology();
     publisher.declare(&topology).await.map_err(PublishError::from)?;

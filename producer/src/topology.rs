@@ -16,7 +16,7 @@ use lapin::{
     options::{ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions},
     types::{AMQPValue, FieldTable},
 };
-use vecmill_signer::claims::DEFAULT_LANES;
+use vecmill_signer::{claims::DEFAULT_LANES, edge::ClientTls};
 
 /// Most lanes. Each is a quorum queue; RabbitMQ asks for a topology review above 5,000.
 pub const LANES_MAX: u16 = 256;
@@ -36,6 +36,9 @@ pub struct BrokerSettings {
     /// secret has no flag.
     #[arg(skip = crate::secret::secret("VECMILL_AMQP_URL"))]
     pub amqp_url: Option<String>,
+    /// Whom an `amqps://` connection trusts and what it shows; from the flags that all connections share.
+    #[arg(skip)]
+    pub tls: ClientTls,
     /// First word of all queue and exchange names
     #[arg(long, env = "VECMILL_AMQP_NAMESPACE", value_name = "NAME", default_value = "vecmill")]
     pub amqp_namespace: String,

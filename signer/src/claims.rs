@@ -3,7 +3,9 @@
 use std::fmt;
 use std::str::FromStr;
 
-use serde::{Deserialize, Serialize};
+use serde::de::value::MapAccessDeserializer;
+use serde::de::{Error as _, MapAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize};
 
 pub use crate::ids::{Digest, IdError, JobId, TenantId};
 
@@ -169,12 +171,130 @@ pub struct GrantClaims {
     /// Queue lane of the tenant.
     pub lane: u32,
     /// The tenant's quota when the grant was minted.
+    #[serde(deserialize_with = "object")]
     pub limits: Limits,
     /// The tenant's revocation epoch when the grant was minted. A grant of an earlier epoch than the tenant's is void.
     pub epoch: u64,
+}
+
+/// Limits from a JSON object only. serde would also read them from a list, by position: a second way to write the same
+/// claim, in which a reader of names sees nothing.
+fn object<'de, D: Deserializer<'de>>(limits: D) -> Result<Limits, D::Error> {
+    struct Object;
+    impl<'de> Visitor<'de> for Object {
+        type Value = Limits;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("an object")
+        }
+
+        fn visit_map<M: MapAccess<'de>>(self, members: M) -> Result<Limits, M::Error> {
+            Limits::deserialize(MapAccessDeserializer::new(members)).map_err(M::Error::custom)
+        }
+    }
+    limits.deserialize_map(Object)
 }
 
 /// The issuer name where none is configured, so that a signer and its verifiers agree out of the box.
 pub const DEFAULT_ISSUER: &str = "vecmill-signer";
 /// Lanes where no number is configured. The signer and the queue topology must use the same number.
 pub const DEFAULT_LANES: u32 = 16;
+
+#[cfg(test)]
+mod fuzz {
+    use proptest::prelude::*;
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn grant() -> impl Strategy<Value = GrantClaims> {
+        let limits = (any::<u64>(), any::<u64>(), any::<u64>());
+        (
+            any::<[u8; 32]>(),
+            ".{0,20}",
+            any::<u64>(),
+            any::<u64>(),
+            any::<u32>(),
+            proptest::option::of(".{0,20}"),
+            limits,
+        )
+            .prop_map(|(digest, text, iat, rows, lane, client_addr, limits)| GrantClaims {
+                iss: text.clone(),
+                sub: TenantId::try_from("acme".to_owned()).expect("a name"),
+                aud: text.clone(),
+                jti: JobId::from_digest(&digest),
+                iat,
+                nbf: iat,
+                exp: rows,
+                manifest_sha256: Digest::from_bytes(digest),
+                model: text.clone(),
+                dimensions: lane,
+                rows,
+                key_id: text,
+                client_addr,
+                lane,
+                limits: Limits { tokens_per_minute: limits.0, tokens_burst: limits.1, tokens_per_day: limits.2 },
+                epoch: iat,
+            })
+    }
+
+    /// Any small JSON value.
+    fn json() -> impl Strategy<Value = Value> {
+        let leaf = prop_oneof![
+            Just(Value::Null),
+            any::<bool>().prop_map(Value::from),
+            any::<i64>().prop_map(Value::from),
+            any::<f64>().prop_map(Value::from),
+            ".{0,12}".prop_map(Value::from),
+        ];
+        leaf.prop_recursive(3, 12, 4, |inner| {
+            prop_oneof![
+                prop::collection::vec(inner.clone(), 0..4).prop_map(Value::from),
+                prop::collection::hash_map("[a-z]{0,4}", inner, 0..4)
+                    .prop_map(|map| Value::Object(map.into_iter().collect())),
+            ]
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn claims_survive_the_wire(claims in grant()) {
+            let text = serde_json::to_string(&claims).expect("JSON");
+            prop_assert_eq!(serde_json::from_str::<GrantClaims>(&text).expect("claims"), claims);
+        }
+
+        /// What is read back out of changed claims is what they say: no claim is coerced, guessed or filled in.
+        #[test]
+        fn a_changed_claim_is_refused_or_meant(claims in grant(), at in any::<prop::sample::Index>(), value in json()) {
+            let mut changed = serde_json::to_value(&claims).expect("JSON");
+            let members = changed.as_object_mut().expect("an object");
+            let name = members.keys().nth(at.index(members.len())).expect("a claim").clone();
+            members.insert(name.clone(), value.clone());
+            if let Ok(read) = serde_json::from_value::<GrantClaims>(changed.clone()) {
+                let read = serde_json::to_value(read).expect("JSON");
+                // `null` is how an absent address may be written.
+                let absent = name == "client_addr" && value.is_null();
+                prop_assert!(absent || read == changed, "{name}: {value}");
+            }
+        }
+
+        #[test]
+        fn any_text_is_claims_or_not(text in prop_oneof![".{0,200}", json().prop_map(|value| value.to_string())]) {
+            let _ = serde_json::from_str::<GrantClaims>(&text);
+            let _ = serde_json::from_str::<AccessClaims>(&text);
+        }
+    }
+
+    #[test]
+    fn limits_have_names() {
+        let claims = json!({
+            "iss": "", "sub": "acme", "aud": "", "jti": "ab".repeat(16), "iat": 0, "nbf": 0, "exp": 0,
+            "manifest_sha256": "ab".repeat(32), "model": "", "dimensions": 0, "rows": 0, "key_id": "", "lane": 0,
+            "limits": {"tokens_per_minute": 1, "tokens_burst": 2, "tokens_per_day": 3}, "epoch": 0,
+        });
+        assert!(serde_json::from_value::<GrantClaims>(claims.clone()).is_ok());
+        let mut by_position = claims;
+        by_position["limits"] = json!([1, 2, 3]);
+        assert!(serde_json::from_value::<GrantClaims>(by_position).is_err());
+    }
+}

@@ -9,6 +9,7 @@ use zeroize::Zeroizing;
 
 pub use crate::api_key::{ApiKey, ApiKeyError};
 use crate::claims::{Scope, TenantId};
+use crate::edge::{self, ClientTls};
 use crate::http;
 pub use crate::http::AddressError;
 use crate::time::unix_now;
@@ -48,10 +49,12 @@ impl fmt::Debug for AccessToken {
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
     /// No answer, after three tries. Worth trying again later.
-    #[error("the signer at {url} can't be reached")]
+    #[error("the signer at {url} can't be reached: {reason}")]
     Unreachable {
         /// The signer's address.
         url: String,
+        /// What the last try failed with, for people.
+        reason: String,
         /// What the last try failed with.
         source: reqwest::Error,
     },
@@ -93,7 +96,12 @@ impl SignerClient {
     /// A client of the signer at `base_url`. Connects at first use, straight to it: proxies are not used and redirects not
     /// followed, for the API key goes along.
     pub fn new(base_url: &str, key: ApiKey) -> Result<Self, AddressError> {
-        Ok(Self { http: http::client()?, base: http::base_url(base_url)?, key })
+        Self::with_tls(base_url, key, &ClientTls::default())
+    }
+
+    /// The same, trusting and showing what `tls` says.
+    pub fn with_tls(base_url: &str, key: ApiKey, tls: &ClientTls) -> Result<Self, AddressError> {
+        Ok(Self { base: http::base_url(base_url, tls)?, http: http::client(tls)?, key })
     }
 
     /// Gets an access token with `scopes`, or with all that the key's role has if `scopes` is empty.
@@ -136,7 +144,8 @@ impl SignerClient {
                     tried += 1;
                 }
                 Err(source) => {
-                    return Err(ClientError::Unreachable { url: self.base.to_string(), source: source.without_url() });
+                    let (url, source) = (self.base.to_string(), source.without_url());
+                    return Err(ClientError::Unreachable { url, reason: edge::explain(&source), source });
                 }
             }
         };

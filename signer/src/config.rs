@@ -7,9 +7,13 @@ use std::path::PathBuf;
 use clap::{Args, ValueEnum};
 
 use crate::claims::{DEFAULT_ISSUER, DEFAULT_LANES};
+use crate::edge::{self, ServerTls};
 
 /// Most lanes: each is a queue on every broker.
 const LANES_MAX: u32 = 4096;
+
+/// A person mistypes a few; a program with a key that was revoked tries again now and then.
+pub const FAILED_LOGINS_PER_MINUTE: u32 = 30;
 
 /// Where the signer keeps its state.
 #[derive(Debug, Clone, Args)]
@@ -49,9 +53,27 @@ pub struct ServeArgs {
     /// Address and port to listen on
     #[arg(long, env = "VECMILL_SIGNER_LISTEN", value_name = "ADDRESS:PORT", default_value = "127.0.0.1:8700")]
     pub listen: String,
-    /// Allow an address that other machines can reach. The service speaks plain HTTP: put TLS in front of it
+    /// PEM file of the certificate to serve TLS with, and its chain; taken anew when it changes
+    #[arg(long, env = "VECMILL_SIGNER_TLS_CERT_FILE", value_name = "FILE")]
+    pub tls_cert_file: Option<PathBuf>,
+    /// PEM file of the certificate's private key
+    #[arg(long, env = "VECMILL_SIGNER_TLS_KEY_FILE", value_name = "FILE")]
+    pub tls_key_file: Option<PathBuf>,
+    /// PEM file of the authorities that must have signed each client's certificate; without it clients show none
+    #[arg(long, env = "VECMILL_SIGNER_TLS_CLIENT_CA_FILE", value_name = "FILE")]
+    pub tls_client_ca_file: Option<PathBuf>,
+    /// Allow plain HTTP at an address that other machines can reach: API keys travel in it
     #[arg(long, env = "VECMILL_SIGNER_INSECURE_LISTEN")]
     pub insecure_listen: bool,
+    /// Failed logins a minute, for each address and for each API key, before the answer is 429
+    #[arg(
+        long,
+        env = "VECMILL_SIGNER_FAILED_LOGINS_PER_MINUTE",
+        value_name = "N",
+        default_value_t = FAILED_LOGINS_PER_MINUTE,
+        value_parser = clap::value_parser!(u32).range(1..=1_000_000)
+    )]
+    pub failed_logins_per_minute: u32,
     /// Issuer name in every token; workers and gateways must be told the same
     #[arg(long, env = "VECMILL_SIGNER_ISSUER", value_name = "NAME", default_value = DEFAULT_ISSUER)]
     pub issuer: String,
@@ -79,6 +101,10 @@ pub struct Config {
     pub issuer: String,
     /// Number of queue lanes.
     pub lanes: u32,
+    /// The listener's certificate.
+    pub tls: Option<ServerTls>,
+    /// Failed logins a minute, for each address and for each API key.
+    pub failed_logins_per_minute: u32,
 }
 
 /// All mistakes in the settings, one a line.
@@ -97,14 +123,24 @@ impl Config {
     pub fn check(paths: &Paths, args: &ServeArgs) -> Result<Self, ConfigError> {
         let mut mistakes = Vec::new();
         let listen = args.listen.parse::<SocketAddr>();
+        let tls = ServerTls::open(
+            args.tls_cert_file.as_deref(),
+            args.tls_key_file.as_deref(),
+            args.tls_client_ca_file.as_deref(),
+        );
+        let tls = tls.unwrap_or_else(|error| {
+            mistakes.push(format!("--tls-cert-file, --tls-key-file, --tls-client-ca-file: {error}"));
+            None
+        });
         match &listen {
             Err(_) => mistakes.push("--listen must be ADDRESS:PORT, such as 127.0.0.1:8700".to_owned()),
-            Ok(address) if !address.ip().is_loopback() && !args.insecure_listen => mistakes.push(
-                "--listen is an address that other machines can reach, over plain HTTP; \
-                 add --insecure-listen if TLS or a private network protects it"
-                    .to_owned(),
-            ),
-            Ok(_) => {}
+            Ok(address) => mistakes.extend(edge::exposed(
+                *address,
+                args.tls_cert_file.is_some(),
+                args.insecure_listen,
+                "--insecure-listen",
+                "--tls-cert-file and --tls-key-file",
+            )),
         }
         if !(1..=128).contains(&args.issuer.len()) || !args.issuer.bytes().all(|b| b.is_ascii_graphic()) {
             mistakes.push("--issuer must be 1 to 128 visible ASCII characters".to_owned());
@@ -129,6 +165,8 @@ impl Config {
                 master_key_file: paths.master_key_file.clone(),
                 issuer: args.issuer.clone(),
                 lanes,
+                tls,
+                failed_logins_per_minute: args.failed_logins_per_minute,
             }),
             _ => Err(ConfigError(mistakes)),
         }
@@ -142,7 +180,11 @@ mod tests {
     fn args() -> ServeArgs {
         ServeArgs {
             listen: "127.0.0.1:0".to_owned(),
+            tls_cert_file: None,
+            tls_key_file: None,
+            tls_client_ca_file: None,
             insecure_listen: false,
+            failed_logins_per_minute: FAILED_LOGINS_PER_MINUTE,
             issuer: "signer".to_owned(),
             lanes: "16".to_owned(),
             log: "info".to_owned(),
@@ -173,6 +215,9 @@ mod tests {
         assert!(Config::check(&paths, &args()).is_ok());
         let open = ServeArgs { listen: "0.0.0.0:8700".to_owned(), ..args() };
         assert!(Config::check(&paths, &open).is_err());
-        assert!(Config::check(&paths, &ServeArgs { insecure_listen: true, ..open }).is_ok());
+        assert!(Config::check(&paths, &ServeArgs { insecure_listen: true, ..open.clone() }).is_ok());
+        let half = ServeArgs { tls_cert_file: Some(file.path().into()), ..open };
+        let told = Config::check(&paths, &half).expect_err("a certificate without its key").to_string();
+        assert!(told.contains("--tls-key-file") && told.contains("both"), "{told}");
     }
 }

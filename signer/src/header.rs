@@ -78,3 +78,74 @@ pub(crate) fn kid_of(token: &str, typ: &str) -> Result<String, Refusal> {
 pub(crate) fn is_kid(kid: &str) -> bool {
     (1..=64).contains(&kid.len()) && kid.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-')
 }
+
+#[cfg(test)]
+mod fuzz {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// Texts that are nearly headers.
+    fn nearly() -> impl Strategy<Value = String> {
+        let piece = prop::sample::select(
+            &[
+                "{",
+                "}",
+                "\"alg\"",
+                "\"typ\"",
+                "\"kid\"",
+                "\"crit\"",
+                "\"jku\"",
+                ":",
+                ",",
+                "\"EdDSA\"",
+                "\"at+jwt\"",
+                "\"k1\"",
+                "null",
+                "[",
+                "]",
+                " ",
+                "\\u0061",
+                "\"none\"",
+                "1e999",
+                "\u{feff}",
+                "\0",
+            ][..],
+        );
+        prop::collection::vec(prop_oneof![6 => piece.prop_map(str::to_owned), 1 => ".{0,4}"], 0..40)
+            .prop_map(|pieces| pieces.concat())
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_is_refused_or_a_token(token in ".{0,300}") {
+            let _ = kid_of(&token, "at+jwt");
+        }
+
+        /// Whatever passes says exactly what a header of ours says.
+        #[test]
+        fn only_our_header_passes(json in nearly()) {
+            let token = format!("{}.e30.AA", URL_SAFE_NO_PAD.encode(&json));
+            if let Ok(kid) = kid_of(&token, "at+jwt") {
+                prop_assert!(is_kid(&kid));
+                let value: serde_json::Value = serde_json::from_str(&json).expect("JSON");
+                prop_assert_eq!(value, serde_json::json!({ "alg": "EdDSA", "typ": "at+jwt", "kid": kid }));
+            }
+        }
+
+        #[test]
+        fn a_header_with_any_member_more_is_refused(name in "[a-zA-Z0-9#_]{1,12}", value in "[a-z]{0,8}") {
+            prop_assume!(!["alg", "typ", "kid"].contains(&name.as_str()));
+            let json = serde_json::json!({ "alg": "EdDSA", "typ": "at+jwt", "kid": "k1", name: value });
+            let token = format!("{}.e30.AA", URL_SAFE_NO_PAD.encode(json.to_string()));
+            prop_assert!(kid_of(&token, "at+jwt").is_err());
+        }
+
+        #[test]
+        fn every_kid_of_the_right_shape_is_given_back(kid in "[A-Za-z0-9_-]{1,64}") {
+            let json = serde_json::json!({ "alg": "EdDSA", "typ": "at+jwt", "kid": kid });
+            let token = format!("{}.e30.AA", URL_SAFE_NO_PAD.encode(json.to_string()));
+            prop_assert_eq!(kid_of(&token, "at+jwt"), Ok(kid));
+        }
+    }
+}

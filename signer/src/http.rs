@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use reqwest::{Client, Response, Url, redirect};
 
+use crate::edge::{self, ClientTls};
+
 /// The signer is near; a connection that takes longer than this will not come.
 const CONNECT_MAX: Duration = Duration::from_secs(2);
 /// Whole exchange. The signer answers in milliseconds; its own request timeout is longer.
@@ -17,13 +19,19 @@ pub enum AddressError {
     /// Not an http or https address, or one with a user, query or fragment.
     #[error("the signer's address must be http://HOST[:PORT] or https://HOST[:PORT], without user, query or fragment")]
     NotAnAddress,
+    /// Plain http to another machine.
+    #[error(
+        "the signer's address is plain http to another machine, where API keys could be read and public keys swapped on \
+         the way: use https://, or --insecure-signer (VECMILL_INSECURE_SIGNER=true) on a network you trust"
+    )]
+    Insecure,
     /// The TLS stack could not start.
-    #[error("the HTTP client could not be built")]
+    #[error("the HTTP client could not be built: do the client certificate and its key belong together?")]
     NoClient,
 }
 
 /// The signer's address, ready to be extended by a path.
-pub(crate) fn base_url(text: &str) -> Result<Url, AddressError> {
+pub(crate) fn base_url(text: &str, tls: &ClientTls) -> Result<Url, AddressError> {
     let url = Url::parse(text).map_err(|_| AddressError::NotAnAddress)?;
     let plain = matches!(url.scheme(), "http" | "https")
         && url.has_host()
@@ -31,7 +39,11 @@ pub(crate) fn base_url(text: &str) -> Result<Url, AddressError> {
         && url.password().is_none()
         && url.query().is_none()
         && url.fragment().is_none();
-    if plain { Ok(url) } else { Err(AddressError::NotAnAddress) }
+    if !plain {
+        return Err(AddressError::NotAnAddress);
+    }
+    let here = url.host_str().is_some_and(edge::is_loopback);
+    if url.scheme() == "http" && !here && !tls.takes_plain_http() { Err(AddressError::Insecure) } else { Ok(url) }
 }
 
 /// `path` below the signer's address, whether that ends in a slash or not.
@@ -42,8 +54,9 @@ pub(crate) fn join(base: &Url, path: &str) -> Url {
 }
 
 /// A client that goes straight to the signer: an API key must not pass a proxy or follow a redirect.
-pub(crate) fn client() -> Result<Client, AddressError> {
-    Client::builder()
+pub(crate) fn client(tls: &ClientTls) -> Result<Client, AddressError> {
+    tls.apply(Client::builder())
+        .ok_or(AddressError::NoClient)?
         .connect_timeout(CONNECT_MAX)
         .timeout(EXCHANGE_MAX)
         .redirect(redirect::Policy::none())
@@ -70,23 +83,45 @@ mod tests {
 
     #[test]
     fn addresses_are_plain() {
-        for good in ["http://127.0.0.1:8700", "https://signer.example/", "https://example/signer"] {
-            assert!(base_url(good).is_ok(), "{good}");
+        let tls = ClientTls::default();
+        for good in [
+            "http://127.0.0.1:8700",
+            "http://[::1]:8700",
+            "http://localhost",
+            "https://signer.example/",
+            "https://example/signer",
+        ] {
+            assert!(base_url(good, &tls).is_ok(), "{good}");
         }
         for bad in ["", "signer", "ftp://x", "http://u:p@x", "http://x?a", "http://x#a", "file:///etc/passwd"] {
-            assert_eq!(base_url(bad), Err(AddressError::NotAnAddress), "{bad}");
+            assert_eq!(base_url(bad, &tls), Err(AddressError::NotAnAddress), "{bad}");
+        }
+    }
+
+    #[test]
+    fn plain_http_goes_no_further_than_this_machine() {
+        let told = crate::edge::ClientTlsArgs { insecure_signer: true, ..<_>::default() }.load().expect("no files");
+        for away in [
+            "http://192.0.2.1:8700",
+            "http://signer",
+            "http://localhost.example",
+            "http://127.0.0.1.example",
+            "http://[::2]",
+        ] {
+            assert_eq!(base_url(away, &ClientTls::default()), Err(AddressError::Insecure), "{away}");
+            assert!(base_url(away, &told).is_ok(), "{away}");
         }
     }
 
     #[test]
     fn paths_are_appended() {
         for (base, want) in [
-            ("http://x", "http://x/v1/grants"),
-            ("http://x/", "http://x/v1/grants"),
-            ("http://x/signer", "http://x/signer/v1/grants"),
-            ("http://x/signer/", "http://x/signer/v1/grants"),
+            ("https://x", "https://x/v1/grants"),
+            ("https://x/", "https://x/v1/grants"),
+            ("https://x/signer", "https://x/signer/v1/grants"),
+            ("https://x/signer/", "https://x/signer/v1/grants"),
         ] {
-            let base = base_url(base).expect("an address");
+            let base = base_url(base, &ClientTls::default()).expect("an address");
             assert_eq!(join(&base, "v1/grants").as_str(), want);
         }
     }

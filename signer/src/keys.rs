@@ -210,3 +210,29 @@ mod tests {
         assert_eq!(format!("{key:?}"), format!("SigningKey {{ kid: {:?}, .. }}", key.kid()));
     }
 }
+
+#[cfg(test)]
+mod fuzz {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn any_document_is_a_key_set_or_refused(
+            kty in "OKP|RSA|", kid in "[a-z/]{0,3}", x in prop_oneof!["[A-Za-z0-9_-]{0,44}", "[A-Za-z0-9_-]{42}[AEIMQUYcgkosw048]"], copies in 0_usize..70,
+        ) {
+            let key = format!(r#"{{"kty":"{kty}","crv":"Ed25519","kid":"{kid}","x":"{x}"}}"#);
+            let document = format!(r#"{{"keys":[{}]}}"#, vec![key; copies].join(","));
+            if let Ok(keys) = KeySet::from_jwks(document.as_bytes()) {
+                prop_assert!(keys.is_empty() || copies == 1);
+                prop_assert_eq!(KeySet::from_jwks(keys.to_jwks().to_string().as_bytes()), Ok(keys));
+            }
+        }
+
+        #[test]
+        fn any_bytes_are_a_key_set_or_refused(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+            let _ = KeySet::from_jwks(&bytes);
+        }
+    }
+}

@@ -1,7 +1,8 @@
 //! The signer: who may do what.
 //!
 //! One crate holds both ends of trust. [`mint`] signs tokens and [`verify`] checks them; [`server`] is the HTTP service
-//! that gives tokens to holders of API keys; [`client`] asks it for them; the policy database knows tenants, keys and
+//! that gives tokens to holders of API keys; [`client`] asks it for them; [`edge`] is how all programs listen and connect with
+//! TLS; the policy database knows tenants, keys and
 //! limits. Workers and gateways link this crate only for [`claims`] and [`verify`]: they never hold a private key.
 
 mod api_key;
@@ -9,6 +10,7 @@ pub mod claims;
 pub mod cli;
 pub mod client;
 pub mod config;
+pub mod edge;
 mod header;
 mod http;
 mod ids;

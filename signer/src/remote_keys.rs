@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use jsonwebtoken::DecodingKey;
 use reqwest::{Client, StatusCode, Url};
 
+use crate::edge::{self, ClientTls};
 use crate::http::{self, AddressError};
 use crate::keys::KeySet;
 use crate::refusal::Refusal;
@@ -37,8 +38,13 @@ struct Shared {
 impl RemoteKeys {
     /// Keys of the signer at `signer_url`, such as `https://signer.internal:8700`. Connects at first use.
     pub fn new(signer_url: &str) -> Result<Self, AddressError> {
-        let url = http::join(&http::base_url(signer_url)?, ".well-known/jwks.json");
-        Ok(Self(Arc::new(Shared { http: http::client()?, url, cache: Mutex::default(), flight: <_>::default() })))
+        Self::with_tls(signer_url, &ClientTls::default())
+    }
+
+    /// The same, trusting and showing what `tls` says.
+    pub fn with_tls(signer_url: &str, tls: &ClientTls) -> Result<Self, AddressError> {
+        let url = http::join(&http::base_url(signer_url, tls)?, ".well-known/jwks.json");
+        Ok(Self(Arc::new(Shared { http: http::client(tls)?, url, cache: Mutex::default(), flight: <_>::default() })))
     }
 
     /// Whether there is a believable set, fetching one if need be.
@@ -95,11 +101,12 @@ impl Shared {
     }
 
     async fn fetch(&self) -> Result<KeySet, String> {
-        let response = self.http.get(self.url.clone()).send().await.map_err(|error| error.without_url().to_string())?;
+        let response =
+            self.http.get(self.url.clone()).send().await.map_err(|error| edge::explain(&error.without_url()))?;
         if response.status() != StatusCode::OK {
             return Err(format!("the signer answered {}", response.status()));
         }
-        let body = http::body(response).await.map_err(|error| error.without_url().to_string())?;
+        let body = http::body(response).await.map_err(|error| edge::explain(&error.without_url()))?;
         let body = body.ok_or("the signer's key set is too large")?;
         match KeySet::from_jwks(&body) {
             Ok(keys) if keys.is_empty() => Err("the signer publishes no key".to_owned()),

@@ -1,6 +1,8 @@
 //! The signer's HTTP service.
 
+mod authorization;
 mod error;
+mod failed_logins;
 mod grants;
 mod open;
 mod token;
@@ -18,14 +20,16 @@ use axum::middleware::{self, Next};
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::{get, post};
 use tokio::net::TcpListener;
-use tokio::sync::{Notify, Semaphore};
+use tokio::sync::Semaphore;
 
 use crate::config::Config;
+use crate::edge::{self, ServerTls};
 use crate::mint::Minter;
 use crate::store::{Store, StoreError};
 use crate::vault::Vault;
 use crate::verify::{Keys, Verifier};
 use error::ApiError;
+use failed_logins::FailedLogins;
 
 /// The largest honest body is a grant request: under 1 KiB, with an 8 KiB token in its header.
 const BODY_LEN_MAX: usize = 16 * 1024;
@@ -47,6 +51,8 @@ pub struct App {
     jwks: String,
     lanes: u32,
     in_flight: Semaphore,
+    failed_logins: FailedLogins,
+    tls: Option<ServerTls>,
 }
 
 impl App {
@@ -63,6 +69,8 @@ impl App {
             verifier: Verifier::new(config.issuer.clone(), Keys::Fixed(published)),
             lanes: config.lanes,
             in_flight: Semaphore::new(IN_FLIGHT_MAX),
+            failed_logins: FailedLogins::new(config.failed_logins_per_minute),
+            tls: config.tls.clone(),
         })
     }
 }
@@ -87,39 +95,37 @@ pub async fn serve(
     app: Arc<App>,
     shutdown: impl Future<Output = ()> + Send + 'static,
 ) -> io::Result<()> {
-    let stopping = Arc::new(Notify::new());
-    let stop = Arc::clone(&stopping);
-    let service = router(Arc::clone(&app)).into_make_service_with_connect_info::<SocketAddr>();
-    let server = axum::serve(listener, service).with_graceful_shutdown(async move {
+    let shutdown = async {
         shutdown.await;
         tracing::info!("shutting down");
-        stop.notify_one();
-    });
-    let overdue = async {
-        stopping.notified().await;
-        tokio::time::sleep(DRAIN_MAX).await;
     };
-    let served = tokio::select! {
-        served = server.into_future() => served,
-        () = overdue => Ok(()),
-    };
+    let served = edge::serve(listener, app.tls.clone(), router(Arc::clone(&app)), shutdown, DRAIN_MAX).await;
     app.store.close().await;
     served
 }
 
-/// Resolves at SIGTERM or SIGINT.
-pub async fn shutdown_signal() {
+/// Resolves at SIGTERM or SIGINT. The handlers stand from the call on: a signal that comes before the future is first
+/// polled is not lost, and does not kill.
+pub fn shutdown_signal() -> impl Future<Output = ()> + Send + 'static {
     use tokio::signal::unix::{SignalKind, signal};
-    let on = async |kind| match signal(kind) {
-        Ok(mut signals) => {
-            signals.recv().await;
+    let on = |kind| {
+        let signals = signal(kind);
+        async move {
+            match signals {
+                Ok(mut signals) => {
+                    signals.recv().await;
+                }
+                // Without the handler the signal keeps its default: it ends the process.
+                Err(_) => pending().await,
+            }
         }
-        // Without the handler the signal keeps its default: it ends the process.
-        Err(_) => pending().await,
     };
-    tokio::select! {
-        () = on(SignalKind::terminate()) => {}
-        () = on(SignalKind::interrupt()) => {}
+    let (terminate, interrupt) = (on(SignalKind::terminate()), on(SignalKind::interrupt()));
+    async move {
+        tokio::select! {
+            () = terminate => {}
+            () = interrupt => {}
+        }
     }
 }
 

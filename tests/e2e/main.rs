@@ -9,5 +9,6 @@ mod outages;
 mod quota;
 mod refusals;
 mod repair;
+mod tls;
 mod topology;
 mod two_tenants;

@@ -198,6 +198,33 @@ impl Cluster {
         self.signer = Some(signer);
     }
 
+    /// The same over TLS, with the servers' certificate, and every client set to trust its authority alone and to reach
+    /// everything over TLS.
+    pub async fn start_signer_with_tls(&mut self) {
+        let tls = PathBuf::from(&self.env["VECMILL_TEST_TLS_DIR"]);
+        let file = |name: &str| tls.join(name).display().to_string();
+        let more = [
+            ("VECMILL_SIGNER_TLS_CERT_FILE", file("server.pem")),
+            ("VECMILL_SIGNER_TLS_KEY_FILE", file("server.key")),
+            ("VECMILL_CA_FILE", file("ca.pem")),
+            ("VECMILL_S3_CA_FILE", file("ca.pem")),
+            ("VECMILL_AMQP_URL", self.env["VECMILL_TEST_AMQPS_URL"].clone()),
+            ("VECMILL_REDIS_URL", self.env["VECMILL_TEST_REDISS_URL"].clone()),
+            ("VECMILL_S3_ENDPOINT", self.env["VECMILL_TEST_S3_TLS"].clone()),
+        ];
+        self.env.extend(more.map(|(name, value)| (name.to_owned(), value)));
+        let bootstrapped =
+            self.run("vecmill-signer", &["bootstrap", "--tenant", &format!("{}-admin", self.unique), "--json"]);
+        assert!(bootstrapped.status.success(), "{}", String::from_utf8_lossy(&bootstrapped.stderr));
+        let listen = free_address();
+        self.env.insert("VECMILL_SIGNER_LISTEN".to_owned(), listen.clone());
+        self.env.insert("VECMILL_SIGNER_URL".to_owned(), format!("https://{listen}"));
+        let signer = self.spawn("vecmill-signer", &["serve"], &[], format!("https://{listen}"));
+        eventually("the signer listens", START_LIMIT, || async { signer.logged().contains("listening").then_some(()) })
+            .await;
+        self.signer = Some(signer);
+    }
+
     /// A new tenant with a writer's key; `limits` are flags of `vecmill-signer tenant create`.
     pub fn tenant(&self, name: &str, limits: &[&str]) -> Tenant {
         let id = format!("{}-{name}", self.unique);
@@ -289,6 +316,7 @@ impl Cluster {
         let value = |name: &str| self.env[name].clone();
         let settings = StoreSettings {
             endpoint: Some(value("VECMILL_S3_ENDPOINT")),
+            ca_file: None,
             bucket: value("VECMILL_S3_BUCKET"),
             region: value("AWS_REGION"),
         };
@@ -319,6 +347,7 @@ impl Cluster {
     fn broker(&self) -> BrokerSettings {
         BrokerSettings {
             amqp_url: Some(self.env["VECMILL_AMQP_URL"].clone()),
+            tls: <_>::default(),
             amqp_namespace: self.unique.clone(),
             lanes: 4,
             wait_ladder: vec![1, 2, 3],
@@ -327,7 +356,8 @@ impl Cluster {
 
     /// A connection to the broker and a publisher on it, with everything declared.
     pub async fn publisher(&self) -> (lapin::Connection, Publisher) {
-        let connection = connect(&self.env["VECMILL_AMQP_URL"], "vecmill tests").await.expect("RabbitMQ");
+        let connection =
+            connect(&self.env["VECMILL_AMQP_URL"], "vecmill tests", &<_>::default()).await.expect("RabbitMQ");
         let publisher = Publisher::open(&connection).await.expect("a channel");
         publisher.declare(&self.topology()).await.expect("the topology");
         (connection, publisher)

@@ -3,6 +3,8 @@
 //! `infra/test` brings up one RabbitMQ, Redis and S3 for the tests that leave them alone; a test that kills a server
 //! starts instances of its own ([`Servers::private`]).
 
+#[path = "../../signer/tests/it/attacks/table.rs"]
+pub mod attacks;
 pub mod cluster;
 pub mod corpus;
 pub mod forge;

@@ -8,7 +8,7 @@ use tempfile::TempDir;
 pub type Env = BTreeMap<String, String>;
 
 /// The variables that `infra/services env` prints.
-const NAMES: [&str; 7] = [
+const NAMES: [&str; 11] = [
     "VECMILL_AMQP_URL",
     "VECMILL_REDIS_URL",
     "VECMILL_S3_ENDPOINT",
@@ -16,6 +16,11 @@ const NAMES: [&str; 7] = [
     "AWS_ACCESS_KEY_ID",
     "AWS_SECRET_ACCESS_KEY",
     "AWS_REGION",
+    // The same servers over TLS, and the folder with their authority and certificate.
+    "VECMILL_TEST_AMQPS_URL",
+    "VECMILL_TEST_REDISS_URL",
+    "VECMILL_TEST_S3_TLS",
+    "VECMILL_TEST_TLS_DIR",
 ];
 
 /// Servers to test against.

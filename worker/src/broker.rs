@@ -23,6 +23,7 @@ use vecmill_producer::{
     publish::{PublishError, Publisher, connect, number},
     topology::Topology,
 };
+use vecmill_signer::edge::{self, ClientTls};
 
 use crate::{
     delivery::{Delivery, Incoming, Settle, stopped},
@@ -42,6 +43,8 @@ const REASON_BYTES_MAX: usize = 512;
 pub struct Consume {
     /// RabbitMQ's URL.
     pub url: String,
+    /// Whom to trust, where that is `amqps://`.
+    pub tls: ClientTls,
     /// The names on it.
     pub topology: Topology,
     /// Unsettled chunks of one lane that this worker holds. Two keep the model fed while one is written.
@@ -75,7 +78,7 @@ pub async fn consume(
 
 #[derive(Debug, thiserror::Error)]
 enum SessionError {
-    #[error("{0}")]
+    #[error("{}", edge::explain(.0))]
     Broker(#[from] lapin::Error),
     #[error("the broker cancelled the consumer of {0}: was its queue deleted?")]
     Cancelled(String),
@@ -143,7 +146,7 @@ async fn session(
 }
 
 async fn open(settings: &Consume) -> Result<(Connection, Publisher, Vec<(lapin::Channel, Consumer)>), lapin::Error> {
-    let connection = connect(&settings.url, &settings.worker).await?;
+    let connection = connect(&settings.url, &settings.worker, &settings.tls).await?;
     let publisher = Publisher::open(&connection).await?;
     publisher.declare(&settings.topology).await?;
     let consumers = consumers(settings, &connection).await?;

@@ -4,13 +4,18 @@ use std::{
     collections::BTreeMap,
     net::SocketAddr,
     sync::{Arc, Mutex},
+    time::Duration,
 };
 
 use axum::{Router, extract::State, http::StatusCode, response::IntoResponse, routing::get};
 use tokio::sync::watch;
 use tracing::{info, warn};
+use vecmill_signer::edge::{self, ServerTls};
 
 use crate::{delivery::stopped, metrics::Metrics};
+
+/// Longest wait for open requests at the end: each is answered from memory.
+const DRAIN_MAX: Duration = Duration::from_secs(2);
 
 /// Something without which a worker takes no new work.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -66,6 +71,7 @@ impl Health {
 /// Serves the three routes until `stop` says so.
 pub async fn serve(
     listen: SocketAddr,
+    tls: Option<ServerTls>,
     health: Arc<Health>,
     metrics: Arc<Metrics>,
     mut stop: watch::Receiver<bool>,
@@ -89,11 +95,7 @@ pub async fn serve(
         .route("/metrics", get(move || std::future::ready(exposition(&metrics))))
         .with_state(health);
     let listener = tokio::net::TcpListener::bind(listen).await?;
-    axum::serve(listener, routes)
-        .with_graceful_shutdown(async move {
-            stopped(&mut stop).await;
-        })
-        .await
+    edge::serve(listener, tls, routes, async move { stopped(&mut stop).await }, DRAIN_MAX).await
 }
 
 fn exposition(metrics: &Metrics) -> impl IntoResponse + use<> {

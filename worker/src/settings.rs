@@ -1,10 +1,11 @@
 //! A worker's settings, checked together before anything connects.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use vecmill_producer::{secret::secret, store::StoreSettings, topology::BrokerSettings};
 use vecmill_signer::{
     claims::DEFAULT_ISSUER,
+    edge::{self, ClientTlsArgs, ServerTls},
     verify::{Keys, RemoteKeys, Verifier},
 };
 
@@ -27,6 +28,18 @@ pub struct Settings {
     /// Address for /healthz, /readyz and /metrics
     #[arg(long, env = "VECMILL_WORKER_LISTEN", value_name = "ADDR", default_value = "127.0.0.1:8701")]
     listen: String,
+    /// PEM file of the certificate to serve them over TLS with, and its chain; taken anew when it changes
+    #[arg(long, env = "VECMILL_WORKER_TLS_CERT_FILE", value_name = "FILE")]
+    tls_cert_file: Option<PathBuf>,
+    /// PEM file of the certificate's private key
+    #[arg(long, env = "VECMILL_WORKER_TLS_KEY_FILE", value_name = "FILE")]
+    tls_key_file: Option<PathBuf>,
+    /// PEM file of the authorities that must have signed each client's certificate; without it clients show none
+    #[arg(long, env = "VECMILL_WORKER_TLS_CLIENT_CA_FILE", value_name = "FILE")]
+    tls_client_ca_file: Option<PathBuf>,
+    /// Allow plain HTTP at an address that other machines can reach
+    #[arg(long, env = "VECMILL_WORKER_INSECURE_LISTEN")]
+    insecure_listen: bool,
     /// Name of this worker in audit records and on the broker; by default the host's name and the process id
     #[arg(long, env = "VECMILL_WORKER_NAME", value_name = "NAME")]
     name: Option<String>,
@@ -36,6 +49,8 @@ pub struct Settings {
     /// Issuer name that grants must carry
     #[arg(long, env = "VECMILL_ISSUER", value_name = "NAME", default_value = DEFAULT_ISSUER)]
     issuer: String,
+    #[command(flatten)]
+    tls: ClientTlsArgs,
     #[command(flatten)]
     store: StoreSettings,
     #[command(flatten)]
@@ -49,6 +64,7 @@ pub struct Config {
     pub(crate) prefetch: u16,
     pub(crate) drain: Duration,
     pub(crate) listen: SocketAddr,
+    pub(crate) listen_tls: Option<ServerTls>,
     pub(crate) name: String,
     pub(crate) verifier: Verifier,
     /// Two: one for charges, one for asking whether it is there.
@@ -59,23 +75,44 @@ pub struct Config {
 
 impl Settings {
     /// Checks everything; gives all mistakes, a sentence each.
-    pub fn check(self) -> Result<Config, Vec<String>> {
+    pub fn check(mut self) -> Result<Config, Vec<String>> {
         let mut mistakes = self.model.mistakes();
         mistakes.extend(self.store.mistakes());
         mistakes.extend(self.broker.mistakes());
+        let tls = keep(&mut mistakes, self.tls.load().map_err(|error| error.to_string())).unwrap_or_default();
+        self.broker.tls = tls.clone();
         let keys = keep(
             &mut mistakes,
-            RemoteKeys::new(&self.signer_url).map_err(|error| format!("--signer-url (VECMILL_SIGNER_URL): {error}")),
+            RemoteKeys::with_tls(&self.signer_url, &tls)
+                .map_err(|error| format!("--signer-url (VECMILL_SIGNER_URL): {error}")),
+        );
+        let listen_tls = ServerTls::open(
+            self.tls_cert_file.as_deref(),
+            self.tls_key_file.as_deref(),
+            self.tls_client_ca_file.as_deref(),
+        );
+        let listen_tls = keep(
+            &mut mistakes,
+            listen_tls.map_err(|error| format!("--tls-cert-file, --tls-key-file, --tls-client-ca-file: {error}")),
         );
         let listen = keep(
             &mut mistakes,
-            self.listen.parse().map_err(|_| {
+            self.listen.parse::<SocketAddr>().map_err(|_| {
                 format!(
                     "--listen (VECMILL_WORKER_LISTEN) is {:?}: it must be ADDRESS:PORT, for example 127.0.0.1:8701",
                     self.listen
                 )
             }),
         );
+        mistakes.extend(listen.and_then(|address| {
+            edge::exposed(
+                address,
+                self.tls_cert_file.is_some(),
+                self.insecure_listen,
+                "--insecure-listen (VECMILL_WORKER_INSECURE_LISTEN=true)",
+                "--tls-cert-file and --tls-key-file",
+            )
+        }));
         let quota = keep(
             &mut mistakes,
             match secret("VECMILL_REDIS_URL") {
@@ -83,8 +120,8 @@ impl Settings {
                     Err("VECMILL_REDIS_URL is not set: give Redis' URL, for example redis://:password@127.0.0.1:6379"
                         .to_owned())
                 }
-                Some(url) => RedisQuota::new(&url)
-                    .and_then(|quota| Ok((quota, RedisQuota::new(&url)?)))
+                Some(url) => RedisQuota::new(&url, &tls)
+                    .and_then(|quota| Ok((quota, RedisQuota::new(&url, &tls)?)))
                     .map_err(|error| format!("VECMILL_REDIS_URL: {error}")),
             },
         );
@@ -95,6 +132,7 @@ impl Settings {
                 prefetch: self.prefetch,
                 drain: Duration::from_secs(self.drain_s),
                 listen,
+                listen_tls: listen_tls.flatten(),
                 name: self.name.unwrap_or_else(default_name),
                 verifier: Verifier::new(self.issuer, Keys::Remote(keys)),
                 quota,

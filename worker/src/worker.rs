@@ -6,6 +6,7 @@ use anyhow::Context;
 use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{info, warn};
 use vecmill_producer::store::Store;
+use vecmill_signer::edge::explain;
 
 use crate::{
     broker::{self, Consume},
@@ -36,7 +37,8 @@ pub async fn run(config: Config, stop: watch::Receiver<bool>) -> anyhow::Result<
     let (health, metrics) = (Arc::new(Health::default()), Arc::new(Metrics::default()));
     let listen = config.listen;
     // First, so that /healthz answers while the model loads.
-    let served = tokio::spawn(health::serve(listen, health.clone(), metrics.clone(), stop.clone()));
+    let served =
+        tokio::spawn(health::serve(listen, config.listen_tls.clone(), health.clone(), metrics.clone(), stop.clone()));
 
     let source = config.model.clone();
     let mut stopping = stop.clone();
@@ -69,6 +71,7 @@ pub async fn run(config: Config, stop: watch::Receiver<bool>) -> anyhow::Result<
     });
     let consume = Consume {
         url: config.broker.amqp_url.clone().unwrap_or_default(),
+        tls: config.broker.tls.clone(),
         topology: config.broker.topology(),
         prefetch: config.prefetch,
         worker: config.name,
@@ -124,7 +127,7 @@ async fn watch_needs(health: Arc<Health>, store: Store, quota: RedisQuota) {
         }
         match quota.ping().await {
             Ok(()) => health.has(Need::Quota),
-            Err(error) => health.lacks(Need::Quota, &error.to_string()),
+            Err(error) => health.lacks(Need::Quota, &explain(&error)),
         }
         tokio::time::sleep(PROBE_EVERY).await;
     }

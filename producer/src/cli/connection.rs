@@ -3,6 +3,7 @@
 use vecmill_signer::{
     claims::{JobId, Scope, TenantId},
     client::{ApiKey, SignerClient},
+    edge::ClientTlsArgs,
 };
 
 use super::output::Failure;
@@ -18,14 +19,24 @@ pub(super) struct Connection {
     #[arg(long, env = "VECMILL_SIGNER_URL", value_name = "URL", default_value = "http://127.0.0.1:8700")]
     signer_url: String,
     #[command(flatten)]
+    tls: ClientTlsArgs,
+    #[command(flatten)]
     store: StoreSettings,
 }
 
 impl Connection {
-    /// Checks every setting, the broker's too where the command needs one, then sets the clients up.
-    pub(super) async fn open(&self, broker: Option<&BrokerSettings>) -> Result<(Store, SignerClient), Failure> {
+    /// Checks every setting, the broker's too where the command needs one, then sets the clients up. The broker's
+    /// settings get the TLS that all connections share.
+    pub(super) async fn open(&self, broker: Option<&mut BrokerSettings>) -> Result<(Store, SignerClient), Failure> {
         let mut mistakes = self.store.mistakes();
-        mistakes.extend(broker.map(BrokerSettings::mistakes).unwrap_or_default());
+        mistakes.extend(broker.as_deref().map(BrokerSettings::mistakes).unwrap_or_default());
+        let tls = self.tls.load().unwrap_or_else(|error| {
+            mistakes.push(error.to_string());
+            <_>::default()
+        });
+        if let Some(broker) = broker {
+            broker.tls = tls.clone();
+        }
         let key = match secret("VECMILL_API_KEY").map(|key| key.parse::<ApiKey>()) {
             Some(Ok(key)) => Some(key),
             Some(Err(error)) => {
@@ -37,7 +48,7 @@ impl Connection {
                 None
             }
         };
-        let signer = match key.map(|key| SignerClient::new(&self.signer_url, key)) {
+        let signer = match key.map(|key| SignerClient::with_tls(&self.signer_url, key, &tls)) {
             Some(Ok(signer)) => Some(signer),
             Some(Err(error)) => {
                 mistakes.push(format!("--signer-url (VECMILL_SIGNER_URL): {error}"));

@@ -24,8 +24,8 @@ pub(super) struct Args {
     connection: Connection,
 }
 
-pub(super) async fn run(args: Args) -> Result<(), Failure> {
-    let (store, signer) = args.connection.open(Some(&args.broker)).await?;
+pub(super) async fn run(mut args: Args) -> Result<(), Failure> {
+    let (store, signer) = args.connection.open(Some(&mut args.broker)).await?;
     let bar = bar(0, "chunks").with_message("publishing");
     let repaired = repair(&store, &signer, &args.broker, &args.job, args.window_hours * 3600, |event| match event {
         Event::Publishing(messages) => bar.set_length(u64::from(messages)),

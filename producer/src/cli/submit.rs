@@ -104,9 +104,9 @@ impl Args {
     }
 }
 
-pub(super) async fn run(args: Args) -> Result<(), Failure> {
+pub(super) async fn run(mut args: Args) -> Result<(), Failure> {
     let what = args.submit()?;
-    let (store, signer) = args.connection.open(Some(&args.broker)).await?;
+    let (store, signer) = args.connection.open(Some(&mut args.broker)).await?;
     let reporter = Reporter::new(args.corpus.to_string());
     let report = {
         let reporter = reporter.clone();

@@ -4,6 +4,8 @@
 //! unknown versions refused. The crates on both sides use these types; nothing is described twice.
 
 mod chunk;
+#[cfg(test)]
+mod fuzz;
 mod layout;
 mod manifest;
 mod message;

@@ -19,6 +19,8 @@ pub(super) async fn run(paths: &Paths, args: &ServeArgs) -> anyhow::Result<()> {
     let app = App::open(&config).await?;
     let listener =
         TcpListener::bind(config.listen).await.with_context(|| format!("can't listen on {}", config.listen))?;
-    tracing::info!(address = %listener.local_addr()?, issuer = config.issuer, lanes = config.lanes, "listening");
-    server::serve(listener, Arc::new(app), server::shutdown_signal()).await.context("the server failed")
+    // Before anybody is told that the service is there.
+    let shutdown = server::shutdown_signal();
+    tracing::info!(address = %listener.local_addr()?, issuer = config.issuer, lanes = config.lanes, tls = config.tls.is_some(), "listening");
+    server::serve(listener, Arc::new(app), shutdown).await.context("the server failed")
 }

@@ -16,11 +16,13 @@ pub(super) struct ApiError {
     description: String,
     /// `WWW-Authenticate`.
     challenge: Option<&'static str>,
+    /// `Retry-After`, seconds.
+    retry_after_s: Option<u64>,
 }
 
 impl ApiError {
     fn new(status: StatusCode, code: &'static str, description: impl Into<String>) -> Self {
-        Self { status, code, description: description.into(), challenge: None }
+        Self { status, code, description: description.into(), challenge: None, retry_after_s: None }
     }
 
     /// 400 with an OAuth error code.
@@ -42,10 +44,26 @@ impl ApiError {
         Self { challenge: Some("Basic realm=\"vecmill-signer\", charset=\"UTF-8\""), ..refusal }
     }
 
-    /// 401 for an access token.
-    pub(super) fn invalid_token(description: impl Into<String>) -> Self {
-        let refusal = Self::new(StatusCode::UNAUTHORIZED, "invalid_token", description);
+    /// 429: this address, or this key, has failed too often.
+    pub(super) fn too_many_failures(wait_s: u64) -> Self {
+        let sentence = format!("too many logins from this address or with this API key have failed; wait {wait_s} s");
+        let refusal = Self::new(StatusCode::TOO_MANY_REQUESTS, "slow_down", sentence);
+        Self { retry_after_s: Some(wait_s), ..refusal }
+    }
+
+    /// 401 for an access token: one answer, whatever is wrong with it. Which check it failed is for the log; told to the
+    /// caller, it would guide whoever forges one.
+    pub(super) fn invalid_token() -> Self {
+        let sentence =
+            "the access token is malformed, expired, revoked or not meant for this service; ask for a new one";
+        let refusal = Self::new(StatusCode::UNAUTHORIZED, "invalid_token", sentence);
         Self { challenge: Some("Bearer realm=\"vecmill-signer\", error=\"invalid_token\""), ..refusal }
+    }
+
+    /// 401 without a token.
+    pub(super) fn token_missing() -> Self {
+        let sentence = "an access token is needed: Authorization: Bearer TOKEN";
+        Self { description: sentence.to_owned(), ..Self::invalid_token() }
     }
 
     /// 403: the token is good, but not for this.
@@ -66,7 +84,8 @@ impl ApiError {
 
     /// 503: the same request may succeed later.
     pub(super) fn unavailable(description: impl Into<String>) -> Self {
-        Self::new(StatusCode::SERVICE_UNAVAILABLE, "temporarily_unavailable", description)
+        let refusal = Self::new(StatusCode::SERVICE_UNAVAILABLE, "temporarily_unavailable", description);
+        Self { retry_after_s: Some(1), ..refusal }
     }
 
     /// 500, for what should not happen. The cause is the operator's, not the caller's.
@@ -90,8 +109,8 @@ impl IntoResponse for ApiError {
         if let Some(challenge) = self.challenge {
             response.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static(challenge));
         }
-        if self.status == StatusCode::SERVICE_UNAVAILABLE {
-            response.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("1"));
+        if let Some(retry_after_s) = self.retry_after_s {
+            response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(retry_after_s));
         }
         response
     }

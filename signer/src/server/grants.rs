@@ -7,10 +7,11 @@ use axum::Json;
 use axum::extract::rejection::JsonRejection;
 use axum::extract::{ConnectInfo, State};
 use axum::http::HeaderMap;
-use axum::http::header::{AUTHORIZATION, CACHE_CONTROL};
+use axum::http::header::CACHE_CONTROL;
 use axum::response::IntoResponse;
 
 use super::App;
+use super::authorization::bearer;
 use super::error::ApiError;
 use crate::claims::Scope;
 use crate::mint::Grantee;
@@ -28,7 +29,7 @@ pub(super) async fn grant(
     let access = authorize(&app, &headers, peer).await?;
     let Json(request) = request.map_err(|rejection| ApiError::bad_body(rejection.status(), rejection.body_text()))?;
 
-    let tenant = app.store.tenant(access.tenant()).await?.ok_or_else(|| ApiError::invalid_token("no such tenant"))?;
+    let tenant = app.store.tenant(access.tenant()).await?.ok_or_else(ApiError::invalid_token)?;
     policy::check(&tenant.settings, &request).map_err(|denial| {
         if denial.is_policy() {
             ApiError::access_denied(denial.to_string())
@@ -55,22 +56,16 @@ pub(super) async fn grant(
 /// The bearer's token, if it is good, has `jobs:submit`, and the key behind it may still be used. An access token lives
 /// five minutes, a grant a day: a key revoked in between must not get one.
 async fn authorize(app: &App, headers: &HeaderMap, peer: SocketAddr) -> Result<VerifiedAccess, ApiError> {
-    let token = headers
-        .get(AUTHORIZATION)
-        .and_then(|value| value.to_str().ok())
-        .and_then(|value| value.split_once(' '))
-        .filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"))
-        .map(|(_, token)| token.trim())
-        .ok_or_else(|| ApiError::invalid_token("an access token is needed: Authorization: Bearer TOKEN"))?;
+    let token = bearer(headers)?;
     let access = app.verifier.access(token).await.map_err(|refusal| {
         tracing::warn!(reason = refusal.code(), client_addr = %peer.ip(), "access token refused");
-        ApiError::invalid_token(refusal.to_string())
+        ApiError::invalid_token()
     })?;
     let key = app.store.find_key(access.key_id()).await?;
     let key = key.filter(|key| &key.info.tenant == access.tenant() && key.barred(unix_now()).is_none());
     let Some(key) = key else {
         tracing::warn!(key_id = access.key_id(), reason = "key barred", client_addr = %peer.ip(), "access token refused");
-        return Err(ApiError::invalid_token("the API key behind this token is expired or revoked"));
+        return Err(ApiError::invalid_token());
     };
     // The role is asked again too: it may have been narrowed since the token was minted.
     if !access.has_scope(Scope::JobsSubmit) || !key.scopes.contains(&Scope::JobsSubmit) {

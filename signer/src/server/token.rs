@@ -2,20 +2,20 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Instant;
 
 use axum::Json;
 use axum::extract::rejection::FormRejection;
 use axum::extract::{ConnectInfo, Form, State};
-use axum::http::header::{AUTHORIZATION, CACHE_CONTROL};
+use axum::http::header::CACHE_CONTROL;
 use axum::http::{HeaderMap, HeaderName};
 use axum::response::IntoResponse;
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
 use serde::Deserialize;
 use subtle::ConstantTimeEq as _;
 use zeroize::Zeroizing;
 
 use super::App;
+use super::authorization::{Credentials, Unreadable, basic};
 use super::error::ApiError;
 use crate::api_key::ApiKey;
 use crate::claims::Scope;
@@ -31,12 +31,6 @@ pub(super) struct TokenForm {
     scope: Option<String>,
     client_id: Option<String>,
     client_secret: Option<Zeroizing<String>>,
-}
-
-/// An id and a secret as shown, not yet believed.
-struct Credentials {
-    id: Zeroizing<String>,
-    secret: Zeroizing<String>,
 }
 
 pub(super) async fn token(
@@ -91,7 +85,7 @@ fn credentials(
     id: Option<String>,
     secret: Option<Zeroizing<String>>,
 ) -> Result<Credentials, ApiError> {
-    let Some(header) = headers.get(AUTHORIZATION) else {
+    let Some(shown) = basic(headers).map_err(|Unreadable| ApiError::invalid_client())? else {
         let (Some(id), Some(secret)) = (id, secret) else { return Err(ApiError::invalid_client()) };
         return Ok(Credentials { id: Zeroizing::new(id), secret });
     };
@@ -99,25 +93,21 @@ fn credentials(
         let sentence = "the API key must come in the Authorization header or in the body, not in both";
         return Err(ApiError::bad_request("invalid_request", sentence));
     }
-    let (scheme, code) =
-        header.to_str().ok().and_then(|value| value.split_once(' ')).ok_or_else(ApiError::invalid_client)?;
-    if !scheme.eq_ignore_ascii_case("basic") {
-        return Err(ApiError::invalid_client());
-    }
-    let pair = STANDARD.decode(code.trim()).map(Zeroizing::new).map_err(|_| ApiError::invalid_client())?;
-    let pair = std::str::from_utf8(&pair).map_err(|_| ApiError::invalid_client())?;
-    // Ids and secrets are of characters that form coding leaves as they are, so there is nothing to decode.
-    let (basic_id, secret) = pair.split_once(':').ok_or_else(ApiError::invalid_client)?;
-    if id.is_some_and(|id| id != basic_id) {
+    if id.is_some_and(|id| id != *shown.id) {
         let sentence = "client_id in the body is not the one in the Authorization header";
         return Err(ApiError::bad_request("invalid_request", sentence));
     }
-    Ok(Credentials { id: Zeroizing::new(basic_id.to_owned()), secret: Zeroizing::new(secret.to_owned()) })
+    Ok(shown)
 }
 
 /// The key, if it is genuine and may be used now.
 async fn authenticate(app: &App, credentials: &Credentials, peer: SocketAddr) -> Result<StoredKey, ApiError> {
+    if let Some(wait_s) = app.failed_logins.wait_s(peer.ip(), &credentials.id, Instant::now()) {
+        tracing::warn!(wait_s, client_addr = %peer.ip(), "login refused: too many have failed");
+        return Err(ApiError::too_many_failures(wait_s));
+    }
     let refuse = |key_id: &str, reason: &'static str| {
+        app.failed_logins.failed(peer.ip(), key_id, Instant::now());
         tracing::warn!(key_id, reason, client_addr = %peer.ip(), "API key refused");
         ApiError::invalid_client()
     };
@@ -131,7 +121,10 @@ async fn authenticate(app: &App, credentials: &Credentials, peer: SocketAddr) ->
         Some(_) if !genuine => Err(refuse(shown.id(), "wrong secret")),
         Some(key) => match key.barred(unix_now()) {
             Some(reason) => Err(refuse(shown.id(), reason)),
-            None => Ok(key),
+            None => {
+                app.failed_logins.worked(peer.ip(), shown.id());
+                Ok(key)
+            }
         },
     }
 }
@@ -162,4 +155,42 @@ fn narrowed(role: &[Scope], asked: Option<&str>) -> Result<Vec<Scope>, ApiError>
         }
     }
     if scopes.is_empty() { Ok(role.to_vec()) } else { Ok(scopes) }
+}
+
+#[cfg(test)]
+mod fuzz {
+    use axum::body::Body;
+    use axum::extract::FromRequest as _;
+    use axum::http::Request;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// Reads a body as the handler gets it.
+    fn read(body: Vec<u8>) -> Option<TokenForm> {
+        let request = Request::post("/").header("content-type", "application/x-www-form-urlencoded");
+        let request = request.body(Body::from(body)).expect("a request");
+        let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
+        runtime.block_on(Form::from_request(request, &())).ok().map(|Form(form)| form)
+    }
+
+    proptest! {
+        #[test]
+        fn any_body_is_a_form_or_refused(body in prop_oneof![
+            prop::collection::vec(any::<u8>(), 0..200),
+            "((grant_type|scope|client_id|client_secret|x)(=|%3D|&|\\+|%|%0|%00|%ff|a){0,3}&?){0,8}".prop_map(String::into_bytes),
+        ]) {
+            if let Some(form) = read(body) {
+                let _ = credentials(&HeaderMap::new(), form.client_id, form.client_secret).map(|shown| shown_key(&shown));
+                let _ = narrowed(&Scope::ALL, filled(form.scope.as_deref()));
+            }
+        }
+
+        #[test]
+        fn a_parameter_stands_once(name in "grant_type|scope|client_id|client_secret", one in "[a-z]{0,4}", other in "[a-z]{0,4}") {
+            let (once, twice) = (format!("{name}={one}"), format!("{name}={one}&{name}={other}"));
+            prop_assert!(read(once.into_bytes()).is_some());
+            prop_assert!(read(twice.into_bytes()).is_none());
+        }
+    }
 }

@@ -2,8 +2,6 @@
 
 use reqwest::{Response, StatusCode};
 use serde_json::{Value, json};
-use sqlx::Connection as _;
-use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
 use vecmill_signer::claims::{Digest, JobId, Scope};
 use vecmill_signer::client::{ApiKey, ClientError, GrantRequest, SignerClient};
 use vecmill_signer::store::{NewKey, TenantSettings};
@@ -42,15 +40,6 @@ async fn post_form(signer: &Signer, form: &[(&str, &str)]) -> Response {
 async fn new_key(signer: &Signer, role: &str, expires_s: Option<u64>) -> ApiKey {
     let new = NewKey { tenant: "acme".parse().expect("a name"), role: role.to_owned(), expires_s };
     signer.store.create_key(&signer.vault, &new, "test").await.expect("a key")
-}
-
-/// Changes the policy database behind the server's back, as a later command of the signer will.
-async fn execute(signer: &Signer, sql: &'static str, value: &str) {
-    let options = SqliteConnectOptions::new().filename(signer.home.database());
-    let mut connection = SqliteConnection::connect_with(&options).await.expect("a database");
-    let done = sqlx::query(sql).bind(value).execute(&mut connection).await.expect("executed");
-    assert_eq!(done.rows_affected(), 1);
-    connection.close().await.expect("closed");
 }
 
 /// A client that gives up: a signer that hangs must fail the test, not stall it.
@@ -160,10 +149,10 @@ async fn keys_that_are_wrong_or_over_get_one_answer() {
     let elsewhere = Signer::start(settings()).await;
     let unknown = elsewhere.keys.writer.clone();
     let wrong = new_key(&signer, "writer", None).await;
-    execute(&signer, "UPDATE api_keys SET digest = zeroblob(32) WHERE id = ?", wrong.id()).await;
+    signer.execute("UPDATE api_keys SET digest = zeroblob(32) WHERE id = ?", wrong.id()).await;
     let expired = new_key(&signer, "writer", Some(1)).await;
     let revoked = new_key(&signer, "writer", None).await;
-    execute(&signer, "UPDATE api_keys SET revoked_s = 1 WHERE id = ?", revoked.id()).await;
+    signer.execute("UPDATE api_keys SET revoked_s = 1 WHERE id = ?", revoked.id()).await;
 
     for (key, what) in [(unknown, "unknown"), (wrong, "wrong"), (expired, "expired"), (revoked, "revoked")] {
         let error = signer.client(&key).access_token(&[]).await.expect_err("refused");
@@ -182,13 +171,13 @@ async fn a_key_cut_off_after_its_token_gets_no_grant() {
     let client = signer.client(&key);
     let access = client.access_token(&[]).await.expect("a token");
     client.job_grant(&access, &request()).await.expect("a grant");
-    execute(&signer, "UPDATE api_keys SET revoked_s = 1 WHERE id = ?", key.id()).await;
+    signer.execute("UPDATE api_keys SET revoked_s = 1 WHERE id = ?", key.id()).await;
     let error = client.job_grant(&access, &request()).await.expect_err("refused");
     assert_eq!(refused(error), (401, "invalid_token".to_owned()));
 
     let writer = signer.client(&signer.keys.writer);
     let access = writer.access_token(&[]).await.expect("a token");
-    execute(&signer, "UPDATE tenants SET status = 'suspended' WHERE id = ?", "acme").await;
+    signer.execute("UPDATE tenants SET status = 'suspended' WHERE id = ?", "acme").await;
     let error = writer.job_grant(&access, &request()).await.expect_err("refused");
     assert_eq!(refused(error), (401, "invalid_token".to_owned()));
     assert_eq!(refused(writer.access_token(&[]).await.expect_err("refused")).0, 401);

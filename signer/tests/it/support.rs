@@ -8,12 +8,14 @@ use aws_lc_rs::signature::{Ed25519KeyPair, KeyPair as _};
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde_json::{Value, json};
+use sqlx::Connection as _;
+use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
 use tempfile::TempDir;
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use vecmill_signer::client::{ApiKey, SignerClient};
-use vecmill_signer::config::Config;
+use vecmill_signer::config::{Config, FAILED_LOGINS_PER_MINUTE};
 use vecmill_signer::keys::KeySet;
 use vecmill_signer::server::{self, App};
 use vecmill_signer::store::{Bootstrapped, FirstTenant, Store, TenantSettings};
@@ -132,11 +134,17 @@ pub(crate) struct Signer {
 
 impl Signer {
     pub(crate) async fn start(settings: TenantSettings) -> Self {
+        Self::start_after(settings, async |_| {}).await
+    }
+
+    /// Starts after `prepare` has had the database to itself.
+    pub(crate) async fn start_after(settings: TenantSettings, prepare: impl AsyncFnOnce(PathBuf)) -> Self {
         let home = Home::new();
         let store = Store::open_or_create(&home.database()).await.expect("a database");
         let first = FirstTenant { id: "acme".parse().expect("a name"), settings };
         let keys = store.bootstrap(&home.master_key_file(), &first).await.expect("bootstrapped");
         let vault = Vault::open(&home.master_key_file()).expect("a vault");
+        prepare(home.database()).await;
         let (address, stop, served) = serve(&home.database(), &home.master_key_file(), "127.0.0.1:0").await;
         Self { home, keys, store, vault, address, stop, served }
     }
@@ -150,6 +158,15 @@ impl Signer {
 
     pub(crate) fn url(&self) -> String {
         format!("http://{}", self.address)
+    }
+
+    /// Changes the policy database behind the server's back, as another command of the signer does.
+    pub(crate) async fn execute(&self, sql: &'static str, value: &str) {
+        let options = SqliteConnectOptions::new().filename(self.home.database());
+        let mut connection = SqliteConnection::connect_with(&options).await.expect("a database");
+        let done = sqlx::query(sql).bind(value).execute(&mut connection).await.expect("executed");
+        assert_eq!(done.rows_affected(), 1);
+        connection.close().await.expect("closed");
     }
 
     pub(crate) fn client(&self, key: &ApiKey) -> SignerClient {
@@ -168,6 +185,8 @@ async fn serve(
         master_key_file: master_key_file.to_owned(),
         issuer: ISSUER.to_owned(),
         lanes: 4,
+        tls: None,
+        failed_logins_per_minute: FAILED_LOGINS_PER_MINUTE,
     };
     let app = App::open(&config).await.expect("an app");
     let listener = TcpListener::bind(config.listen).await.expect("a port");

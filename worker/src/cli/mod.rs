@@ -17,7 +17,8 @@ Examples:
   vecmill-worker run --model Qwen/Qwen3-Embedding-0.6B --model-dir /models/0.6B
   vecmill-worker run --model Qwen/Qwen3-Embedding-0.6B --revision COMMIT       download it once, pinned
   VECMILL_MODEL=vecmill/mini vecmill-worker run       try the pipeline, no download
-  vecmill-worker run --listen 0.0.0.0:8701              let Prometheus on other hosts scrape it
+  vecmill-worker run --listen 0.0.0.0:8701 --tls-cert-file w.pem --tls-key-file w.key
+                                                        let Prometheus on other hosts scrape it, over TLS
   vecmill-worker embed --model-dir /models/0.6B < lines > vectors.jsonl
   vecmill-worker bench --model-dir /models/0.6B         how fast the model is on this machine
 

@@ -37,7 +37,11 @@ pub(super) async fn start(root: &Path) -> anyhow::Result<Store> {
             });
         }
     });
-    let settings =
-        StoreSettings { endpoint: Some(endpoint), bucket: BUCKET.to_owned(), region: "us-east-1".to_owned() };
+    let settings = StoreSettings {
+        endpoint: Some(endpoint),
+        ca_file: None,
+        bucket: BUCKET.to_owned(),
+        region: "us-east-1".to_owned(),
+    };
     Ok(Store::connect_with(&settings, StoreCredentials { id: "local".to_owned(), secret }).await)
 }

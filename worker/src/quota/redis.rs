@@ -2,11 +2,16 @@
 
 use std::time::Duration;
 
-use deadpool_redis::redis::{AsyncConnectionConfig, RedisError, Script, ScriptInvocation, cmd};
+use deadpool_redis::redis::{
+    AsyncConnectionConfig, Client, ClientTlsConfig, ConnectionInfo, IntoConnectionInfo, RedisError, Script,
+    ScriptInvocation, TlsCertificates, cmd,
+};
 use deadpool_redis::{BuildError, Connection, Manager, Pool, PoolConfig, Runtime, Timeouts};
 use futures_util::{StreamExt, stream};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
+
+use vecmill_signer::edge::{self, ClientTls};
 
 use super::{Ask, Cause, Charge, Over, QuotaError, TOKENS_MAX, Verdict, keep_ms};
 
@@ -50,21 +55,22 @@ pub struct RedisQuota {
 }
 
 impl RedisQuota {
-    /// Takes a `redis://` URL. Connects to nothing yet.
+    /// Takes a `redis://` or `rediss://` URL; `tls` is for the latter. Connects to nothing yet.
     ///
     /// # Errors
     /// When the URL is not usable.
-    pub fn new(url: &str) -> Result<Self, SetupError> {
-        Self::with_script(url, CHARGE_LUA)
+    pub fn new(url: &str, tls: &ClientTls) -> Result<Self, SetupError> {
+        Self::with_script(url, tls, CHARGE_LUA)
     }
 
     /// The same, running a script of the caller's: tests give it a clock they hold.
-    pub(super) fn with_script(url: &str, script: &str) -> Result<Self, SetupError> {
+    pub(super) fn with_script(url: &str, tls: &ClientTls, script: &str) -> Result<Self, SetupError> {
         // Neither library sets all of its limits by default, so each is set here.
         let connection = AsyncConnectionConfig::new()
             .set_connection_timeout(Some(Duration::from_millis(CONNECT_MS)))
             .set_response_timeout(Some(Duration::from_millis(RESPONSE_MS)));
-        let manager = Manager::new_with_config(url, connection).map_err(SetupError::Url)?;
+        let manager = Manager::new_with_config(address(url, tls).map_err(SetupError::Url)?, connection)
+            .map_err(SetupError::Url)?;
         let timeouts = Timeouts {
             wait: Some(Duration::from_millis(ASK_MS)),
             create: Some(Duration::from_millis(CONNECT_MS)),
@@ -133,6 +139,23 @@ impl RedisQuota {
             .arg(keep_ms(*keep_s));
         invocation
     }
+}
+
+/// Where Redis is, with what TLS needs to get there.
+fn address(url: &str, tls: &ClientTls) -> Result<ConnectionInfo, RedisError> {
+    // The library takes the process's crypto provider.
+    edge::provider();
+    if !url.starts_with("rediss://") {
+        return url.into_connection_info();
+    }
+    let certificates = TlsCertificates {
+        client_tls: tls
+            .identity_pem()
+            .map(|(cert, key)| ClientTlsConfig { client_cert: cert.to_vec(), client_key: key.to_vec() }),
+        root_cert: tls.ca_pem().map(<[u8]>::to_vec),
+    };
+    // The certificates go with the address, and only a client puts them there.
+    Ok(Client::build_with_tls(url, certificates)?.get_connection_info().clone())
 }
 
 /// Answers asks until all senders are gone.

@@ -227,7 +227,7 @@ async fn asks_are_answered_over_the_channel() {
 #[test]
 fn a_url_that_is_no_redis_url_is_refused_without_repeating_it() {
     for url in ["", "http://:hunter2@localhost", "redis://:hunter2@"] {
-        let refused = RedisQuota::new(url).err().unwrap();
+        let refused = RedisQuota::new(url, &<_>::default()).err().unwrap();
         assert!(matches!(refused, SetupError::Url(_)));
         assert!(!format!("{refused:?} {refused}").contains("hunter2"));
     }

@@ -51,7 +51,7 @@ impl Server {
     }
 
     pub(super) fn quota(&self) -> RedisQuota {
-        RedisQuota::new(&self.url()).unwrap()
+        RedisQuota::new(&self.url(), &<_>::default()).unwrap()
     }
 
     /// A quota whose script reads the time from a list that [`set_clock`] writes. Only the tests' copy of the
@@ -60,7 +60,7 @@ impl Server {
         const TIME: &str = "redis.call('TIME')";
         assert_eq!(CHARGE_LUA.matches(TIME).count(), 1);
         let script = CHARGE_LUA.replace(TIME, "redis.call('LRANGE', 'clock', 0, 1)");
-        RedisQuota::with_script(&self.url(), &script).unwrap()
+        RedisQuota::with_script(&self.url(), &<_>::default(), &script).unwrap()
     }
 
     pub(super) async fn connection(&self) -> MultiplexedConnection {

@@ -1,0 +1,170 @@
+//! What `infra/bench/signer` measures with: minting and verifying beside bare Ed25519, a server whose one route checks an
+//! access token on the signer's own HTTP server, and a load generator.
+#![allow(clippy::expect_used, reason = "a benchmark that can't go on says why and ends")]
+
+use std::hint::black_box;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use aws_lc_rs::signature::{ED25519, Ed25519KeyPair, KeyPair as _, UnparsedPublicKey};
+use axum::Router;
+use axum::extract::State;
+use axum::http::header::AUTHORIZATION;
+use axum::http::{HeaderMap, StatusCode};
+use axum::routing::get;
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpStream};
+use vecmill_signer::claims::Scope;
+use vecmill_signer::edge;
+use vecmill_signer::keys::{KeySet, SigningKey};
+use vecmill_signer::mint::{AccessRequest, Minter};
+use vecmill_signer::verify::{Keys, Verifier};
+
+const ISSUER: &str = "bench";
+/// Of one measurement of the crypto; the four take turns.
+const TURN: Duration = Duration::from_millis(500);
+const USAGE: &str =
+    "usage: bench-signer crypto TURNS | prepare DIR | serve DIR ADDRESS | load ADDRESS TOKEN_FILE SECONDS CONNECTIONS";
+
+#[tokio::main(flavor = "current_thread")]
+async fn main() {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    match arguments[..] {
+        ["crypto", turns] => crypto(turns.parse().expect("a number of turns")).await,
+        ["prepare", dir] => prepare(Path::new(dir)),
+        ["serve", dir, address] => serve(Path::new(dir), address).await,
+        ["load", address, token, seconds, connections] => {
+            let token = std::fs::read_to_string(token).expect("a token file");
+            let seconds = Duration::from_secs(seconds.parse().expect("seconds"));
+            load(address, token.trim(), seconds, connections.parse().expect("a number of connections")).await;
+        }
+        _ => eprintln!("{USAGE}"),
+    }
+}
+
+fn request() -> AccessRequest {
+    AccessRequest {
+        tenant: "acme".parse().expect("a name"),
+        scopes: vec![Scope::JobsSubmit, Scope::JobsRead],
+        key_id: "abcdefghijklmnop".to_owned(),
+        client_addr: Some("192.0.2.1".to_owned()),
+    }
+}
+
+/// Operations a second of each, in turns on one thread; prints the medians.
+async fn crypto(turns: usize) {
+    let minter = Minter::new(ISSUER.to_owned(), SigningKey::generate().expect("random source"));
+    let verifier = Verifier::new(ISSUER.to_owned(), Keys::Fixed(minter.public_keys()));
+    let (token, _) = minter.mint_access(request()).expect("signed");
+    let pair = Ed25519KeyPair::generate().expect("random source");
+    let message = token.rsplit_once('.').expect("signed").0.as_bytes();
+    let signature = pair.sign(message);
+    let public = UnparsedPublicKey::new(&ED25519, pair.public_key().as_ref());
+    let mut rates = [const { Vec::new() }; 4];
+    for _ in 0..turns {
+        rates[0].push(rate(|| _ = black_box(pair.sign(black_box(message)))));
+        rates[1].push(rate(|| drop(black_box(minter.mint_access(request())))));
+        rates[2].push(rate(|| public.verify(black_box(message), signature.as_ref()).expect("genuine")));
+        rates[3]
+            .push(rate_async(async || drop(black_box(verifier.access(black_box(&token)).await.expect("good")))).await);
+    }
+    let [sign, mint, verify, access] = rates.map(|mut rates| {
+        rates.sort_by(f64::total_cmp);
+        rates[rates.len() / 2]
+    });
+    println!("Ed25519 sign    {sign:>9.0} /s a core");
+    println!("tokens minted   {mint:>9.0} /s a core  {:.2} of the signatures", mint / sign);
+    println!("Ed25519 verify  {verify:>9.0} /s a core");
+    println!("tokens verified {access:>9.0} /s a core  {:.2} of the verifications", access / verify);
+}
+
+fn rate(mut once: impl FnMut()) -> f64 {
+    let (begun, mut count) = (Instant::now(), 0_u32);
+    while begun.elapsed() < TURN {
+        (0..16).for_each(|_| once());
+        count += 16;
+    }
+    f64::from(count) / begun.elapsed().as_secs_f64()
+}
+
+async fn rate_async(mut once: impl AsyncFnMut()) -> f64 {
+    let (begun, mut count) = (Instant::now(), 0_u32);
+    while begun.elapsed() < TURN {
+        for _ in 0..16 {
+            once().await;
+        }
+        count += 16;
+    }
+    f64::from(count) / begun.elapsed().as_secs_f64()
+}
+
+/// Writes a token (good for five minutes), the key set, and the public key for a verifier that reads no JWK.
+fn prepare(dir: &Path) {
+    let minter = Minter::new(ISSUER.to_owned(), SigningKey::generate().expect("random source"));
+    let (token, _) = minter.mint_access(request()).expect("signed");
+    let jwks = minter.public_keys().to_jwks();
+    let x = URL_SAFE_NO_PAD.decode(jwks["keys"][0]["x"].as_str().expect("a key")).expect("base64url");
+    let hex: String = x.iter().map(|byte| format!("{byte:02x}")).collect();
+    let kid = jwks["keys"][0]["kid"].as_str().expect("a kid").to_owned();
+    for (name, text) in [("token", token), ("jwks.json", jwks.to_string()), ("public.hex", hex), ("kid", kid)] {
+        std::fs::write(dir.join(name), text).expect("written");
+    }
+}
+
+/// The signer's HTTP server with one route, which says `ok` to a good access token.
+async fn serve(dir: &Path, address: &str) {
+    let keys = KeySet::from_jwks(&std::fs::read(dir.join("jwks.json")).expect("a key set")).expect("a key set");
+    let verifier = Verifier::new(ISSUER.to_owned(), Keys::Fixed(keys));
+    let routes = Router::new().route("/", get(check)).with_state(verifier);
+    let listener = TcpListener::bind(address).await.expect("the address is free");
+    edge::serve(listener, None, routes, std::future::pending(), Duration::ZERO).await.expect("served");
+}
+
+async fn check(State(verifier): State<Verifier>, headers: HeaderMap) -> (StatusCode, &'static str) {
+    let token = headers.get(AUTHORIZATION).and_then(|value| value.to_str().ok()?.strip_prefix("Bearer "));
+    let Some(token) = token else { return (StatusCode::UNAUTHORIZED, "no\n") };
+    match verifier.access(token).await {
+        Ok(_) => (StatusCode::OK, "ok\n"),
+        Err(_) => (StatusCode::UNAUTHORIZED, "no\n"),
+    }
+}
+
+/// Asks on some connections for some time, each asking again when it is answered; prints answers a second.
+async fn load(address: &str, token: &str, time: Duration, connections: usize) {
+    let request = format!("GET / HTTP/1.1\r\nHost: {address}\r\nAuthorization: Bearer {token}\r\n\r\n");
+    let end = Instant::now() + time;
+    let mut tasks = Vec::new();
+    for _ in 0..connections {
+        let (address, request) = (address.to_owned(), request.clone());
+        tasks.push(tokio::spawn(async move {
+            let mut stream = TcpStream::connect(&address).await.expect("it listens");
+            stream.set_nodelay(true).expect("a socket");
+            let (mut answer, mut count) = (vec![0; 4096], 0_u64);
+            while Instant::now() < end {
+                stream.write_all(request.as_bytes()).await.expect("it listens");
+                let mut filled = 0;
+                loop {
+                    let read = stream.read(&mut answer[filled..]).await.expect("an answer");
+                    assert!(read > 0, "the server closed the connection");
+                    filled += read;
+                    // All three answer with three bytes: `ok` or `no` and a line break.
+                    if answer[..filled].ends_with(b"\r\n\r\nok\n") {
+                        break;
+                    }
+                    assert!(!answer[..filled].ends_with(b"\r\n\r\nno\n"), "the token was refused");
+                }
+                count += 1;
+            }
+            count
+        }));
+    }
+    let begun = Instant::now();
+    let mut count = 0;
+    for task in tasks {
+        count += task.await.expect("no panic");
+    }
+    println!("{:.0}", count as f64 / begun.elapsed().as_secs_f64());
+}

@@ -1,0 +1,152 @@
+//! An HTTP server with limits on what a client may send before it is known, over TLS where a certificate is given.
+
+use std::convert::Infallible;
+use std::io;
+use std::net::SocketAddr;
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::Body;
+use axum::extract::ConnectInfo;
+use axum::http::header::{
+    CACHE_CONTROL, CONTENT_SECURITY_POLICY, REFERRER_POLICY, STRICT_TRANSPORT_SECURITY, X_CONTENT_TYPE_OPTIONS,
+    X_FRAME_OPTIONS,
+};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Request};
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::server::graceful::{GracefulShutdown, Watcher};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
+use tokio::time::timeout;
+use tokio_rustls::TlsAcceptor;
+use tower_service::Service as _;
+
+use super::ServerTls;
+
+/// Connections at once: each costs a descriptor and some 30 KiB. More wait in the kernel's queue.
+const CONNECTIONS_MAX: usize = 1024;
+/// Time for a TLS handshake: three round trips, and some for a busy machine.
+const HANDSHAKE_MAX: Duration = Duration::from_secs(10);
+/// Time for a request's head, and the longest that a connection may idle between two.
+const HEAD_MAX: Duration = Duration::from_secs(15);
+/// Bytes of a request's head: a token of 8 KiB and what proxies add.
+const HEAD_LEN_MAX: usize = 16 * 1024;
+/// Header fields of a request; browsers send 20.
+const FIELDS_MAX: usize = 64;
+/// After a failed `accept`: out of descriptors, which only time frees.
+const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
+
+/// Headers of every answer, unless a handler has set its own. These are answers for programs: a browser that is led here
+/// must neither run, frame nor keep them.
+const HEADERS: [(HeaderName, &str); 5] = [
+    (X_CONTENT_TYPE_OPTIONS, "nosniff"),
+    (X_FRAME_OPTIONS, "DENY"),
+    (CONTENT_SECURITY_POLICY, "default-src 'none'; frame-ancestors 'none'"),
+    (REFERRER_POLICY, "no-referrer"),
+    (CACHE_CONTROL, "no-store"),
+];
+/// A year. Over TLS only.
+const HSTS: &str = "max-age=31536000";
+
+/// Serves `routes` until `shutdown` resolves; then finishes what is under way, for `drain_max` at most. Handlers find the
+/// peer's address as `ConnectInfo<SocketAddr>`.
+pub async fn serve(
+    listener: TcpListener,
+    tls: Option<ServerTls>,
+    routes: Router,
+    shutdown: impl Future<Output = ()>,
+    drain_max: Duration,
+) -> io::Result<()> {
+    let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    let open = GracefulShutdown::new();
+    let mut shutdown = pin!(shutdown);
+    let mut following = pin!(async {
+        match &tls {
+            Some(tls) => tls.follow().await,
+            None => std::future::pending().await,
+        }
+    });
+    loop {
+        let accepted = tokio::select! {
+            accepted = accept(&listener, &places) => accepted,
+            () = &mut following => continue,
+            () = &mut shutdown => break,
+        };
+        let Ok((stream, peer, place)) = accepted else {
+            tokio::time::sleep(ACCEPT_AGAIN).await;
+            continue;
+        };
+        let (routes, tls, watcher) = (routes.clone(), tls.as_ref().map(ServerTls::config), open.watcher());
+        tokio::spawn(async move {
+            // Until the connection ends.
+            let _place = place;
+            // Answers are small and wanted at once.
+            let _ = stream.set_nodelay(true);
+            match tls {
+                None => converse(stream, peer, routes, false, watcher).await,
+                Some(config) => match timeout(HANDSHAKE_MAX, TlsAcceptor::from(config).accept(stream)).await {
+                    Ok(Ok(stream)) => converse(stream, peer, routes, true, watcher).await,
+                    Ok(Err(error)) => tracing::info!(client_addr = %peer.ip(), %error, "a TLS handshake failed"),
+                    Err(_) => tracing::info!(client_addr = %peer.ip(), "a TLS handshake took too long"),
+                },
+            }
+        });
+    }
+    drop(listener);
+    // What is still open then is cut: whoever waits so long for an answer asks again.
+    let _ = timeout(drain_max, open.shutdown()).await;
+    Ok(())
+}
+
+type Place = tokio::sync::OwnedSemaphorePermit;
+
+async fn accept(
+    listener: &TcpListener,
+    places: &Arc<Semaphore>,
+) -> io::Result<(tokio::net::TcpStream, SocketAddr, Place)> {
+    let place = Arc::clone(places).acquire_owned().await.map_err(io::Error::other)?;
+    let (stream, peer) = listener.accept().await?;
+    Ok((stream, peer, place))
+}
+
+/// One connection, request by request.
+async fn converse<S>(stream: S, peer: SocketAddr, routes: Router, secure: bool, watcher: Watcher)
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let answer = service_fn(move |mut request: Request<Incoming>| {
+        request.extensions_mut().insert(ConnectInfo(peer));
+        let mut routes = routes.clone();
+        async move {
+            let mut response = match routes.call(request.map(Body::new)).await {
+                Ok(response) => response,
+                Err(never) => match never {},
+            };
+            guard(response.headers_mut(), secure);
+            Ok::<_, Infallible>(response)
+        }
+    });
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD_MAX)
+        .max_buf_size(HEAD_LEN_MAX)
+        .max_headers(FIELDS_MAX)
+        .serve_connection(TokioIo::new(stream), answer);
+    // Clients that vanish or talk nonsense are theirs to explain.
+    let _ = watcher.watch(connection).await;
+}
+
+fn guard(headers: &mut HeaderMap, secure: bool) {
+    for (name, value) in HEADERS {
+        headers.entry(name).or_insert(HeaderValue::from_static(value));
+    }
+    if secure {
+        headers.insert(STRICT_TRANSPORT_SECURITY, HeaderValue::from_static(HSTS));
+    }
+}
