@@ -82,7 +82,7 @@ impl Bench {
 
     /// The draft unchanged: it must pass.
     pub fn control(&self) -> String {
-        self.sign(&self.header(), &self.claims.to_string())
+        self.sign(self.header(), self.claims.to_string())
     }
 
     /// All attacks.
