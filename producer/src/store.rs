@@ -38,7 +38,8 @@ pub struct StoreSettings {
     #[arg(long = "s3-endpoint", env = "VECMILL_S3_ENDPOINT", value_name = "URL")]
     pub endpoint: Option<String>,
     /// PEM file of the authorities that must have signed the S3 server's certificate; the system's when left out
-    #[arg(long = "s3-ca-file", env = "VECMILL_S3_CA_FILE", value_name = "FILE")]
+    // An id of its own: by the field's name alone it would be one argument with `--ca-file`.
+    #[arg(id = "s3_ca_file", long = "s3-ca-file", env = "VECMILL_S3_CA_FILE", value_name = "FILE")]
     pub ca_file: Option<PathBuf>,
     /// Bucket in which all of Vecmill's objects lie
     #[arg(long = "s3-bucket", env = "VECMILL_S3_BUCKET", value_name = "NAME", default_value = "vecmill")]

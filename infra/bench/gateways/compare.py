@@ -77,7 +77,7 @@ http {{
 }}
 """)
     os.makedirs(path("tmp"), exist_ok=True)
-    return [f"{root}/usr/sbin/nginx", "-p", asked.scratch, "-e", path("nginx.log"), "-c", path("nginx.conf")], {"LD_LIBRARY_PATH": libraries}
+    return [f"{root}/usr/sbin/nginx", "-p", asked.scratch, "-e", path("nginx.log"), "-c", path("nginx.conf")], {"LD_LIBRARY_PATH": f"{libraries}:{root}/lib/x86_64-linux-gnu"}
 
 
 def start(name, port):

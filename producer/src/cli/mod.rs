@@ -89,3 +89,14 @@ async fn run(cli: Cli) -> ExitCode {
         Err(failure) => failure.report(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Two flattened settings of one name would be one argument, and in a release nobody would be told.
+    #[test]
+    fn no_two_arguments_are_one() {
+        Cli::command().debug_assert();
+    }
+}

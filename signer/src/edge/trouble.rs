@@ -20,7 +20,22 @@ pub fn explain(error: &(dyn Error + 'static)) -> String {
         }
         cause = error.source();
     }
-    words
+    // The Redis client keeps of the TLS error only its words.
+    read_from(&words).map_or(words, |tls| sentence(&tls))
+}
+
+/// The TLS error that these words came from, as rustls puts it.
+fn read_from(words: &str) -> Option<rustls::Error> {
+    let bad = |reason| Some(rustls::Error::InvalidCertificate(reason));
+    match words.split_once("invalid peer certificate: ")?.1 {
+        why if why.starts_with("UnknownIssuer") => bad(CertificateError::UnknownIssuer),
+        why if why.contains("expired") || why.contains("Expired") => bad(CertificateError::Expired),
+        why if why.contains("not valid for name") || why.contains("NotValidForName") => {
+            bad(CertificateError::NotValidForName)
+        }
+        why if why.contains("not valid yet") || why.contains("NotValidYet") => bad(CertificateError::NotValidYet),
+        _ => None,
+    }
 }
 
 fn find<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a rustls::Error> {
@@ -80,4 +95,26 @@ fn sentence(error: &rustls::Error) -> String {
         other => return format!("TLS failed: {other}"),
     };
     sentence.to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_tls_error_is_found_behind_others_and_in_mere_words() {
+        let unknown = || rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer);
+        let told = explain(&io::Error::other(io::Error::other(unknown())));
+        assert!(told.contains("not trusted here"), "{told}");
+        assert_eq!(explain(&io::Error::other(format!("no connection: {}", unknown()))), told);
+        for (error, says) in [
+            (CertificateError::Expired, "has expired"),
+            (CertificateError::NotValidForName, "another host name"),
+            (CertificateError::NotValidYet, "not valid yet"),
+        ] {
+            let error = rustls::Error::InvalidCertificate(error);
+            assert!(explain(&io::Error::other(error.to_string())).contains(says), "{error}");
+        }
+        assert_eq!(explain(&io::Error::other("connection refused")), "connection refused");
+    }
 }

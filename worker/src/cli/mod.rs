@@ -92,3 +92,14 @@ fn is_broken_pipe(error: &anyhow::Error) -> bool {
     let broken = |error: &std::io::Error| error.kind() == std::io::ErrorKind::BrokenPipe;
     error.chain().any(|cause| cause.downcast_ref::<std::io::Error>().is_some_and(broken))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Two flattened settings of one name would be one argument, and in a release nobody would be told.
+    #[test]
+    fn no_two_arguments_are_one() {
+        Cli::command().debug_assert();
+    }
+}
