@@ -12,7 +12,6 @@ pub mod fetch;
 pub mod prepare;
 pub mod publish;
 pub mod read;
-pub mod secret;
 pub mod source;
 pub mod split;
 pub mod status;

@@ -34,7 +34,7 @@ const DELIVERY_LIMIT: i64 = 20;
 pub struct BrokerSettings {
     /// URL of RabbitMQ with user and password, from VECMILL_AMQP_URL or the file VECMILL_AMQP_URL_FILE names: a
     /// secret has no flag.
-    #[arg(skip = crate::secret::secret("VECMILL_AMQP_URL"))]
+    #[arg(skip = vecmill_signer::secret::secret("VECMILL_AMQP_URL"))]
     pub amqp_url: Option<String>,
     /// Whom an `amqps://` connection trusts and what it shows; from the flags that all connections share.
     #[arg(skip)]

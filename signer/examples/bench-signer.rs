@@ -20,6 +20,7 @@ use vecmill_signer::claims::Scope;
 use vecmill_signer::edge;
 use vecmill_signer::keys::{KeySet, SigningKey};
 use vecmill_signer::mint::{AccessRequest, Minter};
+use vecmill_signer::store::TenantSettings;
 use vecmill_signer::verify::{Keys, Verifier};
 
 const ISSUER: &str = "bench";
@@ -51,6 +52,8 @@ fn request() -> AccessRequest {
         scopes: vec![Scope::JobsSubmit, Scope::JobsRead],
         key_id: "abcdefghijklmnop".to_owned(),
         client_addr: Some("192.0.2.1".to_owned()),
+        limits: TenantSettings::default().limits,
+        epoch: 0,
     }
 }
 

@@ -52,6 +52,11 @@ impl ApiKey {
         &self.whole[PREFIX.len()..PREFIX.len() + KEY_ID_LEN]
     }
 
+    /// How the key with this id begins.
+    pub(crate) fn prefix(id: &str) -> String {
+        format!("{PREFIX}{id}_")
+    }
+
     /// The whole key, for the `Authorization` header. Secret.
     pub fn expose(&self) -> &str {
         &self.whole

@@ -1,5 +1,6 @@
-//! What tokens say. The two sets of claims, and the types of the values in them.
+//! What tokens say: the claims of each kind, and the types of the values in them.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
 
@@ -17,6 +18,10 @@ pub const GRANT_AUDIENCE: &str = "vecmill-workers";
 pub const ACCESS_TYPE: &str = "at+jwt";
 /// `typ` of a job grant.
 pub const GRANT_TYPE: &str = "job-grant+jwt";
+/// Audience of the statement of revocations: whoever verifies tokens.
+pub const REVOCATIONS_AUDIENCE: &str = "vecmill-verifiers";
+/// `typ` of the statement of revocations.
+pub const REVOCATIONS_TYPE: &str = "revocations+jwt";
 
 /// One thing a holder of an access token may do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -94,16 +99,22 @@ impl FromStr for Scope {
     }
 }
 
-/// A tenant's token quota. The grant carries it, so that workers charge a tenant without a policy database.
+/// A tenant's quota. Tokens carry it, so that workers and gateways hold a tenant to it without a policy database.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Limits {
+    /// Requests to the gateway a minute.
+    pub requests_per_minute: u64,
     /// Tokens that come back each minute.
     pub tokens_per_minute: u64,
     /// Tokens that may be spent at once after a quiet time.
     pub tokens_burst: u64,
     /// Tokens in one UTC day.
     pub tokens_per_day: u64,
+    /// Tokens that may wait in the queue, of all jobs together.
+    pub queued_tokens: u64,
+    /// Jobs under way at once.
+    pub concurrent_jobs: u64,
 }
 
 /// The claims of an access token: minutes long, for one tenant, with scopes.
@@ -128,11 +139,16 @@ pub struct AccessClaims {
     pub exp: u64,
     /// Space-separated scope names.
     pub scope: String,
-    /// Id of the API key that asked. Not a secret.
-    pub key_id: String,
+    /// Id of the API key that asked, by the name that RFC 9068 gives it. Not a secret.
+    pub client_id: String,
     /// Address of the socket that asked, where there was one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub client_addr: Option<String>,
+    /// The tenant's quota when the token was minted.
+    #[serde(deserialize_with = "object")]
+    pub limits: Limits,
+    /// The tenant's revocation epoch when the token was minted. A token of an earlier epoch than the tenant's is void.
+    pub epoch: u64,
 }
 
 /// The claims of a job grant: it authorises one manifest, once, for as long as the job may take.
@@ -177,6 +193,48 @@ pub struct GrantClaims {
     pub epoch: u64,
 }
 
+/// What is no longer good, signed, so that nobody on the way can add to it or take from it. It holds what can still
+/// matter: an entry drops out once every token it concerns has expired.
+///
+/// Unknown and repeated claims are refused, as in [`AccessClaims`].
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RevocationClaims {
+    /// The signer's issuer name.
+    pub iss: String,
+    /// Always [`REVOCATIONS_AUDIENCE`].
+    pub aud: String,
+    /// Issued at, Unix seconds. Verifiers count a statement's age from here, so that an old one can't be replayed for
+    /// longer than they would keep it anyway.
+    pub iat: u64,
+    /// Grows with every change of policy; a verifier never goes back to a smaller one.
+    pub seq: u64,
+    /// The signing keys that are published: one that a verifier lacks is a reason to fetch them again.
+    pub kids: Vec<String>,
+    /// Signing keys that were withdrawn: whatever they signed, whenever, is void.
+    pub withdrawn_kids: Vec<String>,
+    /// API keys whose tokens and grants are void.
+    pub keys: Vec<String>,
+    /// Access tokens that are void, by `jti`.
+    pub tokens: Vec<String>,
+    /// Jobs whose grants are void.
+    pub jobs: Vec<RevokedJob>,
+    /// Tenants whose tokens and grants of an earlier epoch than this are void.
+    pub tenants: BTreeMap<TenantId, u64>,
+}
+
+/// A job whose grants are void. Job ids are chosen by clients, so the tenant belongs to the name.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RevokedJob {
+    /// The tenant.
+    pub tenant: TenantId,
+    /// The job.
+    pub job: JobId,
+    /// Grants issued at this second or before are void; the job may be submitted again.
+    pub until: u64,
+}
+
 /// Limits from a JSON object only. serde would also read them from a list, by position: a second way to write the same
 /// claim, in which a reader of names sees nothing.
 fn object<'de, D: Deserializer<'de>>(limits: D) -> Result<Limits, D::Error> {
@@ -208,7 +266,7 @@ mod fuzz {
     use super::*;
 
     fn grant() -> impl Strategy<Value = GrantClaims> {
-        let limits = (any::<u64>(), any::<u64>(), any::<u64>());
+        let limits = any::<[u64; 6]>();
         (
             any::<[u8; 32]>(),
             ".{0,20}",
@@ -233,7 +291,14 @@ mod fuzz {
                 key_id: text,
                 client_addr,
                 lane,
-                limits: Limits { tokens_per_minute: limits.0, tokens_burst: limits.1, tokens_per_day: limits.2 },
+                limits: Limits {
+                    requests_per_minute: limits[0],
+                    tokens_per_minute: limits[1],
+                    tokens_burst: limits[2],
+                    tokens_per_day: limits[3],
+                    queued_tokens: limits[4],
+                    concurrent_jobs: limits[5],
+                },
                 epoch: iat,
             })
     }
@@ -290,11 +355,15 @@ mod fuzz {
         let claims = json!({
             "iss": "", "sub": "acme", "aud": "", "jti": "ab".repeat(16), "iat": 0, "nbf": 0, "exp": 0,
             "manifest_sha256": "ab".repeat(32), "model": "", "dimensions": 0, "rows": 0, "key_id": "", "lane": 0,
-            "limits": {"tokens_per_minute": 1, "tokens_burst": 2, "tokens_per_day": 3}, "epoch": 0,
+            "epoch": 0,
+            "limits": {
+                "requests_per_minute": 1, "tokens_per_minute": 2, "tokens_burst": 3, "tokens_per_day": 4,
+                "queued_tokens": 5, "concurrent_jobs": 6,
+            },
         });
         assert!(serde_json::from_value::<GrantClaims>(claims.clone()).is_ok());
         let mut by_position = claims;
-        by_position["limits"] = json!([1, 2, 3]);
+        by_position["limits"] = json!([1, 2, 3, 4, 5, 6]);
         assert!(serde_json::from_value::<GrantClaims>(by_position).is_err());
     }
 }

@@ -165,5 +165,5 @@ impl SignerClient {
 
 async fn exchange(request: RequestBuilder) -> Result<(StatusCode, Option<Vec<u8>>), reqwest::Error> {
     let response = request.send().await?;
-    Ok((response.status(), http::body(response).await?))
+    Ok((response.status(), http::body(response, http::BODY_LEN_MAX).await?))
 }

@@ -10,8 +10,8 @@ use crate::edge::{self, ClientTls};
 const CONNECT_MAX: Duration = Duration::from_secs(2);
 /// Whole exchange. The signer answers in milliseconds; its own request timeout is longer.
 const EXCHANGE_MAX: Duration = Duration::from_secs(5);
-/// Largest answer: 64 keys are about 12 KiB, a token under 8.
-const BODY_LEN_MAX: usize = 64 * 1024;
+/// Largest answer but one: 64 keys are about 12 KiB, a token under 8.
+pub(crate) const BODY_LEN_MAX: usize = 64 * 1024;
 
 /// The signer's address can't be used. It is not repeated here: it may carry a password.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -65,11 +65,11 @@ pub(crate) fn client(tls: &ClientTls) -> Result<Client, AddressError> {
         .map_err(|_| AddressError::NoClient)
 }
 
-/// The body, or `None` if it is longer than any honest answer.
-pub(crate) async fn body(mut response: Response) -> Result<Option<Vec<u8>>, reqwest::Error> {
+/// The body, or `None` if it is longer than any honest answer, which is `len_max`.
+pub(crate) async fn body(mut response: Response, len_max: usize) -> Result<Option<Vec<u8>>, reqwest::Error> {
     let mut body = Vec::new();
     while let Some(piece) = response.chunk().await? {
-        if body.len() + piece.len() > BODY_LEN_MAX {
+        if body.len() + piece.len() > len_max {
             return Ok(None);
         }
         body.extend_from_slice(&piece);

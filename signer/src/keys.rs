@@ -6,7 +6,7 @@ use std::fmt;
 use aws_lc_rs::encoding::AsBigEndian;
 use aws_lc_rs::signature::{Ed25519KeyPair, KeyPair as _};
 use base64::Engine as _;
-use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
 use jsonwebtoken::{DecodingKey, EncodingKey};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
@@ -48,12 +48,30 @@ impl SigningKey {
     }
 
     /// The key that a 32-byte seed stands for.
-    pub(crate) fn from_seed(seed: &[u8]) -> Result<Self, KeyError> {
+    pub fn from_seed(seed: &[u8]) -> Result<Self, KeyError> {
         let seed = Zeroizing::new(<[u8; 32]>::try_from(seed).map_err(|_| KeyError::NotEd25519)?);
         let pair = Ed25519KeyPair::from_seed_unchecked(seed.as_ref()).map_err(|_| KeyError::NotEd25519)?;
         let public = <[u8; 32]>::try_from(pair.public_key().as_ref()).map_err(|_| KeyError::NotEd25519)?;
         let pkcs8 = pair.to_pkcs8v1().map_err(|_| KeyError::Crypto)?;
         Ok(Self { kid: thumbprint(&public), public, seed, encoding: EncodingKey::from_ed_der(pkcs8.as_ref()) })
+    }
+
+    /// The key in a PKCS#8 file in PEM: what `openssl genpkey -algorithm ed25519` makes.
+    pub fn from_pem(pem: &str) -> Result<Self, KeyError> {
+        let body = pem
+            .trim()
+            .strip_prefix("-----BEGIN PRIVATE KEY-----")
+            .and_then(|rest| rest.strip_suffix("-----END PRIVATE KEY-----"));
+        let body: Zeroizing<String> = Zeroizing::new(body.ok_or(KeyError::NotEd25519)?.split_whitespace().collect());
+        let der = STANDARD.decode(body.as_bytes()).map(Zeroizing::new).map_err(|_| KeyError::NotEd25519)?;
+        let pair = Ed25519KeyPair::from_pkcs8_maybe_unchecked(&der).map_err(|_| KeyError::NotEd25519)?;
+        let seed = pair.seed().and_then(|seed| seed.as_be_bytes()).map_err(|_| KeyError::Crypto)?;
+        Self::from_seed(seed.as_ref())
+    }
+
+    /// The same key once more. Not `Clone`: a copy of a private key is made on purpose.
+    pub(crate) fn duplicate(&self) -> Result<Self, KeyError> {
+        Self::from_seed(self.seed.as_ref())
     }
 
     /// The key's id.
@@ -100,6 +118,11 @@ impl KeySet {
     /// Whether the set has no key.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
+    }
+
+    /// The kids, in order.
+    pub fn kids(&self) -> impl Iterator<Item = &str> {
+        self.0.keys().map(String::as_str)
     }
 
     pub(crate) fn decoding_key(&self, kid: &str) -> Option<DecodingKey> {

@@ -6,6 +6,7 @@
 //! limits. Workers and gateways link this crate only for [`claims`] and [`verify`]: they never hold a private key.
 
 mod api_key;
+mod cidr;
 pub mod claims;
 pub mod cli;
 pub mod client;
@@ -19,6 +20,8 @@ pub mod mint;
 mod policy;
 mod refusal;
 mod remote_keys;
+mod revocations;
+pub mod secret;
 pub mod server;
 pub mod store;
 mod time;

@@ -5,7 +5,8 @@ use jsonwebtoken::{Algorithm, Header, encode};
 use serde::Serialize;
 
 use crate::claims::{
-    ACCESS_AUDIENCE, ACCESS_TYPE, AccessClaims, GRANT_AUDIENCE, GRANT_TYPE, GrantClaims, JobId, Limits, Scope, TenantId,
+    ACCESS_AUDIENCE, ACCESS_TYPE, AccessClaims, GRANT_AUDIENCE, GRANT_TYPE, GrantClaims, JobId, Limits,
+    REVOCATIONS_AUDIENCE, REVOCATIONS_TYPE, RevocationClaims, Scope, TenantId,
 };
 pub use crate::keys::{KeyError, KeySet, SigningKey};
 use crate::time::unix_now;
@@ -25,6 +26,10 @@ pub struct AccessRequest {
     pub key_id: String,
     /// Address of the socket that asks.
     pub client_addr: Option<String>,
+    /// Quota of the tenant.
+    pub limits: Limits,
+    /// Revocation epoch of the tenant.
+    pub epoch: u64,
 }
 
 /// What the signer adds to a [`GrantRequest`]: everything that the caller must not be able to choose.
@@ -90,8 +95,10 @@ impl Minter {
             nbf: now,
             exp: now + ACCESS_LIFETIME_S,
             scope: Scope::join(&request.scopes),
-            key_id: request.key_id,
+            client_id: request.key_id,
             client_addr: request.client_addr,
+            limits: request.limits,
+            epoch: request.epoch,
         };
         Ok((self.sign(ACCESS_TYPE, &claims)?, claims))
     }
@@ -118,6 +125,17 @@ impl Minter {
             epoch: grantee.epoch,
         };
         Ok((self.sign(GRANT_TYPE, &claims)?, claims))
+    }
+
+    /// Signs a statement of revocations; issuer, audience and time of `claims` are replaced by this minter's.
+    pub fn mint_revocations(&self, claims: RevocationClaims) -> Result<String, MintError> {
+        let ours = RevocationClaims {
+            iss: self.issuer.clone(),
+            aud: REVOCATIONS_AUDIENCE.to_owned(),
+            iat: unix_now(),
+            ..claims
+        };
+        self.sign(REVOCATIONS_TYPE, &ours)
     }
 
     fn sign(&self, typ: &str, claims: &impl Serialize) -> Result<String, MintError> {

@@ -2,13 +2,11 @@
 
 use sha2::{Digest as _, Sha256};
 
-use crate::store::{Tenant, TenantSettings};
+use crate::store::{DIMENSIONS_MAX, Tenant, TenantSettings, WINDOW_S_MIN};
 use crate::wire::GrantRequest;
 
 /// Shortest vector that a Matryoshka model of this family was trained to be cut to.
 const DIMENSIONS_MIN: u32 = 32;
-/// A grant of less than a minute would expire while the job is still being published.
-const WINDOW_S_MIN: u64 = 60;
 
 /// Why a grant is denied: a sentence for the caller, with the limit in it.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -19,6 +17,9 @@ pub(crate) enum Denial {
     /// Vectors of that length don't exist.
     #[error("dimensions must be {DIMENSIONS_MIN} to {max} for this model, not {asked}")]
     Dimensions { asked: u32, max: u32 },
+    /// Longer vectors than the tenant may have.
+    #[error("this tenant's vectors may have {max} dimensions, not {asked}")]
+    LongVectors { asked: u32, max: u32 },
     /// An empty job.
     #[error("a job has at least one row")]
     NoRows,
@@ -33,7 +34,7 @@ pub(crate) enum Denial {
 impl Denial {
     /// Whether another tenant could be granted the same: a matter of policy, not of a mistaken request.
     pub(crate) fn is_policy(&self) -> bool {
-        matches!(self, Self::Model { .. } | Self::Rows { .. })
+        matches!(self, Self::Model { .. } | Self::LongVectors { .. } | Self::Rows { .. })
     }
 }
 
@@ -46,6 +47,9 @@ pub(crate) fn check(settings: &TenantSettings, request: &GrantRequest) -> Result
     let max = dimensions_max(&request.model);
     if !(DIMENSIONS_MIN..=max).contains(&request.dimensions) {
         return Err(Denial::Dimensions { asked: request.dimensions, max });
+    }
+    if request.dimensions > settings.dimensions_max {
+        return Err(Denial::LongVectors { asked: request.dimensions, max: settings.dimensions_max });
     }
     if request.rows == 0 {
         return Err(Denial::NoRows);
@@ -77,7 +81,7 @@ fn dimensions_max(model: &str) -> u32 {
     match model {
         "Qwen/Qwen3-Embedding-0.6B" => 1024,
         "Qwen/Qwen3-Embedding-4B" => 2560,
-        _ => 4096,
+        _ => DIMENSIONS_MAX,
     }
 }
 
@@ -117,6 +121,15 @@ mod tests {
     }
 
     #[test]
+    fn a_tenant_may_be_held_to_shorter_vectors_than_the_model_has() {
+        let settings = TenantSettings { dimensions_max: 256, ..TenantSettings::default() };
+        assert_eq!(check(&settings, &GrantRequest { dimensions: 256, ..request() }), Ok(()));
+        let denied = check(&settings, &GrantRequest { dimensions: 257, ..request() }).expect_err("denied");
+        assert_eq!(denied, Denial::LongVectors { asked: 257, max: 256 });
+        assert!(denied.is_policy());
+    }
+
+    #[test]
     fn an_empty_allow_list_allows_nothing() {
         let settings = TenantSettings { models: Vec::new(), ..TenantSettings::default() };
         assert_eq!(check(&settings, &request()), Err(Denial::Model { allowed: "none".to_owned() }));
@@ -128,6 +141,7 @@ mod tests {
             id: "acme".parse().expect("a name"),
             ordinal,
             active: true,
+            operator: false,
             epoch: 0,
             settings: TenantSettings::default(),
             created_s: 0,

@@ -42,6 +42,24 @@ pub enum Refusal {
     /// A claim is missing, repeated, unknown or of the wrong type.
     #[error("the token's claims are not the ones this place takes")]
     BadClaims,
+    /// The signing key was withdrawn: whoever has it may have made the token.
+    #[error("the key that signed the token was withdrawn; ask the signer for a new token")]
+    SigningKeyWithdrawn,
+    /// The API key behind it was revoked.
+    #[error("the API key behind the token was revoked")]
+    KeyRevoked,
+    /// The access token itself was revoked.
+    #[error("the token was revoked")]
+    TokenRevoked,
+    /// The job was revoked.
+    #[error("the job was revoked")]
+    JobRevoked,
+    /// The tenant was cut off, or its outstanding tokens were.
+    #[error("the tenant was cut off after the token was issued")]
+    TenantCutOff,
+    /// It is not known what was revoked lately. Nothing is known about the token.
+    #[error("the signer's statement of revocations is too old to go by: {0}")]
+    RevocationsStale(String),
     /// The signer's public keys can't be had now. Nothing is known about the token.
     #[error("the signer's public keys are unavailable: {0}")]
     KeysUnavailable(String),
@@ -64,12 +82,18 @@ impl Refusal {
             Self::WrongAudience => "wrong_audience",
             Self::LifetimeTooLong => "lifetime_too_long",
             Self::BadClaims => "bad_claims",
+            Self::SigningKeyWithdrawn => "signing_key_withdrawn",
+            Self::KeyRevoked => "key_revoked",
+            Self::TokenRevoked => "token_revoked",
+            Self::JobRevoked => "job_revoked",
+            Self::TenantCutOff => "tenant_cut_off",
+            Self::RevocationsStale(_) => "revocations_stale",
             Self::KeysUnavailable(_) => "keys_unavailable",
         }
     }
 
     /// Whether the same token may pass later, with nothing changed about it: the caller should wait, not reject.
     pub fn is_transient(&self) -> bool {
-        matches!(self, Self::KeysUnavailable(_))
+        matches!(self, Self::KeysUnavailable(_) | Self::RevocationsStale(_))
     }
 }

@@ -17,7 +17,8 @@ use crate::refusal::Refusal;
 /// Age at which the set is fetched again. The signer publishes a new key this long before it signs with it, so every
 /// verifier has seen it by then.
 const FRESH_FOR: Duration = Duration::from_secs(300);
-/// Age past which a set that could not be renewed is no longer believed: how long a withdrawn key may live on at most.
+/// Age past which a set that could not be renewed is no longer believed. A withdrawn key is refused long before, by the
+/// statement of revocations.
 const STALE_FOR_MAX: Duration = Duration::from_secs(3600);
 /// At most one fetch in this time, whatever tokens come in.
 const FETCH_EVERY_MIN: Duration = Duration::from_secs(10);
@@ -30,6 +31,7 @@ pub struct RemoteKeys(Arc<Shared>);
 struct Shared {
     http: Client,
     url: Url,
+    revocations_url: Url,
     cache: Mutex<Cache>,
     /// Held while fetching: one fetch at a time, however many wait for it.
     flight: tokio::sync::Mutex<()>,
@@ -43,8 +45,26 @@ impl RemoteKeys {
 
     /// The same, trusting and showing what `tls` says.
     pub fn with_tls(signer_url: &str, tls: &ClientTls) -> Result<Self, AddressError> {
-        let url = http::join(&http::base_url(signer_url, tls)?, ".well-known/jwks.json");
-        Ok(Self(Arc::new(Shared { http: http::client(tls)?, url, cache: Mutex::default(), flight: <_>::default() })))
+        let base = http::base_url(signer_url, tls)?;
+        let (url, revocations_url) = (http::join(&base, ".well-known/jwks.json"), http::join(&base, "v1/revocations"));
+        let http = http::client(tls)?;
+        Ok(Self(Arc::new(Shared { http, url, revocations_url, cache: Mutex::default(), flight: <_>::default() })))
+    }
+
+    /// The client, and where the same signer publishes what it has revoked.
+    pub(crate) fn revocations(&self) -> (&Client, &Url) {
+        (&self.0.http, &self.0.revocations_url)
+    }
+
+    /// The key named `kid`, asking the signer now if it is not at hand, however short a time ago it was asked: only for
+    /// what the signer itself names, and for who asks seldom.
+    pub(crate) async fn decoding_key_now(&self, kid: &str) -> Result<DecodingKey, Refusal> {
+        if !self.0.cache().knows(kid, Instant::now()) {
+            let _flight = self.0.flight.lock().await;
+            let outcome = self.0.fetch().await;
+            self.0.cache().record(outcome, Instant::now());
+        }
+        self.0.cache().answer(kid, Instant::now())
     }
 
     /// Whether there is a believable set, fetching one if need be.
@@ -106,7 +126,8 @@ impl Shared {
         if response.status() != StatusCode::OK {
             return Err(format!("the signer answered {}", response.status()));
         }
-        let body = http::body(response).await.map_err(|error| edge::explain(&error.without_url()))?;
+        let body =
+            http::body(response, http::BODY_LEN_MAX).await.map_err(|error| edge::explain(&error.without_url()))?;
         let body = body.ok_or("the signer's key set is too large")?;
         match KeySet::from_jwks(&body) {
             Ok(keys) if keys.is_empty() => Err("the signer publishes no key".to_owned()),
@@ -140,16 +161,24 @@ impl Cache {
     fn choose(&self, kid: &str, now: Instant) -> Choice {
         let age =
             |moment: Option<Instant>| moment.map_or(Duration::MAX, |moment| now.saturating_duration_since(moment));
-        let known = age(self.renewed) < STALE_FOR_MAX && self.keys.contains(kid);
+        let known = self.knows(kid, now);
         if age(self.tried) < FETCH_EVERY_MIN || (known && age(self.renewed) < FRESH_FOR) {
             return Choice::Done(self.answer(kid, now));
         }
         if known { Choice::FetchThenUse } else { Choice::FetchFirst }
     }
 
+    fn knows(&self, kid: &str, now: Instant) -> bool {
+        self.believable(now) && self.keys.contains(kid)
+    }
+
+    fn believable(&self, now: Instant) -> bool {
+        self.renewed.is_some_and(|at| now.saturating_duration_since(at) < STALE_FOR_MAX)
+    }
+
     /// The answer from what is at hand.
     fn answer(&self, kid: &str, now: Instant) -> Result<DecodingKey, Refusal> {
-        let believable = self.renewed.is_some_and(|at| now.saturating_duration_since(at) < STALE_FOR_MAX);
+        let believable = self.believable(now);
         if let Some(key) = self.keys.decoding_key(kid).filter(|_| believable) {
             return Ok(key);
         }

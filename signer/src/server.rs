@@ -1,10 +1,15 @@
 //! The signer's HTTP service.
 
+mod admin;
+mod auth;
 mod authorization;
+mod current;
 mod error;
 mod failed_logins;
 mod grants;
+mod oauth;
 mod open;
+mod routes;
 mod token;
 
 use std::future::{Future, pending};
@@ -18,18 +23,18 @@ use axum::extract::{ConnectInfo, DefaultBodyLimit, MatchedPath, Request, State};
 use axum::http::StatusCode;
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse as _, Response};
-use axum::routing::{get, post};
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 
 use crate::config::Config;
 use crate::edge::{self, ServerTls};
-use crate::mint::Minter;
 use crate::store::{Store, StoreError};
 use crate::vault::Vault;
-use crate::verify::{Keys, Verifier};
+pub(crate) use admin::{AUDIT_LIMIT_DEFAULT, OVERLAP_S_DEFAULT, OVERLAP_S_MAX};
+use current::Current;
 use error::ApiError;
 use failed_logins::FailedLogins;
+pub use routes::{Access, route_table};
 
 /// The largest honest body is a grant request: under 1 KiB, with an 8 KiB token in its header.
 const BODY_LEN_MAX: usize = 16 * 1024;
@@ -44,11 +49,10 @@ const DRAIN_MAX: Duration = Duration::from_secs(15);
 #[derive(Debug)]
 pub struct App {
     store: Store,
-    vault: Vault,
-    minter: Minter,
-    verifier: Verifier,
-    /// The JWK Set document.
-    jwks: String,
+    vault: Arc<Vault>,
+    current: Arc<Current>,
+    issuer: String,
+    public_url: String,
     lanes: u32,
     in_flight: Semaphore,
     failed_logins: FailedLogins,
@@ -56,34 +60,43 @@ pub struct App {
 }
 
 impl App {
-    /// Opens the database and the master key, and loads the signing keys.
+    /// Opens the database and the master key, loads the signing keys, and from then on follows what others change.
     pub async fn open(config: &Config) -> Result<Self, StoreError> {
         let store = Store::open(&config.database).await?;
-        let vault = Vault::open(&config.master_key_file)?;
-        let (signing, published) = store.signing_keys(&vault).await?;
+        let vault = Arc::new(Vault::open(&config.master_key_file)?);
+        let mounted = config.signing_key_file.as_deref().map(crate::vault::mounted_key).transpose()?;
+        if let Some(mounted) = &mounted {
+            store.adopt_signing_key(mounted, "serve").await?;
+        }
+        let current = Current::start(store.clone(), Arc::clone(&vault), config.issuer.clone(), mounted).await?;
         Ok(Self {
             store,
             vault,
-            minter: Minter::new(config.issuer.clone(), signing),
-            jwks: published.to_jwks().to_string(),
-            verifier: Verifier::new(config.issuer.clone(), Keys::Fixed(published)),
+            current,
+            issuer: config.issuer.clone(),
+            public_url: config.public_url.clone().unwrap_or_else(|| {
+                let scheme = if config.tls.is_some() { "https" } else { "http" };
+                format!("{scheme}://{}", config.listen)
+            }),
             lanes: config.lanes,
             in_flight: Semaphore::new(IN_FLIGHT_MAX),
             failed_logins: FailedLogins::new(config.failed_logins_per_minute),
             tls: config.tls.clone(),
         })
     }
+
+    /// Writes what is still to be written and closes the database.
+    async fn close(&self) {
+        self.current.flush().await;
+        self.store.close().await;
+    }
 }
 
 /// The routes. Serve them with the peer's address attached, as [`serve`] does: no handler reads a forwarded address.
 pub fn router(app: Arc<App>) -> Router {
-    Router::new()
-        .route("/oauth/token", post(token::token))
-        .route("/v1/grants", post(grants::grant))
-        .route("/.well-known/jwks.json", get(open::jwks))
-        .route("/healthz", get(open::healthz))
-        .route("/readyz", get(open::readyz))
+    routes::mounted(&app)
         .fallback(async || ApiError::not_found())
+        .method_not_allowed_fallback(async || ApiError::method_not_allowed())
         .layer(DefaultBodyLimit::max(BODY_LEN_MAX))
         .layer(middleware::from_fn_with_state(Arc::clone(&app), bounded))
         .with_state(app)
@@ -100,7 +113,7 @@ pub async fn serve(
         tracing::info!("shutting down");
     };
     let served = edge::serve(listener, app.tls.clone(), router(Arc::clone(&app)), shutdown, DRAIN_MAX).await;
-    app.store.close().await;
+    app.close().await;
     served
 }
 

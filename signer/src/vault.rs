@@ -18,6 +18,8 @@ use crate::mint::SigningKey;
 
 /// A master key file holds 43 characters and a line end; anything longer is another file.
 const FILE_LEN_MAX: u64 = 64;
+/// An Ed25519 key in PEM is 119 characters, 179 with its public half.
+const PEM_LEN_MAX: u64 = 1024;
 const NONCE_LEN: usize = 12;
 
 /// Why the master key can't be used.
@@ -27,7 +29,7 @@ pub enum VaultError {
     #[error("there is no master key file {0}")]
     Missing(PathBuf),
     /// The file can't be read or made.
-    #[error("the master key file {path} can't be used")]
+    #[error("the key file {path} can't be used")]
     Io {
         /// The file.
         path: PathBuf,
@@ -35,11 +37,16 @@ pub enum VaultError {
         source: io::Error,
     },
     /// Others than its owner may read it.
-    #[error("the master key file {0} may be read by others; make it so that only its owner can (chmod 600)")]
+    #[error("the key file {0} may be read by others; make it so that only its owner can (chmod 600)")]
     Exposed(PathBuf),
     /// It holds something else.
     #[error("the master key file {0} does not hold a master key (43 characters of base64url)")]
     NotAKey(PathBuf),
+    /// A mounted signing key holds something else.
+    #[error(
+        "the signing key file {0} does not hold an Ed25519 key in PEM; make one with `openssl genpkey -algorithm ed25519`"
+    )]
+    NotASigningKey(PathBuf),
     /// A sealed key does not open.
     #[error("the master key does not open this database's signing keys: they belong to another master key")]
     WrongKey,
@@ -144,6 +151,18 @@ impl std::fmt::Debug for Vault {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("Vault([redacted])")
     }
+}
+
+/// The signing key in a mounted file, which only its owner may read, or its owner and a group: what Kubernetes mounts.
+pub(crate) fn mounted_key(path: &Path) -> Result<SigningKey, VaultError> {
+    let io_error = |source| VaultError::Io { path: path.to_owned(), source };
+    let mut file = File::open(path).map_err(io_error)?;
+    if file.metadata().map_err(io_error)?.mode() & 0o007 != 0 {
+        return Err(VaultError::Exposed(path.to_owned()));
+    }
+    let mut text = Zeroizing::new(String::with_capacity(PEM_LEN_MAX as usize));
+    (&mut file).take(PEM_LEN_MAX).read_to_string(&mut text).map_err(io_error)?;
+    SigningKey::from_pem(&text).map_err(|_| VaultError::NotASigningKey(path.to_owned()))
 }
 
 /// HMAC-SHA-256 over the parts in order.

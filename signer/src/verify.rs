@@ -1,15 +1,17 @@
 //! Checking tokens. The only place where a [`VerifiedAccess`] or [`VerifiedGrant`] is made, so that holding one is proof.
 //!
 //! The order is fixed, cheap and untrusting first: length, header (pinned algorithm, exact type, no field that steers the
-//! check), key from the pinned set, signature, then typed claims, issuer, audience and times.
+//! check), key from the pinned set, signature, then typed claims, issuer, audience and times, then revocation.
+
+use std::time::Duration;
 
 use jsonwebtoken::errors::ErrorKind;
 use jsonwebtoken::{Algorithm, DecodingKey, Validation, decode};
 use serde::de::DeserializeOwned;
 
 use crate::claims::{
-    ACCESS_AUDIENCE, ACCESS_TYPE, AccessClaims, Digest, GRANT_AUDIENCE, GRANT_TYPE, GrantClaims, JobId, Limits, Scope,
-    TenantId,
+    ACCESS_AUDIENCE, ACCESS_TYPE, AccessClaims, Digest, GRANT_AUDIENCE, GRANT_TYPE, GrantClaims, JobId, Limits,
+    REVOCATIONS_AUDIENCE, RevocationClaims, Scope, TenantId,
 };
 use crate::header::{is_kid, kid_of};
 pub use crate::http::AddressError;
@@ -17,12 +19,13 @@ pub use crate::keys::KeySet;
 use crate::mint::install_crypto;
 pub use crate::refusal::Refusal;
 pub use crate::remote_keys::RemoteKeys;
+use crate::revocations::{Feed, Name, Subject};
 use crate::time::unix_now;
 
 /// Longest token that is parsed at all. Ours are under 1 KiB; a 20 MB claim would cost seconds to refuse.
 const TOKEN_LEN_MAX: usize = 8 * 1024;
 /// Clocks of two machines may differ by this much. NTP keeps them far closer.
-const LEEWAY_S: u64 = 30;
+pub(crate) const LEEWAY_S: u64 = 30;
 /// An access token never lives longer: twice what we mint, to allow for a setting.
 const ACCESS_LIFETIME_S_MAX: u64 = 600;
 /// A grant never lives longer: a completion window of a week, and a day for what was submitted late.
@@ -37,18 +40,36 @@ pub enum Keys {
     Remote(RemoteKeys),
 }
 
-/// Checks tokens of one issuer. Cheap to clone; clones share the key cache.
+/// How old the signer's statement of revocations may be where nothing else is set: an outage of the signer of this length
+/// stops nobody, and a revocation that can't reach a verifier counts after it at the latest.
+pub const STALENESS_MAX: Duration = Duration::from_secs(300);
+
+/// Checks tokens of one issuer. Cheap to clone; clones share what they know. With [`Keys::Remote`] it also follows what
+/// the signer revokes: whoever verifies tokens can't forget to.
 #[derive(Debug, Clone)]
 pub struct Verifier {
     issuer: String,
     keys: Keys,
+    feed: Option<Feed>,
 }
 
 impl Verifier {
     /// A verifier of the tokens that `issuer` signs with `keys`.
     pub fn new(issuer: String, keys: Keys) -> Self {
         install_crypto();
-        Self { issuer, keys }
+        let feed = match &keys {
+            Keys::Fixed(_) => None,
+            Keys::Remote(remote) => Some(Feed::new(issuer.clone(), remote.clone(), STALENESS_MAX)),
+        };
+        Self { issuer, keys, feed }
+    }
+
+    /// The same with another bound than [`STALENESS_MAX`] on the age of the statement of revocations.
+    pub fn with_staleness_max(mut self, staleness_max: Duration) -> Self {
+        if let Keys::Remote(remote) = &self.keys {
+            self.feed = Some(Feed::new(self.issuer.clone(), remote.clone(), staleness_max));
+        }
+        self
     }
 
     /// Checks an access token against the clock.
@@ -58,67 +79,104 @@ impl Verifier {
 
     /// Checks an access token as of a stated time, Unix seconds.
     pub async fn access_at(&self, token: &str, now: u64) -> Result<VerifiedAccess, Refusal> {
-        let key = self.key_for(token, ACCESS_TYPE).await?;
+        let (kid, key) = self.key_for(token, ACCESS_TYPE).await?;
         let claims: AccessClaims = self.checked(token, &key, ACCESS_AUDIENCE)?;
         let times = Times { iat: claims.iat, nbf: claims.nbf, exp: claims.exp };
         self.check(&claims.iss, &claims.aud, ACCESS_AUDIENCE, times, ACCESS_LIFETIME_S_MAX, now)?;
-        if claims.jti.parse::<JobId>().is_err() || !is_kid(&claims.key_id) {
+        if claims.jti.parse::<JobId>().is_err() || !is_kid(&claims.client_id) {
             return Err(Refusal::BadClaims);
         }
-        Ok(VerifiedAccess { claims })
+        let access = VerifiedAccess { kid, claims };
+        self.judge(&access.subject())?;
+        Ok(access)
     }
 
-    /// Checks a job grant against the clock. Revocation and the manifest's digest are the caller's next steps.
+    /// Checks a job grant against the clock. The manifest's digest is the caller's next step.
     pub async fn grant(&self, token: &str) -> Result<VerifiedGrant, Refusal> {
         self.grant_at(token, unix_now()).await
     }
 
     /// Checks a job grant as of a stated time, Unix seconds: what a replay of an audit asks.
     pub async fn grant_at(&self, token: &str, now: u64) -> Result<VerifiedGrant, Refusal> {
-        let key = self.key_for(token, GRANT_TYPE).await?;
+        let grant = self.genuine_grant(token, now).await?;
+        self.judge(&grant.subject())?;
+        Ok(grant)
+    }
+
+    /// Checks a job grant like [`Verifier::grant`], and of one that is in order but for its revocation gives what is needed
+    /// to tell its job so.
+    pub async fn grant_or_revoked(&self, token: &str) -> Result<Result<VerifiedGrant, RevokedGrant>, Refusal> {
+        let grant = self.genuine_grant(token, unix_now()).await?;
+        match self.judge(&grant.subject()) {
+            Ok(()) => Ok(Ok(grant)),
+            // Whoever has a withdrawn key may have made the grant: it says nothing about any job.
+            Err(refusal) if refusal.is_transient() || refusal == Refusal::SigningKeyWithdrawn => Err(refusal),
+            Err(refusal) => Ok(Err(RevokedGrant { grant, refusal })),
+        }
+    }
+
+    /// Everything but whether it was revoked.
+    async fn genuine_grant(&self, token: &str, now: u64) -> Result<VerifiedGrant, Refusal> {
+        let (kid, key) = self.key_for(token, GRANT_TYPE).await?;
         let claims: GrantClaims = self.checked(token, &key, GRANT_AUDIENCE)?;
         let times = Times { iat: claims.iat, nbf: claims.nbf, exp: claims.exp };
         self.check(&claims.iss, &claims.aud, GRANT_AUDIENCE, times, GRANT_LIFETIME_S_MAX, now)?;
         if claims.dimensions == 0 || claims.model.is_empty() || !is_kid(&claims.key_id) {
             return Err(Refusal::BadClaims);
         }
-        Ok(VerifiedGrant { claims })
+        Ok(VerifiedGrant { kid, claims })
     }
 
-    /// Whether keys are at hand, fetching them if need be: for a readiness probe, and to fail early at start.
+    /// Whether a grant that passed was revoked since, as far as is known now: no I/O, for a last look before work on it
+    /// begins and before its results are written. That little is known of late is no reason to throw finished work away.
+    pub fn recheck(&self, grant: &VerifiedGrant) -> Result<(), Refusal> {
+        self.judge(&grant.subject()).or_else(|refusal| if refusal.is_transient() { Ok(()) } else { Err(refusal) })
+    }
+
+    /// Whether keys and a statement of revocations are at hand, fetching them if need be: for a readiness probe, and to
+    /// fail early at start.
     pub async fn ready(&self) -> Result<(), Refusal> {
         match &self.keys {
             Keys::Fixed(keys) if keys.is_empty() => Err(Refusal::KeysUnavailable("no key is configured".to_owned())),
             Keys::Fixed(_) => Ok(()),
-            Keys::Remote(remote) => remote.ready().await,
+            Keys::Remote(remote) => {
+                remote.ready().await?;
+                match &self.feed {
+                    Some(feed) => {
+                        feed.heard().await;
+                        feed.fresh()
+                    }
+                    None => Ok(()),
+                }
+            }
         }
     }
 
+    fn judge(&self, subject: &Subject<'_>) -> Result<(), Refusal> {
+        self.feed.as_ref().map_or(Ok(()), |feed| feed.judge(subject))
+    }
+
     /// Length and header, then the pinned key that the header names.
-    async fn key_for(&self, token: &str, typ: &str) -> Result<DecodingKey, Refusal> {
+    async fn key_for(&self, token: &str, typ: &str) -> Result<(String, DecodingKey), Refusal> {
         if token.len() > TOKEN_LEN_MAX {
             return Err(Refusal::TooLong);
         }
         let kid = kid_of(token, typ)?;
-        match &self.keys {
-            Keys::Fixed(keys) => keys.decoding_key(&kid).ok_or(Refusal::UnknownKey),
-            Keys::Remote(remote) => remote.decoding_key(&kid).await,
+        if let Some(feed) = &self.feed {
+            feed.heard().await;
+            // Before the keys are asked: a withdrawn one may be gone from them, and this is the better reason.
+            feed.judge_kid(&kid)?;
         }
+        let key = match &self.keys {
+            Keys::Fixed(keys) => keys.decoding_key(&kid).ok_or(Refusal::UnknownKey)?,
+            Keys::Remote(remote) => remote.decoding_key(&kid).await?,
+        };
+        Ok((kid, key))
     }
 
     /// Signature, then claims into a struct that refuses unknown, missing, repeated and mistyped ones.
     fn checked<C: DeserializeOwned>(&self, token: &str, key: &DecodingKey, audience: &str) -> Result<C, Refusal> {
-        match decode::<C>(token, key, &pins(&self.issuer, audience)) {
-            Ok(data) => Ok(data.claims),
-            Err(error) => Err(match error.kind() {
-                ErrorKind::InvalidSignature => Refusal::BadSignature,
-                ErrorKind::InvalidAlgorithm | ErrorKind::InvalidAlgorithmName => Refusal::WrongAlgorithm,
-                ErrorKind::InvalidIssuer => Refusal::WrongIssuer,
-                ErrorKind::InvalidAudience => Refusal::WrongAudience,
-                ErrorKind::Base64(_) | ErrorKind::InvalidToken | ErrorKind::Utf8(_) => Refusal::Malformed,
-                _ => Refusal::BadClaims,
-            }),
-        }
+        decode::<C>(token, key, &pins(&self.issuer, audience)).map(|data| data.claims).map_err(refusal)
     }
 
     /// Issuer, audience and times once more, on typed values: the library skips an `iss` or `aud` that it can't read.
@@ -139,6 +197,33 @@ impl Verifier {
         }
         times.check(lifetime_s_max, now)
     }
+}
+
+/// The library's error as one of ours.
+fn refusal(error: jsonwebtoken::errors::Error) -> Refusal {
+    match error.kind() {
+        ErrorKind::InvalidSignature => Refusal::BadSignature,
+        ErrorKind::InvalidAlgorithm | ErrorKind::InvalidAlgorithmName => Refusal::WrongAlgorithm,
+        ErrorKind::InvalidIssuer => Refusal::WrongIssuer,
+        ErrorKind::InvalidAudience => Refusal::WrongAudience,
+        ErrorKind::Base64(_) | ErrorKind::InvalidToken | ErrorKind::Utf8(_) => Refusal::Malformed,
+        _ => Refusal::BadClaims,
+    }
+}
+
+/// Reads a statement of revocations that `key` must have signed. Its age and number are the caller's next step.
+pub(crate) fn statement(token: &str, key: &DecodingKey, issuer: &str) -> Result<RevocationClaims, Refusal> {
+    let mut pins = pins(issuer, REVOCATIONS_AUDIENCE);
+    // It has no subject and no end of its own.
+    pins.set_required_spec_claims(&["iss", "aud"]);
+    let claims = decode::<RevocationClaims>(token, key, &pins).map_err(refusal)?.claims;
+    if claims.iss != issuer {
+        return Err(Refusal::WrongIssuer);
+    }
+    if claims.aud != REVOCATIONS_AUDIENCE {
+        return Err(Refusal::WrongAudience);
+    }
+    Ok(claims)
 }
 
 /// What the library checks: every field is set, none is left to a default. Times are off here because [`Times::check`]
@@ -189,10 +274,22 @@ impl Times {
 /// An access token that passed every check.
 #[derive(Debug, Clone)]
 pub struct VerifiedAccess {
+    kid: String,
     claims: AccessClaims,
 }
 
 impl VerifiedAccess {
+    fn subject(&self) -> Subject<'_> {
+        Subject {
+            kid: &self.kid,
+            tenant: &self.claims.sub,
+            key_id: &self.claims.client_id,
+            epoch: self.claims.epoch,
+            issued_at: self.claims.iat,
+            name: Name::Token(&self.claims.jti),
+        }
+    }
+
     /// The tenant.
     pub fn tenant(&self) -> &TenantId {
         &self.claims.sub
@@ -200,7 +297,7 @@ impl VerifiedAccess {
 
     /// The API key behind the token.
     pub fn key_id(&self) -> &str {
-        &self.claims.key_id
+        &self.claims.client_id
     }
 
     /// Address of the socket that asked for the token.
@@ -211,6 +308,21 @@ impl VerifiedAccess {
     /// Whether the token carries `scope`.
     pub fn has_scope(&self, scope: Scope) -> bool {
         self.claims.scope.split(' ').any(|name| name == scope.as_str())
+    }
+
+    /// The scopes it carries, space-separated.
+    pub fn scope(&self) -> &str {
+        &self.claims.scope
+    }
+
+    /// Quota of the tenant.
+    pub fn limits(&self) -> Limits {
+        self.claims.limits
+    }
+
+    /// Revocation epoch of the tenant at minting.
+    pub fn epoch(&self) -> u64 {
+        self.claims.epoch
     }
 
     /// The token's own id.
@@ -229,13 +341,34 @@ impl VerifiedAccess {
     }
 }
 
+/// A job grant that the signer did give and has revoked since: good for telling its job so, and for nothing else.
+#[derive(Debug, Clone)]
+pub struct RevokedGrant {
+    /// What it was.
+    pub grant: VerifiedGrant,
+    /// Why it is no longer.
+    pub refusal: Refusal,
+}
+
 /// A job grant that passed every check a token can be put to by itself.
 #[derive(Debug, Clone)]
 pub struct VerifiedGrant {
+    kid: String,
     claims: GrantClaims,
 }
 
 impl VerifiedGrant {
+    fn subject(&self) -> Subject<'_> {
+        Subject {
+            kid: &self.kid,
+            tenant: &self.claims.sub,
+            key_id: &self.claims.key_id,
+            epoch: self.claims.epoch,
+            issued_at: self.claims.iat,
+            name: Name::Job(&self.claims.jti),
+        }
+    }
+
     /// The tenant.
     pub fn tenant(&self) -> &TenantId {
         &self.claims.sub

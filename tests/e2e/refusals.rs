@@ -23,7 +23,11 @@ use vecmill_producer::{
     split::Cut,
     store::Store,
 };
-use vecmill_signer::claims::{Digest, JobId, TenantId};
+use vecmill_signer::{
+    claims::{DEFAULT_ISSUER, Digest, JobId, RevocationClaims, TenantId},
+    mint::{Minter, SigningKey},
+    store::TenantSettings,
+};
 use vecmill_tests::{
     Cluster, Servers, WorkerOptions,
     attacks::{Bench, Kind},
@@ -69,7 +73,7 @@ impl Job {
             "rows": self.manifest.rows,
             "key_id": "test",
             "lane": 0,
-            "limits": { "tokens_per_minute": 1_000_000, "tokens_burst": 1_000_000, "tokens_per_day": 1_000_000_000 },
+            "limits": TenantSettings::default().limits,
             "epoch": 0,
         })
     }
@@ -171,8 +175,8 @@ fn now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs()
 }
 
-/// Serves the key's JWK Set; counts how often it was asked for.
-async fn serve_jwks(key: &ForgeKey) -> (String, Arc<AtomicUsize>) {
+/// Serves the key's JWK Set, and that nothing is revoked; counts how often the set was asked for.
+async fn serve_as_signer(key: &ForgeKey) -> (String, Arc<AtomicUsize>) {
     let (jwks, asked) = (key.jwks(), Arc::new(AtomicUsize::new(0)));
     let counter = asked.clone();
     let handler = get(move || {
@@ -181,7 +185,11 @@ async fn serve_jwks(key: &ForgeKey) -> (String, Arc<AtomicUsize>) {
     });
     let listen = free_address();
     let listener = tokio::net::TcpListener::bind(&listen).await.unwrap();
-    tokio::spawn(async move { axum::serve(listener, Router::new().route("/.well-known/jwks.json", handler)).await });
+    let minter = Minter::new(DEFAULT_ISSUER.to_owned(), SigningKey::from_seed(&[FORGE_SEED; 32]).unwrap());
+    let minter = Arc::new(minter);
+    let statement = get(move || std::future::ready(minter.mint_revocations(RevocationClaims::default()).unwrap()));
+    let routes = Router::new().route("/.well-known/jwks.json", handler).route("/v1/revocations", statement);
+    tokio::spawn(async move { axum::serve(listener, routes).await });
     (format!("http://{listen}"), asked)
 }
 
@@ -288,7 +296,8 @@ fn attacks(scene: &Scene, job: &Job) -> Vec<Case> {
     let claims = job.claims();
     let access = json!({
         "iss": claims["iss"], "sub": claims["sub"], "aud": "vecmill-api", "jti": claims["jti"], "iat": claims["iat"],
-        "nbf": claims["nbf"], "exp": now() + 300, "scope": "jobs:submit", "key_id": "test",
+        "nbf": claims["nbf"], "exp": now() + 300, "scope": "jobs:submit", "client_id": "test",
+        "limits": claims["limits"], "epoch": 0,
     });
     let mut cases = Vec::new();
     for (kind, own, other) in [(Kind::Grant, &claims, &access), (Kind::Access, &access, &claims)] {
@@ -376,7 +385,7 @@ async fn dead(scene: &Scene) -> Vec<Case> {
 #[tokio::test(flavor = "multi_thread")]
 async fn only_what_the_signer_vouched_for_is_computed() {
     let key = ForgeKey::new(FORGE_SEED);
-    let (signer, jwks_asked) = serve_jwks(&key).await;
+    let (signer, jwks_asked) = serve_as_signer(&key).await;
     let mut cluster = Cluster::without_signer(Servers::shared());
     cluster.env.insert("VECMILL_SIGNER_URL".to_owned(), signer);
     let store = cluster.store().await;

@@ -2,10 +2,11 @@
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
-use vecmill_producer::{secret::secret, store::StoreSettings, topology::BrokerSettings};
+use vecmill_producer::{store::StoreSettings, topology::BrokerSettings};
 use vecmill_signer::{
     claims::DEFAULT_ISSUER,
     edge::{self, ClientTlsArgs, ServerTls},
+    secret::secret,
     verify::{Keys, RemoteKeys, Verifier},
 };
 

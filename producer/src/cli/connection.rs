@@ -4,11 +4,11 @@ use vecmill_signer::{
     claims::{JobId, Scope, TenantId},
     client::{ApiKey, SignerClient},
     edge::ClientTlsArgs,
+    secret::secret,
 };
 
 use super::output::Failure;
 use crate::{
-    secret::secret,
     store::{Store, StoreSettings},
     topology::BrokerSettings,
 };

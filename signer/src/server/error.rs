@@ -82,6 +82,11 @@ impl ApiError {
         Self::new(StatusCode::NOT_FOUND, "not_found", "there is nothing at this address")
     }
 
+    /// 405.
+    pub(super) fn method_not_allowed() -> Self {
+        Self::new(StatusCode::METHOD_NOT_ALLOWED, "invalid_request", "this address takes another HTTP method")
+    }
+
     /// 503: the same request may succeed later.
     pub(super) fn unavailable(description: impl Into<String>) -> Self {
         let refusal = Self::new(StatusCode::SERVICE_UNAVAILABLE, "temporarily_unavailable", description);
@@ -97,6 +102,15 @@ impl ApiError {
 
 impl From<StoreError> for ApiError {
     fn from(error: StoreError) -> Self {
+        if error.is_absence() {
+            return Self::new(StatusCode::NOT_FOUND, "not_found", error.to_string());
+        }
+        if error.is_for_caller() {
+            return Self::new(StatusCode::CONFLICT, "invalid_request", error.to_string());
+        }
+        if matches!(error, StoreError::NoSigningKey) {
+            return Self::unavailable(error.to_string());
+        }
         tracing::error!(error = &error as &dyn std::error::Error, "the policy database failed");
         Self::unavailable("the policy database is unavailable")
     }

@@ -2,7 +2,6 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Instant;
 
 use axum::Json;
 use axum::extract::rejection::FormRejection;
@@ -11,17 +10,12 @@ use axum::http::header::CACHE_CONTROL;
 use axum::http::{HeaderMap, HeaderName};
 use axum::response::IntoResponse;
 use serde::Deserialize;
-use subtle::ConstantTimeEq as _;
 use zeroize::Zeroizing;
 
-use super::App;
-use super::authorization::{Credentials, Unreadable, basic};
 use super::error::ApiError;
-use crate::api_key::ApiKey;
+use super::{App, auth};
 use crate::claims::Scope;
 use crate::mint::{ACCESS_LIFETIME_S, AccessRequest};
-use crate::store::StoredKey;
-use crate::time::unix_now;
 use crate::wire::TokenResponse;
 
 /// The form. Unknown parameters are ignored and repeated ones refused, both as RFC 6749 (3.2) asks.
@@ -51,8 +45,7 @@ pub(super) async fn token(
         None => return Err(ApiError::bad_request("invalid_request", "grant_type is missing")),
     }
 
-    let credentials = credentials(&headers, form.client_id, form.client_secret)?;
-    let key = authenticate(&app, &credentials, peer).await?;
+    let key = auth::client(&app, &headers, form.client_id, form.client_secret, peer).await?;
     let scopes = narrowed(&key.scopes, filled(form.scope.as_deref()))?;
 
     let tenant = key.info.tenant.clone();
@@ -61,9 +54,12 @@ pub(super) async fn token(
         scopes: scopes.clone(),
         key_id: key.info.id,
         client_addr: Some(peer.ip().to_string()),
+        limits: key.limits,
+        epoch: key.epoch,
     };
-    let (access_token, claims) = app.minter.mint_access(request).map_err(|error| ApiError::internal(&error))?;
-    tracing::info!(%tenant, key_id = claims.key_id, token_id = claims.jti, "access token minted");
+    let live = app.current.live();
+    let (access_token, claims) = live.minter()?.mint_access(request).map_err(|error| ApiError::internal(&error))?;
+    tracing::info!(%tenant, key_id = claims.client_id, token_id = claims.jti, "access token minted");
     let body = TokenResponse {
         access_token,
         token_type: "Bearer".to_owned(),
@@ -75,69 +71,8 @@ pub(super) async fn token(
 }
 
 /// RFC 6749 (3.2): a parameter without a value counts as left out.
-fn filled(parameter: Option<&str>) -> Option<&str> {
+pub(super) fn filled(parameter: Option<&str>) -> Option<&str> {
     parameter.filter(|value| !value.is_empty())
-}
-
-/// The credentials, from HTTP Basic or from the form, never from both.
-fn credentials(
-    headers: &HeaderMap,
-    id: Option<String>,
-    secret: Option<Zeroizing<String>>,
-) -> Result<Credentials, ApiError> {
-    let Some(shown) = basic(headers).map_err(|Unreadable| ApiError::invalid_client())? else {
-        let (Some(id), Some(secret)) = (id, secret) else { return Err(ApiError::invalid_client()) };
-        return Ok(Credentials { id: Zeroizing::new(id), secret });
-    };
-    if secret.is_some() {
-        let sentence = "the API key must come in the Authorization header or in the body, not in both";
-        return Err(ApiError::bad_request("invalid_request", sentence));
-    }
-    if id.is_some_and(|id| id != *shown.id) {
-        let sentence = "client_id in the body is not the one in the Authorization header";
-        return Err(ApiError::bad_request("invalid_request", sentence));
-    }
-    Ok(shown)
-}
-
-/// The key, if it is genuine and may be used now.
-async fn authenticate(app: &App, credentials: &Credentials, peer: SocketAddr) -> Result<StoredKey, ApiError> {
-    if let Some(wait_s) = app.failed_logins.wait_s(peer.ip(), &credentials.id, Instant::now()) {
-        tracing::warn!(wait_s, client_addr = %peer.ip(), "login refused: too many have failed");
-        return Err(ApiError::too_many_failures(wait_s));
-    }
-    let refuse = |key_id: &str, reason: &'static str| {
-        app.failed_logins.failed(peer.ip(), key_id, Instant::now());
-        tracing::warn!(key_id, reason, client_addr = %peer.ip(), "API key refused");
-        ApiError::invalid_client()
-    };
-    let Some(shown) = shown_key(credentials) else { return Err(refuse("", "not an API key")) };
-    let stored = app.store.find_key(shown.id()).await?;
-    // An unknown id goes the same way as a known one, so that time does not tell them apart.
-    let expected = stored.as_ref().map_or([0; 32], |key| key.digest);
-    let genuine = bool::from(app.vault.digest(&shown).ct_eq(&expected));
-    match stored {
-        None => Err(refuse(shown.id(), "unknown key")),
-        Some(_) if !genuine => Err(refuse(shown.id(), "wrong secret")),
-        Some(key) => match key.barred(unix_now()) {
-            Some(reason) => Err(refuse(shown.id(), reason)),
-            None => {
-                app.failed_logins.worked(peer.ip(), shown.id());
-                Ok(key)
-            }
-        },
-    }
-}
-
-/// The key that the credentials spell. `client_secret` may be the whole API key, which is what people have at hand, or
-/// what follows the id in it.
-fn shown_key(credentials: &Credentials) -> Option<ApiKey> {
-    let secret = credentials.secret.as_str();
-    let key = secret.parse::<ApiKey>().or_else(|_| {
-        let whole = Zeroizing::new(format!("vm_{}_{secret}", credentials.id.as_str()));
-        whole.parse()
-    });
-    key.ok().filter(|key: &ApiKey| key.id() == credentials.id.as_str())
 }
 
 /// The scopes asked for, if the role has them all; all of the role's if none are named.
@@ -181,7 +116,7 @@ mod fuzz {
             "((grant_type|scope|client_id|client_secret|x)(=|%3D|&|\\+|%|%0|%00|%ff|a){0,3}&?){0,8}".prop_map(String::into_bytes),
         ]) {
             if let Some(form) = read(body) {
-                let _ = credentials(&HeaderMap::new(), form.client_id, form.client_secret).map(|shown| shown_key(&shown));
+                let _ = auth::credentials(&HeaderMap::new(), form.client_id, form.client_secret).map(|shown| auth::shown_key(&shown));
                 let _ = narrowed(&Scope::ALL, filled(form.scope.as_deref()));
             }
         }

@@ -12,8 +12,9 @@ use vecmill_signer::verify::{Keys, Refusal, RemoteKeys, Verifier};
 
 use crate::support::{Forger, ISSUER, NOW, Signer, access_claims};
 
-/// A server of one document that counts how often it is asked.
-async fn key_server(document: String) -> (String, Arc<AtomicUsize>, tokio::task::JoinHandle<()>) {
+/// A server of one key set, and of a statement by `forger` that nothing is revoked, that counts how often it is asked for
+/// keys.
+async fn key_server(forger: &Forger, document: String) -> (String, Arc<AtomicUsize>, tokio::task::JoinHandle<()>) {
     let asked = Arc::new(AtomicUsize::new(0));
     let count = Arc::clone(&asked);
     let answer = move || {
@@ -23,7 +24,10 @@ async fn key_server(document: String) -> (String, Arc<AtomicUsize>, tokio::task:
     };
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let url = format!("http://{}", listener.local_addr().expect("bound"));
-    let routes = Router::new().route("/.well-known/jwks.json", get(answer));
+    let statement = forger.statement();
+    let routes = Router::new()
+        .route("/.well-known/jwks.json", get(answer))
+        .route("/v1/revocations", get(async move || statement));
     let server = tokio::spawn(async move { axum::serve(listener, routes).await.expect("served") });
     (url, asked, server)
 }
@@ -35,7 +39,7 @@ fn verifier(url: &str) -> Verifier {
 #[tokio::test]
 async fn one_fetch_serves_many_and_outlives_the_server() {
     let forger = Forger::new();
-    let (url, asked, server) = key_server(forger.jwks()).await;
+    let (url, asked, server) = key_server(&forger, forger.jwks()).await;
     let verifier = verifier(&url);
     let token = forger.access(&access_claims());
 
@@ -59,7 +63,7 @@ async fn one_fetch_serves_many_and_outlives_the_server() {
 #[tokio::test]
 async fn invented_kids_do_not_reach_the_signer() {
     let forger = Forger::new();
-    let (url, asked, _server) = key_server(forger.jwks()).await;
+    let (url, asked, _server) = key_server(&forger, forger.jwks()).await;
     let verifier = verifier(&url);
     for n in 0..20 {
         let header = json!({"alg": "EdDSA", "typ": "at+jwt", "kid": format!("invented-{n}")}).to_string();
@@ -71,7 +75,8 @@ async fn invented_kids_do_not_reach_the_signer() {
 
 #[tokio::test]
 async fn a_signer_that_can_not_be_asked_is_no_verdict() {
-    let token = Forger::new().access(&access_claims());
+    let forger = Forger::new();
+    let token = forger.access(&access_claims());
     // A port that was just free: nobody listens.
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let url = format!("http://{}", listener.local_addr().expect("bound"));
@@ -81,7 +86,7 @@ async fn a_signer_that_can_not_be_asked_is_no_verdict() {
     assert!(down.ready().await.expect_err("not ready").is_transient());
 
     for document in ["", "[]", r#"{"keys":[]}"#, &format!("{{\"keys\":[],\"pad\":\"{}\"}}", "x".repeat(70_000))] {
-        let (url, _, _server) = key_server(document.to_owned()).await;
+        let (url, _, _server) = key_server(&forger, document.to_owned()).await;
         let refusal = verifier(&url).access_at(&token, NOW).await.expect_err("refused");
         assert!(refusal.is_transient(), "{refusal}");
     }

@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use aws_lc_rs::signature::{Ed25519KeyPair, KeyPair as _};
 use base64::Engine as _;
@@ -61,6 +62,16 @@ impl Forger {
         format!("{message}.{}", b64(signature.as_ref()))
     }
 
+    /// A statement that nothing is revoked, signed now.
+    pub(crate) fn statement(&self) -> String {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970").as_secs();
+        let claims = json!({
+            "iss": ISSUER, "aud": "vecmill-verifiers", "iat": now, "seq": 1, "kids": ["k1"], "withdrawn_kids": [],
+            "keys": [], "tokens": [], "jobs": [], "tenants": {},
+        });
+        self.sign(&header("revocations+jwt"), &claims.to_string())
+    }
+
     pub(crate) fn access(&self, claims: &Value) -> String {
         self.sign(&header("at+jwt"), &claims.to_string())
     }
@@ -74,10 +85,18 @@ pub(crate) fn header(typ: &str) -> String {
     json!({"alg": "EdDSA", "typ": typ, "kid": "k1"}).to_string()
 }
 
+pub(crate) fn limits() -> Value {
+    json!({
+        "requests_per_minute": 1, "tokens_per_minute": 2, "tokens_burst": 3, "tokens_per_day": 4, "queued_tokens": 5,
+        "concurrent_jobs": 6,
+    })
+}
+
 pub(crate) fn access_claims() -> Value {
     json!({
         "iss": ISSUER, "sub": "acme", "aud": "vecmill-api", "jti": "ab".repeat(16),
-        "iat": NOW, "nbf": NOW, "exp": NOW + 300, "scope": "jobs:submit jobs:read", "key_id": "key1",
+        "iat": NOW, "nbf": NOW, "exp": NOW + 300, "scope": "jobs:submit jobs:read", "client_id": "key1",
+        "limits": limits(), "epoch": 0,
     })
 }
 
@@ -86,7 +105,7 @@ pub(crate) fn grant_claims() -> Value {
         "iss": ISSUER, "sub": "acme", "aud": "vecmill-workers", "jti": "cd".repeat(16),
         "iat": NOW, "nbf": NOW, "exp": NOW + 86_400, "manifest_sha256": "ef".repeat(32),
         "model": "vecmill/mini", "dimensions": 64, "rows": 1000, "key_id": "key1", "lane": 3,
-        "limits": {"tokens_per_minute": 1, "tokens_burst": 2, "tokens_per_day": 3}, "epoch": 0,
+        "limits": limits(), "epoch": 0,
     })
 }
 
@@ -142,7 +161,7 @@ impl Signer {
         let home = Home::new();
         let store = Store::open_or_create(&home.database()).await.expect("a database");
         let first = FirstTenant { id: "acme".parse().expect("a name"), settings };
-        let keys = store.bootstrap(&home.master_key_file(), &first).await.expect("bootstrapped");
+        let keys = store.bootstrap(&home.master_key_file(), &first, "test").await.expect("bootstrapped");
         let vault = Vault::open(&home.master_key_file()).expect("a vault");
         prepare(home.database()).await;
         let (address, stop, served) = serve(&home.database(), &home.master_key_file(), "127.0.0.1:0").await;
@@ -181,10 +200,12 @@ async fn serve(
 ) -> (SocketAddr, oneshot::Sender<()>, JoinHandle<()>) {
     let config = Config {
         listen: listen.parse().expect("an address"),
-        database: database.to_owned(),
+        database: database.into(),
         master_key_file: master_key_file.to_owned(),
         issuer: ISSUER.to_owned(),
         lanes: 4,
+        public_url: None,
+        signing_key_file: None,
         tls: None,
         failed_logins_per_minute: FAILED_LOGINS_PER_MINUTE,
     };

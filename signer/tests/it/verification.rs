@@ -17,6 +17,16 @@ async fn grant_refusal(forger: &Forger, claims: &Value) -> Refusal {
     forger.verifier().grant_at(&forger.grant(claims), NOW).await.expect_err("refused")
 }
 
+/// What [`limits`](crate::support::limits) says.
+const LIMITS: Limits = Limits {
+    requests_per_minute: 1,
+    tokens_per_minute: 2,
+    tokens_burst: 3,
+    tokens_per_day: 4,
+    queued_tokens: 5,
+    concurrent_jobs: 6,
+};
+
 #[tokio::test]
 async fn good_tokens_pass() {
     let forger = Forger::new();
@@ -31,7 +41,7 @@ async fn good_tokens_pass() {
     assert_eq!(grant.job().as_str(), "cd".repeat(16));
     assert_eq!(grant.manifest_sha256().to_string(), "ef".repeat(32));
     assert_eq!((grant.model(), grant.dimensions(), grant.rows(), grant.lane()), ("vecmill/mini", 64, 1000, 3));
-    assert_eq!(grant.limits(), Limits { tokens_per_minute: 1, tokens_burst: 2, tokens_per_day: 3 });
+    assert_eq!(grant.limits(), LIMITS);
     assert_eq!((grant.issued_at(), grant.expires_at()), (NOW, NOW + 86_400));
 }
 
@@ -46,6 +56,8 @@ async fn minted_tokens_pass_and_only_as_what_they_are() {
             scopes: vec![Scope::Embed],
             key_id: "key1".to_owned(),
             client_addr: Some("192.0.2.1".to_owned()),
+            limits: LIMITS,
+            epoch: 7,
         })
         .expect("signed");
     let verified = verifier.access(&access).await.expect("good");
@@ -53,14 +65,7 @@ async fn minted_tokens_pass_and_only_as_what_they_are() {
     assert_eq!(verified.client_addr(), Some("192.0.2.1"));
     assert_eq!(verified.expires_at() - verified.issued_at(), 300);
 
-    let grantee = Grantee {
-        tenant,
-        key_id: "key1".to_owned(),
-        client_addr: None,
-        lane: 1,
-        limits: Limits { tokens_per_minute: 1, tokens_burst: 1, tokens_per_day: 1 },
-        epoch: 7,
-    };
+    let grantee = Grantee { tenant, key_id: "key1".to_owned(), client_addr: None, lane: 1, limits: LIMITS, epoch: 7 };
     let request = GrantRequest {
         job: JobId::from_digest(&[1; 32]),
         manifest_sha256: Digest::of(b"manifest"),

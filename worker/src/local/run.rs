@@ -155,7 +155,14 @@ impl Local {
             key_id: "local".to_owned(),
             client_addr: None,
             lane: 0,
-            limits: Limits { tokens_per_minute: u64::MAX, tokens_burst: u64::MAX, tokens_per_day: u64::MAX },
+            limits: Limits {
+                requests_per_minute: u64::MAX,
+                tokens_per_minute: u64::MAX,
+                tokens_burst: u64::MAX,
+                tokens_per_day: u64::MAX,
+                queued_tokens: u64::MAX,
+                concurrent_jobs: u64::MAX,
+            },
             epoch: SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs(),
         };
         let request = GrantRequest {

@@ -4,12 +4,12 @@
 use std::{sync::Arc, time::Duration};
 
 use vecmill_producer::{
-    contract::{ChunkEntry, ChunkMessage, ChunkRow, JobKeys, Manifest, read_chunk},
+    contract::{ChunkEntry, ChunkMessage, ChunkRow, JobKeys, Manifest, Submission, read_chunk},
     store::StoreError,
 };
 use vecmill_signer::{
     claims::Digest,
-    verify::{Refusal, VerifiedGrant},
+    verify::{Refusal, RevokedGrant, VerifiedGrant},
 };
 
 use super::Pipeline;
@@ -23,11 +23,16 @@ use crate::{
 /// How long a chunk waits outside when something that admission needs is away.
 const AWAY_WAIT: Duration = Duration::from_secs(5);
 
+/// A submission is under 1 KiB.
+const SUBMISSION_BYTES_MAX: usize = 64 * 1024;
+
 const QUOTA_GONE: &str = "the quota's task has ended";
 
 /// A chunk whose grant is verified: whose it is and where its objects lie.
 pub(super) struct Claim {
     pub(super) grant: VerifiedGrant,
+    /// Why the grant counts no longer: the job is to be told, and nothing else.
+    pub(super) revoked: Option<Refusal>,
     pub(super) keys: JobKeys,
     pub(super) chunk: u32,
     sha256: Digest,
@@ -65,13 +70,14 @@ impl Pipeline {
         let message = ChunkMessage::parse(&delivery.body)
             .map_err(|error| Stop::Refused { code: "malformed", reason: error.to_string() })?;
         let verifying = self.patiently(Need::Keys, || async {
-            match self.parts.verifier.grant(&message.grant).await {
+            match self.parts.verifier.grant_or_revoked(&message.grant).await {
                 Err(refusal) if refusal.is_transient() => Err(refusal),
-                decided => Ok::<Result<VerifiedGrant, Refusal>, Refusal>(decided),
+                decided => Ok::<Result<Result<VerifiedGrant, RevokedGrant>, Refusal>, Refusal>(decided),
             }
         });
-        let grant = match verifying.await {
-            Ok(Ok(grant)) => grant,
+        let (grant, revoked) = match verifying.await {
+            Ok(Ok(Ok(grant))) => (grant, None),
+            Ok(Ok(Err(RevokedGrant { grant, refusal }))) => (grant, Some(refusal)),
             Ok(Err(refusal)) => return Err(Stop::Refused { code: refusal.code(), reason: refusal.to_string() }),
             Err(_) => return Err(Stop::Later { wait: AWAY_WAIT }),
         };
@@ -79,7 +85,25 @@ impl Pipeline {
             return Err(Stop::Refused { code: "wrong_job", reason: "the message's job is not its grant's".to_owned() });
         }
         let keys = JobKeys::new(grant.tenant(), grant.job());
-        Ok(Claim { keys, chunk: message.chunk, sha256: message.sha256, grant })
+        Ok(Claim { keys, chunk: message.chunk, sha256: message.sha256, grant, revoked })
+    }
+
+    /// Whether the grant counts no longer: found when it was verified, or since.
+    pub(super) async fn check_revoked(&self, claim: &Claim) -> Result<(), Stop> {
+        let revoked = claim.revoked.clone().map_or_else(|| self.parts.verifier.recheck(&claim.grant), Err);
+        let Err(refusal) = revoked else { return Ok(()) };
+        let (code, reason) = (refusal.code(), refusal.to_string());
+        // Submitted again since, the job lives on a later grant: what is left of the earlier one must not end it.
+        let submission = claim.keys.submission();
+        let submission: Option<Submission> =
+            self.patiently(Need::Store, || self.parts.store.get_json(&submission, SUBMISSION_BYTES_MAX)).await?;
+        let until = i64::try_from(claim.grant.expires_at()).unwrap_or(i64::MAX);
+        let outlived = submission.is_some_and(|submission| submission.expires_at.as_second() > until);
+        // Nor may a withdrawn signing key's word, whoever's it was.
+        if outlived || refusal == Refusal::SigningKeyWithdrawn {
+            return Err(Stop::Refused { code, reason });
+        }
+        Err(Stop::Dead { code, reason })
     }
 
     /// The manifest that the grant vouches for.

@@ -99,10 +99,13 @@ impl Pipeline {
             audit.write_for(store, &claim.keys, claim.chunk).await?;
             return Ok(Ended::Cancelled);
         }
+        self.check_revoked(claim).await?;
         let turn = self.turn(delivery, claim).await?;
         let computed = self.compute(claim, admitted).await;
         self.survived(turn, claim).await;
         let encoded = computed?;
+        // It may have been revoked while it was computed.
+        self.check_revoked(claim).await?;
         // The GPU's work is in hand: patience here saves doing it again.
         self.patiently(Need::Store, || self.write(claim, admitted, &encoded, begun)).await?;
         self.end(claim, manifest).await?;
@@ -115,6 +118,7 @@ impl Pipeline {
         let rows = self.fetch(claim, admitted.entry).await?;
         let spec = &admitted.manifest.spec;
         let mut tokenized = self.tokenize(rows, spec).await?;
+        self.check_revoked(claim).await?;
         self.charge(claim, tokenized.total()).await?;
         let good = tokenized.take_good();
         let counts: Vec<u32> = good.iter().map(|tokens| tokens.len() as u32).collect();

@@ -156,11 +156,11 @@ impl Target {
     async fn start() -> Self {
         let signer = Signer::start_after(TenantSettings::default(), publish).await;
         let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970").as_secs();
-        let live = |claims: Value, lives: u64| {
+        let live = |claims: Value, lives: u64, key: &str| {
             let claims = with(with(claims, "iat", json!(now)), "nbf", json!(now));
-            with(with(claims, "exp", json!(now + lives)), "key_id", json!(signer.keys.writer.id()))
+            with(with(claims, "exp", json!(now + lives)), key, json!(signer.keys.writer.id()))
         };
-        let (access, grant) = (live(access_claims(), 300), live(grant_claims(), 3600));
+        let (access, grant) = (live(access_claims(), 300, "client_id"), live(grant_claims(), 3600, "key_id"));
         Self { kid: published().1, access, grant, signer }
     }
 
@@ -264,10 +264,10 @@ async fn a_token_is_tied_to_its_key_and_the_key_to_its_tenant() {
     let refusal = target.send(ENDPOINTS[0], "x").await;
     for (name, claims, status) in [
         ("another tenant with our key", with(claims.clone(), "sub", json!("globex")), 401),
-        ("our tenant with their key", with(claims.clone(), "key_id", json!(theirs.id())), 401),
+        ("our tenant with their key", with(claims.clone(), "client_id", json!(theirs.id())), 401),
         ("a tenant that is not there", with(claims.clone(), "sub", json!("nobody")), 401),
-        ("a key that is not there", with(claims.clone(), "key_id", json!("a".repeat(16))), 401),
-        ("a scope that its key lacks", with(claims.clone(), "key_id", json!(reader.id())), 403),
+        ("a key that is not there", with(claims.clone(), "client_id", json!("a".repeat(16))), 401),
+        ("a scope that its key lacks", with(claims.clone(), "client_id", json!(reader.id())), 403),
         ("no scope", with(claims.clone(), "scope", json!("")), 403),
         ("a scope by its beginning", with(claims.clone(), "scope", json!("jobs:submitted jobs: JOBS:SUBMIT")), 403),
         (

@@ -394,7 +394,20 @@ impl Bench {
         let values: Vec<&Value> = self.claims.as_object().expect("an object").values().collect();
         add("claims: a list of their values".to_owned(), self.sign(self.header(), json!(values).to_string()));
         let field_order = match self.kind {
-            Kind::Access => &["iss", "sub", "aud", "jti", "iat", "nbf", "exp", "scope", "key_id"][..],
+            Kind::Access => &[
+                "iss",
+                "sub",
+                "aud",
+                "jti",
+                "iat",
+                "nbf",
+                "exp",
+                "scope",
+                "client_id",
+                "client_addr",
+                "limits",
+                "epoch",
+            ][..],
             Kind::Grant => &[
                 "iss",
                 "sub",
@@ -511,7 +524,7 @@ impl Bench {
         }
         cases.push(("jti of full-width digits", json!({ "jti": "\u{ff11}".repeat(32) })));
         for key_id in ["", "a/b", "../key", "k\0", "\u{43a}ey1", "key id"] {
-            cases.push(("", json!({ "key_id": key_id })));
+            cases.push(("", json!({ self.key_claim(): key_id })));
         }
         if self.kind == Kind::Grant {
             for (name, value) in [
@@ -529,16 +542,33 @@ impl Bench {
                 ("rows", json!(1e30)),
                 ("lane", json!(-1)),
                 ("lane", json!(1_u64 << 32)),
-                ("epoch", json!(-1)),
-                ("limits", json!({})),
-                ("limits", json!({ "tokens_per_minute": 1, "tokens_burst": 1 })),
-                ("limits", json!({ "tokens_per_minute": 1, "tokens_burst": 1, "tokens_per_day": 1, "free": true })),
-                ("limits", json!({ "tokens_per_minute": "1", "tokens_burst": 1, "tokens_per_day": 1 })),
-                ("limits", json!([1, 1])),
-                ("limits", json!([1, 2, 3])),
             ] {
                 cases.push(("", json!({ name: value })));
             }
+        }
+        let limits = |changes: Value| {
+            let mut limits = self.claims["limits"].clone();
+            for (name, value) in changes.as_object().expect("an object") {
+                limits[name] = value.clone();
+            }
+            limits
+        };
+        let (mut fewer, all) = (limits(json!({})), limits(json!({})));
+        fewer.as_object_mut().expect("an object").remove("tokens_per_day").expect("a limit");
+        let in_order: Vec<_> = all.as_object().expect("an object").values().collect();
+        for (name, value) in [
+            ("epoch", json!(-1)),
+            ("epoch", json!("0")),
+            ("limits", json!({})),
+            ("limits", fewer),
+            ("limits", limits(json!({ "free": true }))),
+            ("limits", limits(json!({ "tokens_per_minute": "1" }))),
+            ("limits", limits(json!({ "tokens_per_day": -1 }))),
+            ("limits", limits(json!({ "concurrent_jobs": 1e30 }))),
+            ("limits", json!([1, 1])),
+            ("limits", json!(in_order)),
+        ] {
+            cases.push(("", json!({ name: value })));
         }
         for (name, changes) in cases {
             let name = if name.is_empty() { changes.to_string() } else { name.to_owned() };
@@ -551,6 +581,14 @@ impl Bench {
         {
             let claims = self.claims.to_string().replacen(&exp, &format!("\"exp\":{number}"), 1);
             add(format!("exp is {number}"), self.sign(self.header(), claims));
+        }
+    }
+
+    /// The claim that names the API key.
+    fn key_claim(&self) -> &'static str {
+        match self.kind {
+            Kind::Access => "client_id",
+            Kind::Grant => "key_id",
         }
     }
 
@@ -699,7 +737,7 @@ impl Bench {
     /// Length is judged first.
     fn sizes(&self, add: &mut impl FnMut(String, String)) {
         for length in [8 << 10, 16 << 10, 200 << 10] {
-            let claims = self.claims_with(json!({ "key_id": "k".repeat(length) }));
+            let claims = self.claims_with(json!({ self.key_claim(): "k".repeat(length) }));
             add(format!("a claim of {length} bytes"), self.sign(self.header(), claims));
         }
         let header = self.header_with(json!({ "kid": "k".repeat(9 << 10) }));

@@ -1,0 +1,155 @@
+//! `POST /oauth/introspect` (RFC 7662) and `POST /oauth/revoke` (RFC 7009), for access tokens and job grants.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::rejection::FormRejection;
+use axum::extract::{ConnectInfo, Form, State};
+use axum::http::header::CACHE_CONTROL;
+use axum::http::{HeaderMap, StatusCode};
+use axum::response::IntoResponse;
+use serde::Deserialize;
+use serde_json::{Value, json};
+use zeroize::Zeroizing;
+
+use super::error::ApiError;
+use super::token::filled;
+use super::{App, auth};
+use crate::claims::{ACCESS_AUDIENCE, ACCESS_TYPE, GRANT_AUDIENCE, GRANT_TYPE, Scope};
+use crate::store::StoredKey;
+use crate::time::unix_now;
+use crate::verify::{Refusal, VerifiedAccess, VerifiedGrant};
+
+/// The form of both. `token_type_hint` is a hint only, and both kinds are told apart by their `typ`.
+#[derive(Deserialize)]
+pub(super) struct TokenForm {
+    token: Option<Zeroizing<String>>,
+    client_id: Option<String>,
+    client_secret: Option<Zeroizing<String>>,
+}
+
+/// A token that is what it says.
+enum Shown {
+    Access(VerifiedAccess),
+    Grant(VerifiedGrant),
+}
+
+impl Shown {
+    /// The one that `token` is, whether it was revoked or not; none if it is no token of ours, or over.
+    async fn read(app: &App, token: &str) -> Option<Self> {
+        let live = app.current.live();
+        match live.verifier().access(token).await {
+            Ok(access) => Some(Self::Access(access)),
+            Err(Refusal::WrongType) => live.verifier().grant(token).await.ok().map(Self::Grant),
+            Err(_) => None,
+        }
+    }
+
+    fn key_id(&self) -> &str {
+        match self {
+            Self::Access(access) => access.key_id(),
+            Self::Grant(grant) => grant.key_id(),
+        }
+    }
+
+    /// Whether `key` may ask about it: its own tenant's, and an operator's admin any.
+    fn is_for(&self, key: &StoredKey) -> bool {
+        let tenant = match self {
+            Self::Access(access) => access.tenant(),
+            Self::Grant(grant) => grant.tenant(),
+        };
+        tenant == &key.info.tenant || (key.operator && key.scopes.contains(&Scope::Admin))
+    }
+
+    /// Whether nothing that it rests on was revoked.
+    async fn is_active(&self, app: &App) -> Result<bool, ApiError> {
+        let key = app.store.find_key(self.key_id()).await?;
+        let Some(key) = key.filter(|key| key.info.revoked_s.is_none() && key.tenant_active) else { return Ok(false) };
+        match self {
+            Self::Access(access) => Ok(access.epoch() >= key.epoch
+                && key.barred(unix_now()).is_none()
+                && !app.store.is_token_revoked(access.tenant(), access.token_id()).await?),
+            // A grant outlives its key's end, not its revocation: the job was submitted in time.
+            Self::Grant(grant) => {
+                let revoked = app.store.job_revoked(grant.tenant(), grant.job()).await?;
+                Ok(grant.epoch() >= key.epoch && revoked.is_none_or(|at| grant.issued_at() > at))
+            }
+        }
+    }
+
+    fn describe(&self, app: &App) -> Value {
+        match self {
+            Self::Access(access) => json!({
+                "active": true, "iss": app.issuer, "sub": access.tenant(), "aud": ACCESS_AUDIENCE,
+                "client_id": access.key_id(), "scope": access.scope(), "jti": access.token_id(),
+                "iat": access.issued_at(), "nbf": access.issued_at(), "exp": access.expires_at(),
+                "token_type": "Bearer", "typ": ACCESS_TYPE,
+            }),
+            Self::Grant(grant) => json!({
+                "active": true, "iss": app.issuer, "sub": grant.tenant(), "aud": GRANT_AUDIENCE,
+                "client_id": grant.key_id(), "jti": grant.job(),
+                "iat": grant.issued_at(), "exp": grant.expires_at(), "typ": GRANT_TYPE,
+                "manifest_sha256": grant.manifest_sha256(), "model": grant.model(),
+                "dimensions": grant.dimensions(), "rows": grant.rows(),
+            }),
+        }
+    }
+}
+
+pub(super) async fn introspect(
+    State(app): State<Arc<App>>,
+    ConnectInfo(peer): ConnectInfo<SocketAddr>,
+    headers: HeaderMap,
+    form: Result<Form<TokenForm>, FormRejection>,
+) -> Result<impl IntoResponse, ApiError> {
+    let (key, token) = asked(&app, peer, &headers, form).await?;
+    // A token of another tenant is as inactive as one that never was (RFC 7662, 2.2).
+    let shown = Shown::read(&app, &token).await.filter(|shown| shown.is_for(&key));
+    let answer = match shown {
+        Some(shown) if shown.is_active(&app).await? => shown.describe(&app),
+        _ => json!({"active": false}),
+    };
+    Ok(([(CACHE_CONTROL, "no-store")], Json(answer)))
+}
+
+pub(super) async fn revoke(
+    State(app): State<Arc<App>>,
+    ConnectInfo(peer): ConnectInfo<SocketAddr>,
+    headers: HeaderMap,
+    form: Result<Form<TokenForm>, FormRejection>,
+) -> Result<impl IntoResponse, ApiError> {
+    let (key, token) = asked(&app, peer, &headers, form).await?;
+    let done = Ok((StatusCode::OK, [(CACHE_CONTROL, "no-store")]));
+    // One that is invalid already needs no revoking (RFC 7009, 2.2), and another tenant's is told no more of.
+    let Some(shown) = Shown::read(&app, &token).await.filter(|shown| shown.is_for(&key)) else { return done };
+    if shown.key_id() != key.info.id && !key.scopes.contains(&Scope::Admin) {
+        let sentence = "the token was issued to another API key; only that key or an admin may revoke it";
+        return Err(ApiError::access_denied(sentence));
+    }
+    match &shown {
+        Shown::Access(access) => {
+            app.store.revoke_token(access.tenant(), access.token_id(), access.expires_at(), &key.info.id).await?;
+        }
+        Shown::Grant(grant) => app.store.revoke_job(grant.tenant(), grant.job(), &key.info.id).await?,
+    }
+    app.current.refresh().await?;
+    done
+}
+
+/// Who asks, and about which token.
+async fn asked(
+    app: &App,
+    peer: SocketAddr,
+    headers: &HeaderMap,
+    form: Result<Form<TokenForm>, FormRejection>,
+) -> Result<(StoredKey, Zeroizing<String>), ApiError> {
+    let Form(form) = form.map_err(|rejection| {
+        ApiError::bad_body(rejection.status(), "the body must be a form of at most 16 KiB with no parameter twice")
+    })?;
+    let key = auth::client(app, headers, form.client_id, form.client_secret, peer).await?;
+    match form.token {
+        Some(token) if filled(Some(&token)).is_some() => Ok((key, token)),
+        _ => Err(ApiError::bad_request("invalid_request", "token is missing")),
+    }
+}
