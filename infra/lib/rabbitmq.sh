@@ -50,6 +50,8 @@ rabbitmq_stop() {
     halt epmd 0
 }
 
+rabbitmq_remove() { rm -rf "${dir:?}/rabbitmq"; }
+
 rabbitmq_env() {
     echo "export VECMILL_AMQP_URL=amqp://vecmill:$amqp_password@127.0.0.1:$(port "$port_amqp")/%2f"
     echo "export VECMILL_TEST_AMQPS_URL=amqps://vecmill:$amqp_password@127.0.0.1:$(port "$port_amqps")/%2f"

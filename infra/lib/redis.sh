@@ -31,6 +31,8 @@ redis_ready() {
 # redis_stop [SECONDS BEFORE SIGKILL]
 redis_stop() { halt redis "${1-10}"; }
 
+redis_remove() { rm -rf "${dir:?}/redis"; }
+
 redis_env() {
     echo "export VECMILL_REDIS_URL=redis://:$redis_password@127.0.0.1:$(port "$port_redis")/0"
     echo "export VECMILL_TEST_REDISS_URL=rediss://:$redis_password@127.0.0.1:$(port "$port_rediss")/0"

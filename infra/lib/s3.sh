@@ -48,6 +48,8 @@ s3_stop() {
     rm -f "/tmp/seaweedfs-filer-$(($(port "$port_weed") + 4)).sock" "/tmp/seaweedfs-s3-$(port "$port_s3").sock"
 }
 
+s3_remove() { rm -rf "${dir:?}/s3"; }
+
 s3_env() {
     cat <<ENV
 export VECMILL_S3_ENDPOINT=http://127.0.0.1:$(port "$port_s3")
