@@ -1,33 +1,13 @@
 //! Setting up a signer: once, whoever is first, and readable by its owner only.
 
 use std::os::unix::fs::MetadataExt as _;
-use std::process::{Command, Output};
+use std::process::Command;
 
-use serde_json::Value;
 use vecmill_signer::client::ApiKey;
 use vecmill_signer::store::{Store, StoreError};
 use vecmill_signer::vault::{Vault, VaultError};
 
-use crate::support::Home;
-
-fn program(home: &Home, arguments: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_vecmill-signer"));
-    command
-        .env_clear()
-        .env("VECMILL_SIGNER_DATABASE", home.database())
-        .env("VECMILL_SIGNER_MASTER_KEY_FILE", home.master_key_file())
-        .args(arguments);
-    command
-}
-
-fn run(home: &Home, arguments: &[&str]) -> Output {
-    program(home, arguments).output().expect("the program runs")
-}
-
-fn json(output: &Output) -> Value {
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    serde_json::from_slice(&output.stdout).expect("JSON")
-}
+use crate::support::{Home, json_of};
 
 #[test]
 fn of_many_at_once_exactly_one_wins() {
@@ -35,7 +15,7 @@ fn of_many_at_once_exactly_one_wins() {
     let home = Home::new();
     let racers: Vec<_> = (0..4)
         .map(|_| {
-            let mut racer = program(&home, &["bootstrap", "--tenant", "acme", "--json"]);
+            let mut racer = home.program(&["bootstrap", "--tenant", "acme", "--json"]);
             racer.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the program runs")
         })
         .collect();
@@ -49,10 +29,10 @@ fn of_many_at_once_exactly_one_wins() {
         assert_eq!(output.status.code(), Some(3), "{told}");
         assert!(told.contains("bootstrapped already") && output.stdout.is_empty(), "{told}");
     }
-    let keys = json(&run(&home, &["key", "list", "--json"]));
+    let keys = home.json(&["key", "list"]);
     assert_eq!(keys.as_array().expect("a list").len(), 2);
 
-    let won = json(&won[0]);
+    let won = json_of(&won[0]);
     for (name, role) in [("admin_key", "admin"), ("writer_key", "writer")] {
         let key: ApiKey = won[name].as_str().expect("a key").parse().expect("well-formed");
         let listed = keys.as_array().expect("a list").iter().find(|listed| listed["id"] == key.id()).expect("listed");
@@ -63,7 +43,7 @@ fn of_many_at_once_exactly_one_wins() {
 #[tokio::test]
 async fn secrets_are_for_their_owner_and_not_in_the_database() {
     let home = Home::new();
-    let made = json(&run(&home, &["bootstrap", "--json"]));
+    let made = home.json(&["bootstrap"]);
     for path in [home.database(), home.master_key_file()] {
         let mode = std::fs::metadata(&path).expect("made").mode();
         assert_eq!(mode & 0o077, 0, "{}", path.display());
@@ -83,46 +63,16 @@ async fn secrets_are_for_their_owner_and_not_in_the_database() {
 #[test]
 fn a_late_bootstrap_leaves_no_stray_master_key() {
     let home = Home::new();
-    json(&run(&home, &["bootstrap", "--json"]));
+    home.json(&["bootstrap"]);
     std::fs::remove_file(home.master_key_file()).expect("there");
-    assert_eq!(run(&home, &["bootstrap"]).status.code(), Some(3));
+    assert_eq!(home.run(&["bootstrap"]).status.code(), Some(3));
     assert!(!home.master_key_file().exists());
-}
-
-#[test]
-fn tenants_and_keys_are_made_by_command() {
-    let home = Home::new();
-    let nothing = run(&home, &["tenant", "list"]);
-    assert_eq!(nothing.status.code(), Some(1));
-    assert!(String::from_utf8_lossy(&nothing.stderr).contains("bootstrap"));
-
-    json(&run(&home, &["bootstrap", "--json"]));
-    let made =
-        json(&run(&home, &["tenant", "create", "globex", "--tokens-per-minute", "1000", "--models", "a,b", "--json"]));
-    assert_eq!(made["ordinal"], 1);
-    assert_eq!(made["limits"]["tokens_burst"], 1000, "the burst follows the minute");
-    assert_eq!(made["models"], serde_json::json!(["a", "b"]));
-    assert_eq!(run(&home, &["tenant", "create", "globex"]).status.code(), Some(1));
-    assert_eq!(run(&home, &["tenant", "create", "Not_A_Name"]).status.code(), Some(2));
-
-    let key = json(&run(
-        &home,
-        &["key", "create", "--tenant", "globex", "--role", "reader", "--expires-days", "1", "--json"],
-    ));
-    assert!(key["key"].as_str().expect("a key").parse::<ApiKey>().is_ok());
-    assert!(key["expires_s"].is_u64());
-    for (tenant, role) in [("nobody", "reader"), ("globex", "king")] {
-        assert_eq!(run(&home, &["key", "create", "--tenant", tenant, "--role", role]).status.code(), Some(1));
-    }
-    let table = run(&home, &["key", "list"]);
-    let table = String::from_utf8(table.stdout).expect("UTF-8");
-    assert!(table.contains("globex") && !table.contains(key["key"].as_str().expect("a key")));
 }
 
 #[test]
 fn settings_are_checked_before_anything_opens() {
     let home = Home::new();
-    let output = run(&home, &["serve", "--listen", "0.0.0.0:0", "--lanes", "none"]);
+    let output = home.run(&["serve", "--listen", "0.0.0.0:0", "--lanes", "none"]);
     assert_eq!(output.status.code(), Some(2));
     let told = String::from_utf8_lossy(&output.stderr);
     for flag in ["--listen", "--lanes", "--database", "--master-key-file"] {
@@ -136,9 +86,9 @@ fn serve_stops_at_sigterm() {
     use std::io::{BufRead as _, BufReader};
     use std::process::Stdio;
     let home = Home::new();
-    json(&run(&home, &["bootstrap", "--json"]));
+    home.json(&["bootstrap"]);
     let mut server =
-        program(&home, &["serve", "--listen", "127.0.0.1:0"]).stderr(Stdio::piped()).spawn().expect("the program runs");
+        home.program(&["serve", "--listen", "127.0.0.1:0"]).stderr(Stdio::piped()).spawn().expect("the program runs");
     let mut log = BufReader::new(server.stderr.take().expect("piped")).lines();
     assert!(log.any(|line| line.expect("UTF-8").contains("listening")));
     let killed = Command::new("kill").args(["-TERM", &server.id().to_string()]).status().expect("kill runs");
@@ -148,6 +98,6 @@ fn serve_stops_at_sigterm() {
 
 #[test]
 fn completions_are_printed() {
-    let output = run(&Home::new(), &["completions", "bash"]);
+    let output = Home::new().run(&["completions", "bash"]);
     assert!(output.status.success() && String::from_utf8_lossy(&output.stdout).contains("vecmill-signer"));
 }

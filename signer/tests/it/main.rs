@@ -1,10 +1,18 @@
 //! The signer as others meet it: tokens, the HTTP service, the program.
 
+mod admin;
 mod attacks;
+mod backup;
 mod bootstrap;
+mod commands;
+mod kills;
+mod matrix;
 mod oauth;
+mod policy;
 mod remote_keys;
+mod revocation;
 mod service;
 mod support;
 mod tls;
+mod two_signers;
 mod verification;

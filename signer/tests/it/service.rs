@@ -7,7 +7,7 @@ use vecmill_signer::client::{ApiKey, ClientError, GrantRequest, SignerClient};
 use vecmill_signer::store::{NewKey, TenantSettings};
 use vecmill_signer::verify::{Keys, RemoteKeys, Verifier};
 
-use crate::support::{ISSUER, Signer};
+use crate::support::{ISSUER, Signer, http};
 
 fn settings() -> TenantSettings {
     TenantSettings { rows_per_job: 1000, ..TenantSettings::default() }
@@ -40,11 +40,6 @@ async fn post_form(signer: &Signer, form: &[(&str, &str)]) -> Response {
 async fn new_key(signer: &Signer, role: &str, expires_s: Option<u64>) -> ApiKey {
     let new = NewKey { tenant: "acme".parse().expect("a name"), role: role.to_owned(), expires_s };
     signer.store.create_key(&signer.vault, &new, "test").await.expect("a key")
-}
-
-/// A client that gives up: a signer that hangs must fail the test, not stall it.
-fn http() -> reqwest::Client {
-    reqwest::Client::builder().timeout(std::time::Duration::from_secs(10)).build().expect("a client")
 }
 
 #[tokio::test]
@@ -152,7 +147,7 @@ async fn keys_that_are_wrong_or_over_get_one_answer() {
     signer.execute("UPDATE api_keys SET digest = zeroblob(32) WHERE id = ?", wrong.id()).await;
     let expired = new_key(&signer, "writer", Some(1)).await;
     let revoked = new_key(&signer, "writer", None).await;
-    signer.execute("UPDATE api_keys SET revoked_s = 1 WHERE id = ?", revoked.id()).await;
+    signer.store.revoke_key(None, revoked.id(), "test").await.expect("revoked");
 
     for (key, what) in [(unknown, "unknown"), (wrong, "wrong"), (expired, "expired"), (revoked, "revoked")] {
         let error = signer.client(&key).access_token(&[]).await.expect_err("refused");
@@ -171,13 +166,13 @@ async fn a_key_cut_off_after_its_token_gets_no_grant() {
     let client = signer.client(&key);
     let access = client.access_token(&[]).await.expect("a token");
     client.job_grant(&access, &request()).await.expect("a grant");
-    signer.execute("UPDATE api_keys SET revoked_s = 1 WHERE id = ?", key.id()).await;
+    signer.store.revoke_key(None, key.id(), "test").await.expect("revoked");
     let error = client.job_grant(&access, &request()).await.expect_err("refused");
     assert_eq!(refused(error), (401, "invalid_token".to_owned()));
 
     let writer = signer.client(&signer.keys.writer);
     let access = writer.access_token(&[]).await.expect("a token");
-    signer.execute("UPDATE tenants SET status = 'suspended' WHERE id = ?", "acme").await;
+    signer.store.set_active(&"acme".parse().expect("a name"), false, "test").await.expect("suspended");
     let error = writer.job_grant(&access, &request()).await.expect_err("refused");
     assert_eq!(refused(error), (401, "invalid_token".to_owned()));
     assert_eq!(refused(writer.access_token(&[]).await.expect_err("refused")).0, 401);

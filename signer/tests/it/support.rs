@@ -1,25 +1,29 @@
 //! A forger that signs any header and any claims, and a signer on a port of its own.
 
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
+use std::process::{Command, Output};
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use aws_lc_rs::signature::{Ed25519KeyPair, KeyPair as _};
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde_json::{Value, json};
-use sqlx::Connection as _;
+use sqlx::postgres::PgConnection;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
+use sqlx::{AssertSqlSafe, Connection as _};
 use tempfile::TempDir;
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
+use vecmill_signer::claims::TenantId;
 use vecmill_signer::client::{ApiKey, SignerClient};
 use vecmill_signer::config::{Config, FAILED_LOGINS_PER_MINUTE};
 use vecmill_signer::keys::KeySet;
 use vecmill_signer::server::{self, App};
-use vecmill_signer::store::{Bootstrapped, FirstTenant, Store, TenantSettings};
+use vecmill_signer::store::{Bootstrapped, Database, FirstTenant, NewKey, Store, TenantSettings};
 use vecmill_signer::vault::Vault;
 use vecmill_signer::verify::{Keys, Verifier};
 
@@ -121,16 +125,74 @@ pub(crate) fn without(mut claims: Value, name: &str) -> Value {
     claims
 }
 
-/// Where a signer keeps its state, in a folder of its own.
+/// Names the private Postgres; `infra/test` starts one and says where.
+const POSTGRES: &str = "VECMILL_TEST_POSTGRES_URL";
+
+/// Where a signer keeps its state, in a folder of its own, or a database of its own beside it.
 pub(crate) struct Home {
     pub(crate) folder: TempDir,
+    postgres: Option<String>,
 }
 
 impl Home {
     pub(crate) fn new() -> Self {
-        Self { folder: tempfile::tempdir().expect("a folder") }
+        Self { folder: tempfile::tempdir().expect("a folder"), postgres: None }
     }
 
+    /// One with an empty database on the private Postgres. It goes with the server.
+    pub(crate) async fn on_postgres() -> Self {
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        let server = std::env::var(POSTGRES).expect("VECMILL_TEST_POSTGRES_URL names no Postgres: run ./infra/test");
+        let name = format!("signer_{}_{}", std::process::id(), NUMBER.fetch_add(1, Ordering::SeqCst));
+        let mut connection = PgConnection::connect(&server).await.expect("Postgres answers");
+        // The name is ours.
+        let create = AssertSqlSafe(format!("CREATE DATABASE {name}"));
+        sqlx::raw_sql(create).execute(&mut connection).await.expect("a database");
+        connection.close().await.expect("closed");
+        let (server, _) = server.rsplit_once('/').expect("a URL with a database");
+        Self { postgres: Some(format!("{server}/{name}")), ..Self::new() }
+    }
+
+    /// One of each kind: what holds for one database must hold for the other.
+    pub(crate) async fn of_each_kind() -> [Self; 2] {
+        [Self::new(), Self::on_postgres().await]
+    }
+
+    /// The policy database, whichever it is.
+    pub(crate) fn policy(&self) -> Database {
+        self.postgres.clone().map_or_else(|| self.database().into(), Database::Postgres)
+    }
+
+    /// Sets the policy database up with tenant `acme`.
+    pub(crate) async fn bootstrap(&self, settings: TenantSettings) -> (Store, Vault, Bootstrapped) {
+        let store = Store::open_or_create(self.policy()).await.expect("a database");
+        let first = FirstTenant { id: "acme".parse().expect("a name"), settings };
+        let keys = store.bootstrap(&self.master_key_file(), &first, "test").await.expect("bootstrapped");
+        let vault = Vault::open(&self.master_key_file()).expect("a vault");
+        (store, vault, keys)
+    }
+
+    /// The signer's program at work here.
+    pub(crate) fn program(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_vecmill-signer"));
+        command.env_clear().env("VECMILL_SIGNER_MASTER_KEY_FILE", self.master_key_file()).args(arguments);
+        match &self.postgres {
+            Some(url) => command.env("VECMILL_SIGNER_DATABASE_URL", url),
+            None => command.env("VECMILL_SIGNER_DATABASE", self.database()),
+        };
+        command
+    }
+
+    pub(crate) fn run(&self, arguments: &[&str]) -> Output {
+        self.program(arguments).output().expect("the program runs")
+    }
+
+    /// What a command that succeeds prints.
+    pub(crate) fn json(&self, arguments: &[&str]) -> Value {
+        json_of(&self.run(&[arguments, &["--json"]].concat()))
+    }
+
+    /// The SQLite file, if the policy database is one.
     pub(crate) fn database(&self) -> PathBuf {
         self.folder.path().join("signer.db")
     }
@@ -138,6 +200,30 @@ impl Home {
     pub(crate) fn master_key_file(&self) -> PathBuf {
         self.folder.path().join("master.key")
     }
+}
+
+pub(crate) fn json_of(output: &Output) -> Value {
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    serde_json::from_slice(&output.stdout).expect("JSON")
+}
+
+/// A client that gives up: a signer that hangs must fail the test, not stall it.
+pub(crate) fn http() -> reqwest::Client {
+    reqwest::Client::builder().timeout(Duration::from_secs(10)).no_proxy().build().expect("a client")
+}
+
+/// Waits until `look` sees what it waits for, and says how long that took.
+pub(crate) async fn eventually<F: Future<Output = bool>>(
+    what: &str,
+    within: Duration,
+    look: impl Fn() -> F,
+) -> Duration {
+    let begun = Instant::now();
+    while !look().await {
+        assert!(begun.elapsed() < within, "not within {within:?}: {what}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    begun.elapsed()
 }
 
 /// A bootstrapped signer with tenant `acme`, serving real HTTP.
@@ -159,13 +245,62 @@ impl Signer {
     /// Starts after `prepare` has had the database to itself.
     pub(crate) async fn start_after(settings: TenantSettings, prepare: impl AsyncFnOnce(PathBuf)) -> Self {
         let home = Home::new();
-        let store = Store::open_or_create(&home.database()).await.expect("a database");
-        let first = FirstTenant { id: "acme".parse().expect("a name"), settings };
-        let keys = store.bootstrap(&home.master_key_file(), &first, "test").await.expect("bootstrapped");
-        let vault = Vault::open(&home.master_key_file()).expect("a vault");
+        let (store, vault, keys) = home.bootstrap(settings).await;
         prepare(home.database()).await;
-        let (address, stop, served) = serve(&home.database(), &home.master_key_file(), "127.0.0.1:0").await;
+        Self::serving(home, store, vault, keys).await
+    }
+
+    /// Serves what was set up.
+    pub(crate) async fn serving(home: Home, store: Store, vault: Vault, keys: Bootstrapped) -> Self {
+        let (address, stop, served) = serve(&home, "127.0.0.1:0").await;
         Self { home, keys, store, vault, address, stop, served }
+    }
+
+    /// Another server on the same database: its address, and what stops it.
+    pub(crate) async fn twin(&self) -> (String, oneshot::Sender<()>, JoinHandle<()>) {
+        let (address, stop, served) = serve(&self.home, "127.0.0.1:0").await;
+        (format!("http://{address}"), stop, served)
+    }
+
+    /// Stops the server and starts it again at the same address, after a while.
+    pub(crate) async fn away(&mut self, meanwhile: impl AsyncFnOnce()) {
+        let (none, _) = oneshot::channel();
+        std::mem::replace(&mut self.stop, none).send(()).expect("the server runs");
+        (&mut self.served).await.expect("the server ends well");
+        meanwhile().await;
+        let (_, stop, served) = serve(&self.home, &self.address.to_string()).await;
+        (self.stop, self.served) = (stop, served);
+    }
+
+    /// A new API key of `tenant`, which is made if need be.
+    pub(crate) async fn key(&self, tenant: &str, role: &str) -> ApiKey {
+        let tenant: TenantId = tenant.parse().expect("a name");
+        if self.store.tenant(&tenant).await.expect("a database").is_none() {
+            self.store.create_tenant(&tenant, &TenantSettings::default(), "test").await.expect("a tenant");
+        }
+        let new = NewKey { tenant, role: role.to_owned(), expires_s: None };
+        self.store.create_key(&self.vault, &new, "test").await.expect("a key")
+    }
+
+    /// A fresh access token with all of the key's scopes.
+    pub(crate) async fn token(&self, key: &ApiKey) -> String {
+        self.client(key).access_token(&[]).await.expect("a token").token.to_string()
+    }
+
+    /// Asks as the bearer of `token`, if there is one.
+    pub(crate) async fn ask(&self, token: Option<&str>, method: &str, path: &str, body: Option<Value>) -> Answer {
+        let method = method.parse().expect("a method");
+        let mut request = http().request(method, format!("{}{path}", self.url()));
+        if let Some(token) = token {
+            request = request.bearer_auth(token);
+        }
+        if let Some(body) = body {
+            request = request.json(&body);
+        }
+        let answer = request.send().await.expect("an answer");
+        let (status, headers) = (answer.status().as_u16(), answer.headers().clone());
+        let body = answer.bytes().await.expect("a body");
+        Answer { status, headers, body: serde_json::from_slice(&body).unwrap_or(Value::Null) }
     }
 
     /// Stops the server and waits until its port is closed; what it knew stays on disk.
@@ -193,15 +328,18 @@ impl Signer {
     }
 }
 
-async fn serve(
-    database: &Path,
-    master_key_file: &Path,
-    listen: &str,
-) -> (SocketAddr, oneshot::Sender<()>, JoinHandle<()>) {
+/// What a server said.
+pub(crate) struct Answer {
+    pub(crate) status: u16,
+    pub(crate) headers: reqwest::header::HeaderMap,
+    pub(crate) body: Value,
+}
+
+async fn serve(home: &Home, listen: &str) -> (SocketAddr, oneshot::Sender<()>, JoinHandle<()>) {
     let config = Config {
         listen: listen.parse().expect("an address"),
-        database: database.into(),
-        master_key_file: master_key_file.to_owned(),
+        database: home.policy(),
+        master_key_file: home.master_key_file(),
         issuer: ISSUER.to_owned(),
         lanes: 4,
         public_url: None,

@@ -1,5 +1,7 @@
 //! A stock OAuth client gets what ours gets, and no more once its key is revoked.
 
+mod endpoints;
+
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::process::{Command, Stdio};
 
@@ -48,7 +50,7 @@ async fn a_stock_client_works_until_its_key_is_revoked() {
         assert_eq!((&step["scope"], &step["token_type"]), (&json!("jobs:submit"), &json!("Bearer")));
         assert_eq!((&step["status"], &step["tenant"]), (&json!(200), &json!("acme")));
     }
-    signer.execute("UPDATE api_keys SET revoked_s = 1 WHERE id = ?", key.id()).await;
+    signer.home.json(&["key", "revoke", key.id()]);
     client.stdin.take().expect("piped").write_all(b"revoked\n").expect("it listens");
     let step = next();
     assert_eq!((&step["status"], &step["error"]), (&json!(401), &json!("invalid_token")), "{step}");

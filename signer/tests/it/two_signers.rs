@@ -1,0 +1,109 @@
+//! Two signers on one Postgres: one policy, whichever is asked.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use vecmill_signer::claims::TenantId;
+use vecmill_signer::client::SignerClient;
+use vecmill_signer::store::{AuditFilter, Store, TenantSettings};
+use vecmill_signer::verify::{Keys, RemoteKeys, Verifier};
+
+use crate::support::{Home, ISSUER, Signer, eventually, http};
+
+/// Half a second between two looks at the database, and room for a busy machine.
+const SOON: Duration = Duration::from_secs(3);
+
+async fn signer() -> Signer {
+    let home = Home::on_postgres().await;
+    let (store, vault, keys) = home.bootstrap(TenantSettings::default()).await;
+    Signer::serving(home, store, vault, keys).await
+}
+
+#[tokio::test]
+async fn what_one_does_the_other_knows() {
+    let one = signer().await;
+    let (other, _stop, _served) = one.twin().await;
+    let key = one.key("globex", "writer").await;
+    let there = SignerClient::new(&other, key.clone()).expect("a client");
+    let token = there.access_token(&[]).await.expect("a token of the other").token.to_string();
+
+    // One verifies what the other signed.
+    let keys = Keys::Remote(RemoteKeys::new(&one.url()).expect("an address"));
+    let verifier = Verifier::new(ISSUER.to_owned(), keys);
+    assert_eq!(verifier.access(&token).await.expect("good").key_id(), key.id());
+
+    let admin = one.token(&one.keys.admin).await;
+    let published = async |url: &str| -> BTreeSet<String> {
+        let jwks = http().get(format!("{url}/.well-known/jwks.json")).send().await.expect("an answer");
+        let jwks: Value = jwks.json().await.expect("JSON");
+        let keys = jwks["keys"].as_array().expect("keys").iter();
+        keys.map(|key| key["kid"].as_str().expect("a kid").to_owned()).collect()
+    };
+    assert_eq!(one.ask(Some(&admin), "POST", "/v1/admin/signing-keys/rotate", None).await.status, 201);
+    let (one_url, other_url) = (one.url(), other.clone());
+    eventually("the other publishes the new key too", SOON, || async {
+        let (here, there) = (published(&one_url).await, published(&other_url).await);
+        here.len() == 2 && here == there
+    })
+    .await;
+
+    assert_eq!(
+        one.ask(Some(&admin), "POST", &format!("/v1/admin/tenants/globex/keys/{}/revoke", key.id()), None).await.status,
+        200
+    );
+    assert!(there.access_token(&[]).await.is_err(), "the other asks the database itself");
+    let as_bearer = async || {
+        let request = http().post(format!("{other}/v1/grants")).bearer_auth(&token).json(&json!({}));
+        request.send().await.expect("an answer").status().as_u16()
+    };
+    assert_eq!(as_bearer().await, 401);
+    eventually("a verifier that asks the other hears of it", SOON, || async {
+        let statement = http().get(format!("{other}/v1/revocations")).send().await.expect("an answer");
+        let statement = statement.text().await.expect("a JWT");
+        let claims = statement.split('.').nth(1).expect("claims");
+        let claims = base64::Engine::decode(&base64::engine::general_purpose::URL_SAFE_NO_PAD, claims).expect("base64");
+        let claims: Value = serde_json::from_slice(&claims).expect("JSON");
+        claims["keys"].as_array().expect("keys").contains(&json!(key.id()))
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn many_at_once_on_both_lose_nothing() {
+    let one = signer().await;
+    let far = Store::open(one.home.policy()).await.expect("a database");
+    let names: Vec<TenantId> = (0..40).map(|number| format!("tenant-{number}").parse().expect("a name")).collect();
+    let tasks: Vec<_> = names
+        .iter()
+        .cloned()
+        .enumerate()
+        .map(|(number, name)| {
+            let store = if number % 2 == 0 { one.store.clone() } else { far.clone() };
+            tokio::spawn(async move { store.create_tenant(&name, &TenantSettings::default(), "me").await })
+        })
+        .collect();
+    for task in tasks {
+        task.await.expect("no panic").expect("created");
+    }
+    let tenants = one.store.tenants().await.expect("a database");
+    assert_eq!(tenants.iter().map(|tenant| tenant.ordinal).collect::<Vec<_>>(), (0..41).collect::<Vec<_>>());
+    let filter = AuditFilter { limit: 1000, ..AuditFilter::default() };
+    let events = one.store.audit(&filter).await.expect("a database");
+    let created: BTreeSet<_> =
+        events.iter().filter(|event| event.action == "tenant.create").map(|event| event.subject.as_str()).collect();
+    assert!(names.iter().all(|name| created.contains(name.as_str())));
+    assert!(one.store.seq().await.expect("a database") > 0);
+}
+
+#[tokio::test]
+async fn two_that_start_at_once_on_an_empty_database_set_it_up_once() {
+    let home = Home::on_postgres().await;
+    let opened =
+        [home.policy(), home.policy(), home.policy()].map(|policy| tokio::spawn(Store::open_or_create(policy)));
+    for store in opened {
+        store.await.expect("no panic").expect("opened").ping().await.expect("it answers");
+    }
+    let (store, _, _) = home.bootstrap(TenantSettings::default()).await;
+    assert_eq!(store.tenants().await.expect("a database").len(), 1);
+}
