@@ -69,6 +69,9 @@ impl RemoteKeys {
 
     /// Whether there is a believable set, fetching one if need be.
     pub(crate) async fn ready(&self) -> Result<(), Refusal> {
+        if self.0.cache().believable(Instant::now()) {
+            return Ok(());
+        }
         // The empty kid is never in a set: the answer is about the set alone.
         match self.decoding_key("").await {
             Err(unavailable @ Refusal::KeysUnavailable(_)) => Err(unavailable),

@@ -9,6 +9,7 @@ mod outages;
 mod quota;
 mod refusals;
 mod repair;
+mod revocation;
 mod tls;
 mod topology;
 mod two_tenants;

@@ -198,6 +198,19 @@ impl Cluster {
         self.signer = Some(signer);
     }
 
+    /// Kills the signer; its database stays.
+    pub fn stop_signer(&mut self) {
+        self.signer = None;
+    }
+
+    /// Starts the signer at the address where it was.
+    pub async fn start_signer_again(&mut self) {
+        let url = self.env["VECMILL_SIGNER_URL"].clone();
+        let signer = self.spawn("vecmill-signer", &["serve"], &[], url);
+        eventually("the signer answers", START_LIMIT, || async { signer.answers("/readyz").await.then_some(()) }).await;
+        self.signer = Some(signer);
+    }
+
     /// The same over TLS, with the servers' certificate, and every client set to trust its authority alone and to reach
     /// everything over TLS.
     pub async fn start_signer_with_tls(&mut self) {

@@ -7,7 +7,7 @@ use vecmill_signer::{
     claims::DEFAULT_ISSUER,
     edge::{self, ClientTlsArgs, ServerTls},
     secret::secret,
-    verify::{Keys, RemoteKeys, Verifier},
+    verify::{Keys, RemoteKeys, STALENESS_MAX, Verifier},
 };
 
 use crate::{model_source::ModelSource, quota::RedisQuota};
@@ -50,6 +50,10 @@ pub struct Settings {
     /// Issuer name that grants must carry
     #[arg(long, env = "VECMILL_ISSUER", value_name = "NAME", default_value = DEFAULT_ISSUER)]
     issuer: String,
+    /// Seconds that what the signer last said of revocations is gone by while it is away; then this worker pauses
+    // An hour is what public keys are kept for; below ten seconds a restart of the signer would stop everything.
+    #[arg(long, env = "VECMILL_REVOCATIONS_MAX_AGE_S", value_name = "S", default_value_t = STALENESS_MAX.as_secs(), value_parser = clap::value_parser!(u64).range(10..=3600))]
+    revocations_max_age_s: u64,
     #[command(flatten)]
     tls: ClientTlsArgs,
     #[command(flatten)]
@@ -135,7 +139,8 @@ impl Settings {
                 listen,
                 listen_tls: listen_tls.flatten(),
                 name: self.name.unwrap_or_else(default_name),
-                verifier: Verifier::new(self.issuer, Keys::Remote(keys)),
+                verifier: Verifier::new(self.issuer, Keys::Remote(keys))
+                    .with_staleness_max(Duration::from_secs(self.revocations_max_age_s)),
                 quota,
                 store: self.store,
                 broker: self.broker,

@@ -6,7 +6,7 @@ use anyhow::Context;
 use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{info, warn};
 use vecmill_producer::store::Store;
-use vecmill_signer::edge::explain;
+use vecmill_signer::{edge::explain, verify::Verifier};
 
 use crate::{
     broker::{self, Consume},
@@ -55,7 +55,7 @@ pub async fn run(config: Config, stop: watch::Receiver<bool>) -> anyhow::Result<
     let (charges, probe) = config.quota;
     let (quota, asks) = mpsc::channel(ASKS_MAX);
     tokio::spawn(quota::serve(charges, asks));
-    let probing = tokio::spawn(watch_needs(health.clone(), store.clone(), probe));
+    let probing = tokio::spawn(watch_needs(health.clone(), store.clone(), probe, config.verifier.clone()));
 
     let pipeline = Pipeline::new(Parts {
         store,
@@ -119,7 +119,7 @@ async fn drain_on_stop(
 }
 
 /// Keeps `/readyz` true when no chunk comes by.
-async fn watch_needs(health: Arc<Health>, store: Store, quota: RedisQuota) {
+async fn watch_needs(health: Arc<Health>, store: Store, quota: RedisQuota, verifier: Verifier) {
     loop {
         match store.ping().await {
             Ok(()) => health.has(Need::Store),
@@ -128,6 +128,10 @@ async fn watch_needs(health: Arc<Health>, store: Store, quota: RedisQuota) {
         match quota.ping().await {
             Ok(()) => health.has(Need::Quota),
             Err(error) => health.lacks(Need::Quota, &explain(&error)),
+        }
+        match verifier.ready().await {
+            Ok(()) => health.has(Need::Keys),
+            Err(refusal) => health.lacks(Need::Keys, &refusal.to_string()),
         }
         tokio::time::sleep(PROBE_EVERY).await;
     }

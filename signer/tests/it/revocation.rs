@@ -165,7 +165,8 @@ async fn a_rotation_breaks_nothing_that_was_signed_before() {
         Some(kid_of(&signer.token(&key).await).as_str()) == made["kid"].as_str()
     })
     .await;
-    verifier.access(&signer.token(&key).await).await.expect("what it signs is good");
+    let fresh = signer.token(&key).await;
+    eventually("what it signs is good", SECONDS, || async { verifier.access(&fresh).await.is_ok() }).await;
     verifier.access(&token).await.expect("and so is what the old one signed");
     verifier.grant(&job).await.expect("jobs under way go on");
 }

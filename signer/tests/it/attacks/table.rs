@@ -558,7 +558,6 @@ impl Bench {
         let in_order: Vec<_> = all.as_object().expect("an object").values().collect();
         for (name, value) in [
             ("epoch", json!(-1)),
-            ("epoch", json!("0")),
             ("limits", json!({})),
             ("limits", fewer),
             ("limits", limits(json!({ "free": true }))),
