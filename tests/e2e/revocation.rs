@@ -73,6 +73,8 @@ async fn what_is_cut_off_while_it_waits_is_never_computed_with_redis_up_or_down(
         if redis_is_down {
             cluster.servers.control("kill", &["redis"]);
         }
+        // The commands wrote to the database; the running signer looks at it twice a second.
+        tokio::time::sleep(Duration::from_secs(1)).await;
         let worker = cluster.worker_unready(WorkerOptions::default());
 
         // Their tenants can read what became of them, with a key that is good.
@@ -129,7 +131,7 @@ async fn what_is_cut_off_while_it_waits_is_never_computed_with_redis_up_or_down(
     }
 }
 
-/// A job that takes a minute, in its middle.
+/// A job in its middle.
 struct UnderWay {
     cluster: Cluster,
     store: Store,
@@ -141,9 +143,9 @@ struct UnderWay {
 }
 
 impl UnderWay {
-    async fn reach(seed: u64, env: Vec<(&'static str, String)>) -> Self {
+    async fn reach(seed: u64, texts: usize, env: Vec<(&'static str, String)>) -> Self {
         let cluster = Cluster::private().await;
-        let (store, tenant, texts) = (cluster.store().await, cluster.tenant("a", &[]), corpus::texts(seed, 1_500));
+        let (store, tenant, texts) = (cluster.store().await, cluster.tenant("a", &[]), corpus::texts(seed, texts));
         let file = corpus::write_jsonl(cluster.dir.path(), "corpus.jsonl", &texts);
         let job = cluster.submit(&tenant, &file, CHUNK_ROWS);
         let keys = cluster.keys(&tenant, &job);
@@ -167,7 +169,7 @@ impl UnderWay {
             }
             assert!(since.elapsed() < LIMIT, "it goes on and on");
         }
-        assert!(done < 300, "the job was done before it could be stopped");
+        assert!(done < self.texts.len() / 5, "the job was done before it could be stopped");
         last.duration_since(since)
     }
 
@@ -188,7 +190,7 @@ impl UnderWay {
 
 #[tokio::test]
 async fn a_tenant_cut_off_in_mid_job_is_served_no_longer_and_goes_on_where_it_was() {
-    let it = UnderWay::reach(51, Vec::new()).await;
+    let it = UnderWay::reach(51, 1_500, Vec::new()).await;
     let since = Instant::now();
     signer(&it.cluster, &["tenant", "suspend", it.tenant.id.as_str()]);
     let took = it.stands_still(since).await;
@@ -205,7 +207,7 @@ async fn a_tenant_cut_off_in_mid_job_is_served_no_longer_and_goes_on_where_it_wa
 
 #[tokio::test]
 async fn a_rotation_in_mid_job_breaks_nothing() {
-    let it = UnderWay::reach(52, Vec::new()).await;
+    let it = UnderWay::reach(52, 1_500, Vec::new()).await;
     for _ in 0..3 {
         signer(&it.cluster, &["signing-key", "rotate"]);
         tokio::time::sleep(Duration::from_millis(700)).await;
@@ -217,7 +219,7 @@ async fn a_rotation_in_mid_job_breaks_nothing() {
 
 #[tokio::test]
 async fn what_a_withdrawn_key_has_signed_is_refused_within_seconds() {
-    let it = UnderWay::reach(53, Vec::new()).await;
+    let it = UnderWay::reach(53, 1_500, Vec::new()).await;
     let keys = signer(&it.cluster, &["signing-key", "list"]);
     let since = Instant::now();
     signer(&it.cluster, &["signing-key", "withdraw", keys[0]["kid"].as_str().unwrap()]);
@@ -238,7 +240,7 @@ async fn what_a_withdrawn_key_has_signed_is_refused_within_seconds() {
 
 #[tokio::test]
 async fn a_worker_that_hears_nothing_of_revocations_pauses_and_goes_on() {
-    let mut it = UnderWay::reach(54, vec![("VECMILL_REVOCATIONS_MAX_AGE_S", "10".to_owned())]).await;
+    let mut it = UnderWay::reach(54, 5_000, vec![("VECMILL_REVOCATIONS_MAX_AGE_S", "10".to_owned())]).await;
     let since = Instant::now();
     it.cluster.stop_signer();
     let took = it.stands_still(since).await;

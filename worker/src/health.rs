@@ -38,7 +38,8 @@ pub struct Health {
 
 impl Default for Health {
     fn default() -> Self {
-        let unknown = [Need::Broker, Need::Keys, Need::Quota, Need::Store].map(|need| (need, "not asked yet".to_owned()));
+        let unknown =
+            [Need::Broker, Need::Keys, Need::Quota, Need::Store].map(|need| (need, "not asked yet".to_owned()));
         Self { lacking: Mutex::new(unknown.into()) }
     }
 }

@@ -37,6 +37,8 @@ pub(super) enum SigningKeyCommand {
 #[derive(Debug, Args)]
 pub(super) struct Kid {
     /// The key's id
+    // One in thirty-two begins with a hyphen.
+    #[arg(allow_hyphen_values = true)]
     kid: String,
     #[command(flatten)]
     output: Output,
