@@ -2,15 +2,14 @@
 //! its event.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::{BufRead as _, BufReader};
-use std::process::{Child, Stdio};
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use vecmill_signer::client::{ApiKey, SignerClient};
 use vecmill_signer::store::{AuditFilter, Store, TenantSettings};
 
-use crate::support::{Home, http};
+use crate::support::{Home, Program, http};
 
 /// Lives of a server, and of a burst of commands.
 const ROUNDS: u64 = 8;
@@ -45,33 +44,6 @@ async fn assert_whole(home: &Home, acknowledged: &BTreeSet<String>) {
     store.close().await;
 }
 
-struct Server {
-    child: Child,
-    url: String,
-    _log: std::thread::JoinHandle<()>,
-}
-
-impl Server {
-    fn start(home: &Home) -> Self {
-        let mut child = home
-            .program(&["serve", "--listen", "127.0.0.1:0"])
-            .stderr(Stdio::piped())
-            .spawn()
-            .expect("the program runs");
-        let mut log = BufReader::new(child.stderr.take().expect("piped")).lines();
-        let line = log.find_map(|line| line.ok().filter(|line| line.contains("listening"))).expect("it listens");
-        let port = line.split("127.0.0.1:").nth(1).expect("an address").split(' ').next().expect("a port").to_owned();
-        // A full pipe would hold the program up.
-        let log = std::thread::spawn(move || log.for_each(drop));
-        Self { child, url: format!("http://127.0.0.1:{port}"), _log: log }
-    }
-
-    fn kill(mut self) {
-        self.child.kill().expect("it runs");
-        self.child.wait().expect("it ends");
-    }
-}
-
 /// Makes keys over HTTP until the server is gone; those whose making was answered.
 async fn make_keys(url: String, token: String) -> BTreeSet<String> {
     let mut made = BTreeSet::new();
@@ -92,7 +64,7 @@ async fn a_server_killed_under_load() {
             home.json(&["bootstrap"])["admin_key"].as_str().expect("a key").parse().expect("an API key");
         let mut acknowledged = BTreeSet::new();
         for round in 0..ROUNDS {
-            let server = Server::start(&home);
+            let mut server = Program::serve(&home, &[]);
             let client = SignerClient::new(&server.url, admin.clone()).expect("a client");
             let token = client.access_token(&[]).await.expect("a token").token.to_string();
             let tasks: Vec<_> = (0..3).map(|_| tokio::spawn(make_keys(server.url.clone(), token.clone()))).collect();

@@ -7,12 +7,14 @@ mod bootstrap;
 mod commands;
 mod kills;
 mod matrix;
+mod mounted_key;
 mod oauth;
 mod policy;
+mod postgres;
 mod remote_keys;
 mod revocation;
 mod service;
 mod support;
 mod tls;
-mod two_signers;
+
 mod verification;

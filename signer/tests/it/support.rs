@@ -1,8 +1,9 @@
 //! A forger that signs any header and any claims, and a signer on a port of its own.
 
+use std::io::{BufRead as _, BufReader};
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::process::{Command, Output};
+use std::process::{Child, Command, Output, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -151,6 +152,11 @@ impl Home {
         connection.close().await.expect("closed");
         let (server, _) = server.rsplit_once('/').expect("a URL with a database");
         Self { postgres: Some(format!("{server}/{name}")), ..Self::new() }
+    }
+
+    /// One with a given Postgres database.
+    pub(crate) fn at(url: &str) -> Self {
+        Self { postgres: Some(url.to_owned()), ..Self::new() }
     }
 
     /// One of each kind: what holds for one database must hold for the other.
@@ -325,6 +331,39 @@ impl Signer {
 
     pub(crate) fn client(&self, key: &ApiKey) -> SignerClient {
         SignerClient::new(&self.url(), key.clone()).expect("a client")
+    }
+}
+
+/// The signer's program, serving; killed when dropped.
+pub(crate) struct Program {
+    child: Child,
+    pub(crate) url: String,
+    _log: std::thread::JoinHandle<()>,
+}
+
+impl Program {
+    pub(crate) fn serve(home: &Home, env: &[(&str, &str)]) -> Self {
+        let mut command = home.program(&["serve", "--listen", "127.0.0.1:0"]);
+        let mut child = command.envs(env.iter().copied()).stderr(Stdio::piped()).spawn().expect("the program runs");
+        let mut log = BufReader::new(child.stderr.take().expect("piped")).lines();
+        let line = log.find_map(|line| line.ok().filter(|line| line.contains("listening"))).expect("it listens");
+        let port = line.split("127.0.0.1:").nth(1).expect("an address").split(' ').next().expect("a port").to_owned();
+        // A full pipe would hold the program up.
+        let log = std::thread::spawn(move || log.for_each(drop));
+        Self { child, url: format!("http://127.0.0.1:{port}"), _log: log }
+    }
+
+    /// SIGKILL.
+    pub(crate) fn kill(&mut self) {
+        // It may have died by itself.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        self.kill();
     }
 }
 

@@ -17,15 +17,20 @@ use vecmill_signer::store::{NewKey, TenantSettings};
 use vecmill_signer::verify::{Keys, Verifier};
 
 use self::table::{Bench, Kind};
-use crate::support::{ISSUER, NOW, Signer, access_claims, grant_claims, with};
+use crate::support::{ISSUER, NOW, Signer, access_claims, grant_claims, http, with};
 
 const SEED: u8 = 9;
 /// What the issue asks for; the table has several times as many.
 const ATTACKS_MIN: usize = 60;
 /// Of each endpoint: method, path, a body that it would answer with 200.
 type Endpoint = (&'static str, &'static str, fn() -> String);
-/// Every endpoint of the signer that takes an access token.
-const ENDPOINTS: [Endpoint; 1] = [("POST", "/v1/grants", grant_request)];
+/// An endpoint behind each kind of check that a route's access can mean; the check itself is one piece of code before all
+/// of them, and the matrix of routes shows that none is without it.
+const ENDPOINTS: [Endpoint; 3] = [
+    ("POST", "/v1/grants", grant_request),
+    ("GET", "/v1/admin/tenants/acme", String::new),
+    ("GET", "/v1/admin/signing-keys", String::new),
+];
 
 fn grant_request() -> String {
     json!({
@@ -158,8 +163,9 @@ impl Target {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970").as_secs();
         let live = |claims: Value, lives: u64, key: &str| {
             let claims = with(with(claims, "iat", json!(now)), "nbf", json!(now));
-            with(with(claims, "exp", json!(now + lives)), key, json!(signer.keys.writer.id()))
+            with(with(claims, "exp", json!(now + lives)), key, json!(signer.keys.admin.id()))
         };
+        let access_claims = || with(access_claims(), "scope", json!("jobs:submit jobs:read admin"));
         let (access, grant) = (live(access_claims(), 300, "client_id"), live(grant_claims(), 3600, "key_id"));
         Self { kid: published().1, access, grant, signer }
     }
@@ -245,6 +251,40 @@ async fn each_endpoint_refuses_every_attack_in_the_same_words() {
         assert!(wrong.is_empty(), "{}: {wrong:#?}", endpoint.1);
         assert_eq!(target.send(endpoint, &control).await.0, 200, "a bearer token may be shown again while it lives");
     }
+}
+
+/// Shown as what they are about, not as who asks: nothing is said of them, and nothing comes of it.
+#[tokio::test]
+async fn introspection_and_revocation_take_no_attack_for_a_token() {
+    let target = Target::start().await;
+    let (http, key) = (http(), &target.signer.keys.admin);
+    let ask = async |path: &str, token: &str| -> (u16, Value) {
+        let request = http.post(format!("{}{path}", target.signer.url())).basic_auth(key.id(), Some(key.expose()));
+        let answer = request.form(&[("token", token)]).send().await.expect("an answer");
+        let status = answer.status().as_u16();
+        (status, answer.json().await.unwrap_or(Value::Null))
+    };
+    let before = target.signer.store.seq().await.expect("a database");
+    for kind in [Kind::Access, Kind::Grant] {
+        let bench = target.bench(kind);
+        assert_eq!(ask("/oauth/introspect", &bench.control()).await.1["active"], true, "the control");
+        for attack in bench.attacks() {
+            // Of the other kind and honest: a token all the same, for this endpoint takes both.
+            if attack.name == "an honest token of the other kind" {
+                continue;
+            }
+            let (status, told) = ask("/oauth/introspect", &attack.token).await;
+            // What is longer than a form may be, or is not there at all, is no form with a token.
+            let asked = (1..=8 << 10).contains(&attack.token.len());
+            if asked || status == 200 {
+                assert_eq!((status, &told), (200, &json!({"active": false})), "{kind:?}, {}", attack.name);
+                assert_eq!(ask("/oauth/revoke", &attack.token).await.0, 200, "{kind:?}, {}", attack.name);
+            } else {
+                assert!([400, 413].contains(&status), "{kind:?}, {}: {status}", attack.name);
+            }
+        }
+    }
+    assert_eq!(target.signer.store.seq().await.expect("a database"), before, "nothing was revoked");
 }
 
 /// Claims that are true of somebody else: genuinely signed, and still not to be taken.

@@ -1,6 +1,9 @@
-//! Two signers on one Postgres: one policy, whichever is asked.
+//! What only Postgres has: two signers on one database, one policy whichever is asked; a server far away that may be gone, and TLS
+//! to it.
 
 use std::collections::BTreeSet;
+use std::path::PathBuf;
+use std::process::Command;
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -106,4 +109,82 @@ async fn two_that_start_at_once_on_an_empty_database_set_it_up_once() {
     }
     let (store, _, _) = home.bootstrap(TenantSettings::default()).await;
     assert_eq!(store.tenants().await.expect("a database").len(), 1);
+}
+
+/// A Postgres that may be killed, in a folder of its own.
+struct PrivatePostgres {
+    script: PathBuf,
+    dir: PathBuf,
+    url: String,
+}
+
+impl PrivatePostgres {
+    fn start() -> Self {
+        let script = PathBuf::from(std::env::var("VECMILL_TEST_SERVICES").expect("run ./infra/test"));
+        let dir = PathBuf::from(std::env::var("VECMILL_TEST_DIR").expect("run ./infra/test"));
+        let dir = dir.join(format!("postgres-{}", std::process::id()));
+        let this = Self { script, dir, url: String::new() };
+        this.control("start");
+        let printed = this.control("env");
+        let url =
+            printed.lines().find_map(|line| line.strip_prefix("export VECMILL_TEST_POSTGRES_URL=")).expect("its URL");
+        Self { url: url.to_owned(), ..this }
+    }
+
+    fn control(&self, action: &str) -> String {
+        let output = Command::new(&self.script).arg(action).arg(&self.dir).arg("postgres").output().expect("it runs");
+        assert!(output.status.success(), "{action}: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).expect("UTF-8")
+    }
+}
+
+#[tokio::test]
+async fn a_signer_outlives_its_postgres() {
+    let postgres = PrivatePostgres::start();
+    let home = Home::at(&postgres.url);
+    let (store, vault, keys) = home.bootstrap(TenantSettings::default()).await;
+    let signer = Signer::serving(home, store, vault, keys).await;
+    let url = Keys::Remote(RemoteKeys::new(&signer.url()).expect("an address"));
+    let verifier = Verifier::new(ISSUER.to_owned(), url);
+    let token = signer.token(&signer.keys.writer).await;
+    verifier.access(&token).await.expect("good");
+
+    postgres.control("kill");
+    let ready = signer.ask(None, "GET", "/readyz", None).await;
+    assert_eq!((ready.status, &ready.body["error"]), (503, &json!("temporarily_unavailable")));
+    let key = &signer.keys.writer;
+    let form = [("grant_type", "client_credentials")];
+    let asked =
+        http().post(format!("{}/oauth/token", signer.url())).basic_auth(key.id(), Some(key.expose())).form(&form);
+    let refused = asked.send().await.expect("an answer");
+    assert_eq!(
+        (refused.status().as_u16(), refused.headers().contains_key("retry-after")),
+        (503, true),
+        "no is not the answer, nor yes"
+    );
+    verifier.access(&token).await.expect("what is signed is good without it, for as long as the statement is young");
+    assert_eq!(signer.ask(None, "GET", "/.well-known/jwks.json", None).await.status, 200);
+
+    postgres.control("start");
+    eventually("it goes on by itself", Duration::from_secs(20), || async {
+        signer.client(key).access_token(&[]).await.is_ok()
+            && signer.ask(None, "GET", "/readyz", None).await.status == 200
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn postgres_over_tls_is_checked() {
+    let postgres = PrivatePostgres::start();
+    let good = format!("{}?sslmode=verify-full&sslrootcert={}/tls/ca.pem", postgres.url, postgres.dir.display());
+    let home = Home::at(&good);
+    home.json(&["bootstrap"]);
+    for wrong in [
+        // No authority of the system's has signed it.
+        format!("{}?sslmode=verify-full", postgres.url),
+        format!("{}?sslmode=verify-ca&sslrootcert=/dev/null", postgres.url),
+    ] {
+        let output = Home::at(&wrong).run(&["tenant", "list"]);
+        assert!(!output.status.success(), "{wrong}");
+    }
 }
