@@ -110,3 +110,28 @@ mod tests {
         }
     }
 }
+
+#[cfg(test)]
+mod fuzz {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn any_text_is_a_range_or_refused(text in prop_oneof![".{0,40}", "[0-9a-f:./+]{0,40}", "[0-9]{1,3}(\\.[0-9]{1,3}){3}/[0-9]{1,3}"]) {
+            if let Ok(range) = text.parse::<Cidr>() {
+                prop_assert_eq!(range.to_string().parse(), Ok(range));
+            }
+        }
+
+        #[test]
+        fn a_range_holds_what_shares_its_beginning(address: u32, other: u32, prefix in 0_u8..=32) {
+            let mask = u32::MAX.checked_shl(32 - u32::from(prefix)).unwrap_or(0);
+            let range = format!("{}/{prefix}", std::net::Ipv4Addr::from_bits(address & mask));
+            let range = range.parse::<Cidr>().expect("a range");
+            let inside = range.contains(std::net::Ipv4Addr::from_bits(other).into());
+            prop_assert_eq!(inside, other & mask == address & mask);
+        }
+    }
+}

@@ -347,6 +347,28 @@ mod fuzz {
         fn any_text_is_claims_or_not(text in prop_oneof![".{0,200}", json().prop_map(|value| value.to_string())]) {
             let _ = serde_json::from_str::<GrantClaims>(&text);
             let _ = serde_json::from_str::<AccessClaims>(&text);
+            let _ = serde_json::from_str::<RevocationClaims>(&text);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn statements_survive_the_wire(seq: u64, iat: u64, names in prop::collection::vec(".{0,20}", 0..5), epoch: u64) {
+            let tenant = TenantId::try_from("acme".to_owned()).expect("a name");
+            let claims = RevocationClaims {
+                iss: names.concat(),
+                aud: REVOCATIONS_AUDIENCE.to_owned(),
+                iat,
+                seq,
+                kids: names.clone(),
+                withdrawn_kids: names.clone(),
+                keys: names.clone(),
+                tokens: names,
+                jobs: vec![RevokedJob { tenant: tenant.clone(), job: JobId::from_digest(&[7; 32]), until: iat }],
+                tenants: BTreeMap::from([(tenant, epoch)]),
+            };
+            let text = serde_json::to_string(&claims).expect("JSON");
+            prop_assert_eq!(serde_json::from_str::<RevocationClaims>(&text).expect("claims"), claims);
         }
     }
 

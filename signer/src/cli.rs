@@ -29,7 +29,7 @@ Examples:
   vecmill-signer tenant create globex --tokens-per-minute 1000000
   vecmill-signer key create --tenant globex --role writer --json
   vecmill-signer limit set globex --tokens-per-day 1000000000
-  vecmill-signer key revoke 4hXk0q2m9TzLw1bC
+  vecmill-signer key revoke ngqgbnoo2x74a5sp
   vecmill-signer audit --tenant globex
 
 Commands work on the policy database itself and need no running service; what they change is in force at every running

@@ -40,7 +40,7 @@ pub(super) enum KeyCommand {
         output: Output,
     },
     /// Create a key that takes over from another; the old one works on for the overlap
-    #[command(after_help = "Example:\n  vecmill-signer key rotate 4hXk0q2m9TzLw1bC --overlap-hours 48")]
+    #[command(after_help = "Example:\n  vecmill-signer key rotate ngqgbnoo2x74a5sp --overlap-hours 48")]
     Rotate {
         /// Id of the key to replace: what stands between the first two underscores of it
         id: String,
@@ -51,7 +51,7 @@ pub(super) enum KeyCommand {
         output: Output,
     },
     /// Revoke a key: it gets no tokens, and those it was given, and the grants of its jobs, are void within seconds
-    #[command(after_help = "Example:\n  vecmill-signer key revoke 4hXk0q2m9TzLw1bC")]
+    #[command(after_help = "Example:\n  vecmill-signer key revoke ngqgbnoo2x74a5sp")]
     Revoke {
         /// Id of the key: what stands between the first two underscores of it
         id: String,
