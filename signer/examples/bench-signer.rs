@@ -17,17 +17,18 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use vecmill_signer::claims::Scope;
+use vecmill_signer::config::Config;
 use vecmill_signer::edge;
 use vecmill_signer::keys::{KeySet, SigningKey};
 use vecmill_signer::mint::{AccessRequest, Minter};
-use vecmill_signer::store::TenantSettings;
+use vecmill_signer::server::{self, App};
+use vecmill_signer::store::{FirstTenant, Store, TenantSettings};
 use vecmill_signer::verify::{Keys, Verifier};
 
 const ISSUER: &str = "bench";
 /// Of one measurement of the crypto; the four take turns.
 const TURN: Duration = Duration::from_millis(500);
-const USAGE: &str =
-    "usage: bench-signer crypto TURNS | prepare DIR | serve DIR ADDRESS | load ADDRESS TOKEN_FILE SECONDS CONNECTIONS";
+const USAGE: &str = "usage: bench-signer crypto TURNS | keys SECONDS CONNECTIONS | prepare DIR | serve DIR ADDRESS | load ADDRESS TOKEN_FILE SECONDS CONNECTIONS";
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() {
@@ -35,12 +36,20 @@ async fn main() {
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
     match arguments[..] {
         ["crypto", turns] => crypto(turns.parse().expect("a number of turns")).await,
+        ["keys", seconds, connections] => {
+            let seconds = Duration::from_secs(seconds.parse().expect("seconds"));
+            keys(seconds, connections.parse().expect("a number of connections")).await;
+        }
         ["prepare", dir] => prepare(Path::new(dir)),
         ["serve", dir, address] => serve(Path::new(dir), address).await,
         ["load", address, token, seconds, connections] => {
             let token = std::fs::read_to_string(token).expect("a token file");
             let seconds = Duration::from_secs(seconds.parse().expect("seconds"));
-            load(address, token.trim(), seconds, connections.parse().expect("a number of connections")).await;
+            let request =
+                format!("GET / HTTP/1.1\r\nHost: {address}\r\nAuthorization: Bearer {}\r\n\r\n", token.trim());
+            let connections = connections.parse().expect("a number of connections");
+            // All three gateways answer with three bytes: `ok` or `no` and a line break.
+            println!("{:.0}", load(address, &request, "\r\n\r\nok\n", seconds, connections).await);
         }
         _ => eprintln!("{USAGE}"),
     }
@@ -135,13 +144,53 @@ async fn check(State(verifier): State<Verifier>, headers: HeaderMap) -> (StatusC
     }
 }
 
-/// Asks on some connections for some time, each asking again when it is answered; prints answers a second.
-async fn load(address: &str, token: &str, time: Duration, connections: usize) {
-    let request = format!("GET / HTTP/1.1\r\nHost: {address}\r\nAuthorization: Bearer {token}\r\n\r\n");
+/// API keys checked and access tokens minted for them a second, by the whole service on one thread over its SQLite file.
+async fn keys(time: Duration, connections: usize) {
+    let home = tempfile::tempdir().expect("a folder");
+    let (database, master_key_file) = (home.path().join("signer.db"), home.path().join("master-key"));
+    let store = Store::open_or_create(&database).await.expect("a database");
+    let first = FirstTenant { id: "acme".parse().expect("a name"), settings: TenantSettings::default() };
+    let key = store.bootstrap(&master_key_file, &first, "bench").await.expect("bootstrapped").writer;
+    store.close().await;
+    let (told, listening) = std::sync::mpsc::sync_channel(1);
+    std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+        runtime.block_on(async {
+            let config = Config {
+                listen: "127.0.0.1:0".parse().expect("an address"),
+                database: database.into(),
+                master_key_file,
+                issuer: ISSUER.to_owned(),
+                public_url: None,
+                signing_key_file: None,
+                lanes: 16,
+                tls: None,
+                failed_logins_per_minute: 30,
+            };
+            let app = App::open(&config).await.expect("an app");
+            let listener = TcpListener::bind(config.listen).await.expect("a port");
+            told.send(listener.local_addr().expect("bound")).expect("somebody waits");
+            server::serve(listener, app.into(), std::future::pending()).await.expect("served");
+        });
+    });
+    let address = listening.recv().expect("it listens").to_string();
+    let form = format!("grant_type=client_credentials&client_id={}&client_secret={}", key.id(), key.expose());
+    let request = format!(
+        "POST /oauth/token HTTP/1.1\r\nHost: {address}\r\nContent-Type: application/x-www-form-urlencoded\r\n\
+         Content-Length: {}\r\n\r\n{form}",
+        form.len()
+    );
+    let rate = load(&address, &request, "\"tenant\":\"acme\"}", time, connections).await;
+    println!("keys to tokens  {rate:>9.0} /s, over HTTP, one thread of the service");
+}
+
+/// Asks on some connections for some time, each asking again when it is answered well, which ends with `good`; gives answers
+/// a second.
+async fn load(address: &str, request: &str, good: &'static str, time: Duration, connections: usize) -> f64 {
     let end = Instant::now() + time;
     let mut tasks = Vec::new();
     for _ in 0..connections {
-        let (address, request) = (address.to_owned(), request.clone());
+        let (address, request) = (address.to_owned(), request.to_owned());
         tasks.push(tokio::spawn(async move {
             let mut stream = TcpStream::connect(&address).await.expect("it listens");
             stream.set_nodelay(true).expect("a socket");
@@ -153,11 +202,10 @@ async fn load(address: &str, token: &str, time: Duration, connections: usize) {
                     let read = stream.read(&mut answer[filled..]).await.expect("an answer");
                     assert!(read > 0, "the server closed the connection");
                     filled += read;
-                    // All three answer with three bytes: `ok` or `no` and a line break.
-                    if answer[..filled].ends_with(b"\r\n\r\nok\n") {
+                    if answer[..filled].ends_with(good.as_bytes()) {
                         break;
                     }
-                    assert!(!answer[..filled].ends_with(b"\r\n\r\nno\n"), "the token was refused");
+                    assert!(answer.starts_with(b"HTTP/1.1 200"), "refused");
                 }
                 count += 1;
             }
@@ -169,5 +217,5 @@ async fn load(address: &str, token: &str, time: Duration, connections: usize) {
     for task in tasks {
         count += task.await.expect("no panic");
     }
-    println!("{:.0}", count as f64 / begun.elapsed().as_secs_f64());
+    count as f64 / begun.elapsed().as_secs_f64()
 }
