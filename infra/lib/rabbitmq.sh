@@ -2,7 +2,8 @@
 # shellcheck shell=bash
 
 rabbitmq_launch() {
-    local home=$dir/rabbitmq
+    local home=$dir/rabbitmq verify=verify_none demand=false
+    [[ $client_certificates != required ]] || verify=verify_peer demand=true
     mkdir -p "$home"
     [[ -s $home/.erlang.cookie ]] || { secret >"$home/.erlang.cookie" && chmod 0400 "$home/.erlang.cookie"; }
     # One key a line; the default user is created on the first boot only.
@@ -12,7 +13,8 @@ listeners.ssl.default = 127.0.0.1:$(port "$port_amqps")
 ssl_options.cacertfile = $dir/tls/ca.pem
 ssl_options.certfile = $dir/tls/server.pem
 ssl_options.keyfile = $dir/tls/server.key
-ssl_options.verify = verify_none
+ssl_options.verify = $verify
+ssl_options.fail_if_no_peer_cert = $demand
 default_user = vecmill
 default_pass = $amqp_password
 default_user_tags.administrator = true

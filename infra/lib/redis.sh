@@ -11,7 +11,7 @@ tls-port $(port "$port_rediss")
 tls-cert-file $dir/tls/server.pem
 tls-key-file $dir/tls/server.key
 tls-ca-cert-file $dir/tls/ca.pem
-tls-auth-clients no
+tls-auth-clients $([[ $client_certificates == required ]] && echo yes || echo no)
 requirepass $redis_password
 dir $dir/redis
 save ""

@@ -72,6 +72,40 @@ async fn a_job_goes_through_over_tls_alone() {
     .await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn certificates_are_shown_where_they_are_asked_for() {
+    let mut cluster = Cluster::without_signer(Servers::private_for_certificates());
+    let tls_dir = std::path::PathBuf::from(&cluster.env["VECMILL_TEST_TLS_DIR"]);
+    let file = |name: &str| tls_dir.join(name).display().to_string();
+    let ours = [
+        ("VECMILL_CLIENT_CERT_FILE", file("server.pem")),
+        ("VECMILL_CLIENT_KEY_FILE", file("server.key")),
+        ("VECMILL_SIGNER_TLS_CLIENT_CA_FILE", file("ca.pem")),
+    ];
+    cluster.env.extend(ours.map(|(name, value)| (name.to_owned(), value)));
+    cluster.start_signer_with_tls().await;
+    let tenant = cluster.tenant("cert", &[]);
+    let corpus = write_jsonl(cluster.dir.path(), "corpus.jsonl", &texts(32, 20));
+    let job = cluster.submit(&tenant, &corpus, &["--chunk-rows", "10"]);
+    let worker = cluster.worker(WorkerOptions::default()).await;
+    cluster.reaches(&tenant, &job, "completed", LIMIT).await;
+    drop(worker);
+
+    // Who shows none is let in nowhere.
+    for name in ["VECMILL_CLIENT_CERT_FILE", "VECMILL_CLIENT_KEY_FILE"] {
+        cluster.env.remove(name);
+    }
+    let (code, told) = without(&cluster, &tenant.api_key, &["list"], &[]);
+    assert_eq!(code, Some(1), "{told}");
+    let worker = cluster.worker_unready(WorkerOptions::default());
+    eventually("the worker says who refuses it", LIMIT, || async {
+        let (status, told) = worker.get("/readyz").await?;
+        let refused = ["Broker: ", "Keys: ", "Quota: "].iter().all(|need| told.contains(need));
+        (status == 503 && refused && !told.contains("not asked yet")).then_some(())
+    })
+    .await;
+}
+
 /// `vecmill` with some of the cluster's variables unset.
 fn without(cluster: &Cluster, api_key: &str, arguments: &[&str], unset: &[(&str, &str)]) -> (Option<i32>, String) {
     let mut command = Command::new(vecmill_tests::cluster::release_dir().join("vecmill"));

@@ -46,10 +46,19 @@ impl Servers {
 
     /// Instances of this test's own, to be killed and restarted.
     pub fn private() -> Self {
+        Self::started(&[])
+    }
+
+    /// The same, but over TLS RabbitMQ and Redis take only who shows a certificate of their authority's.
+    pub fn private_for_certificates() -> Self {
+        Self::started(&[("VECMILL_SERVICES_CLIENT_CERTIFICATES", "required")])
+    }
+
+    fn started(settings: &[(&str, &str)]) -> Self {
         let base = std::env::var_os("VECMILL_TEST_DIR").map_or_else(std::env::temp_dir, PathBuf::from);
         let dir = TempDir::with_prefix_in("servers-", base).expect("a folder for the servers");
         let mut servers = Self { env: Env::new(), dir: Some(dir) };
-        servers.control("start", &[]);
+        servers.control_with("start", &[], settings);
         let printed = servers.control("env", &[]);
         servers.env = printed
             .lines()
@@ -67,9 +76,15 @@ impl Servers {
     /// # Panics
     /// When the servers are shared ones, or the script fails.
     pub fn control(&self, action: &str, services: &[&str]) -> String {
+        self.control_with(action, services, &[])
+    }
+
+    fn control_with(&self, action: &str, services: &[&str], settings: &[(&str, &str)]) -> String {
         let dir = self.dir.as_ref().expect("only private servers can be stopped").path();
         let script = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../infra/services");
-        let output = Command::new(&script).arg(action).arg(dir).args(services).output().expect("infra/services runs");
+        let mut command = Command::new(&script);
+        command.arg(action).arg(dir).args(services).envs(settings.iter().copied());
+        let output = command.output().expect("infra/services runs");
         let stderr = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.success(), "infra/services {action} failed: {stderr}");
         String::from_utf8(output.stdout).expect("UTF-8")
