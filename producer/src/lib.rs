@@ -9,6 +9,7 @@ pub mod cli;
 pub mod contract;
 pub mod digest;
 pub mod fetch;
+pub mod gateway;
 pub mod prepare;
 pub mod publish;
 pub mod read;

@@ -25,6 +25,13 @@ pub const LANES_MAX: u16 = 256;
 /// publisher, which waits and says so.
 const QUEUE_MESSAGES_MAX: i64 = 1_000_000;
 
+/// Synchronous requests that may wait: more than a fleet answers within their deadline.
+const EMBED_MESSAGES_MAX: i64 = 4096;
+/// Bytes of them: what a broker may hold in memory for it.
+const EMBED_BYTES_MAX: i64 = 256 << 20;
+/// No gateway waits longer for an answer.
+const EMBED_TTL_MS: i64 = 120_000;
+
 /// The broker's own bound on redeliveries. The worker gives a chunk up before, with a reason that status can
 /// show; this catches a chunk that no worker lives long enough to count.
 const DELIVERY_LIMIT: i64 = 20;
@@ -121,6 +128,16 @@ impl Topology {
         format!("{}.jobs", self.namespace)
     }
 
+    /// The queue of the synchronous path, under the default exchange.
+    pub fn embed_queue(&self) -> String {
+        format!("{}.embed", self.namespace)
+    }
+
+    /// The exchange on which gateways say that nobody waits for a synchronous request any more.
+    pub fn abandoned(&self) -> String {
+        format!("{}.abandoned", self.namespace)
+    }
+
     /// The exchange and the queue of the dead letters.
     pub fn dead(&self) -> String {
         format!("{}.dead", self.namespace)
@@ -156,6 +173,8 @@ impl Topology {
             self.queue(channel, &name, arguments).await?;
             self.bind(channel, &name, &name, "").await?;
         }
+        self.exchange(channel, &self.abandoned(), ExchangeKind::Fanout).await?;
+        self.queue(channel, &self.embed_queue(), short_lived()).await?;
         for key in self.lane_keys() {
             let name = self.lane_queue(&key);
             let mut arguments = dead_lettering(self.dead());
@@ -193,6 +212,19 @@ fn quorum() -> FieldTable {
     arguments.insert("x-max-length".into(), AMQPValue::LongLongInt(QUEUE_MESSAGES_MAX));
     // Also what at-least-once dead-lettering requires: with drop-head it silently is at-most-once.
     arguments.insert("x-overflow".into(), AMQPValue::LongString("reject-publish".into()));
+    arguments
+}
+
+/// A classic queue for what is worth nothing a minute later: not replicated, nothing of it written to disk on purpose, and
+/// refusing what no worker could answer in time.
+fn short_lived() -> FieldTable {
+    let mut arguments = FieldTable::default();
+    arguments.insert("x-queue-type".into(), AMQPValue::LongString("classic".into()));
+    arguments.insert("x-max-length".into(), AMQPValue::LongLongInt(EMBED_MESSAGES_MAX));
+    arguments.insert("x-max-length-bytes".into(), AMQPValue::LongLongInt(EMBED_BYTES_MAX));
+    arguments.insert("x-overflow".into(), AMQPValue::LongString("reject-publish".into()));
+    // Each message has a shorter one of its own; this is for one that has none.
+    arguments.insert("x-message-ttl".into(), AMQPValue::LongLongInt(EMBED_TTL_MS));
     arguments
 }
 

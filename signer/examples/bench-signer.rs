@@ -62,6 +62,7 @@ fn request() -> AccessRequest {
         key_id: "abcdefghijklmnop".to_owned(),
         client_addr: Some("192.0.2.1".to_owned()),
         limits: TenantSettings::default().limits,
+        sources: Vec::new(),
         epoch: 0,
     }
 }
@@ -165,6 +166,7 @@ async fn keys(time: Duration, connections: usize) {
                 signing_key_file: None,
                 lanes: 16,
                 tls: None,
+                gateways: Vec::new(),
                 failed_logins_per_minute: 30,
             };
             let app = App::open(&config).await.expect("an app");

@@ -8,6 +8,7 @@ use serde::de::value::MapAccessDeserializer;
 use serde::de::{Error as _, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 
+use crate::cidr::Cidr;
 pub use crate::ids::{Digest, IdError, JobId, TenantId};
 
 /// Audience of an access token: the gateway, the signer, and the worker's synchronous path.
@@ -147,6 +148,9 @@ pub struct AccessClaims {
     /// The tenant's quota when the token was minted.
     #[serde(deserialize_with = "object")]
     pub limits: Limits,
+    /// Where the token may be shown from, by the address of the socket; anywhere if there are none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub sources: Vec<Cidr>,
     /// The tenant's revocation epoch when the token was minted. A token of an earlier epoch than the tenant's is void.
     pub epoch: u64,
 }

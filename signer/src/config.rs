@@ -6,6 +6,7 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 
+use crate::cidr::Cidr;
 use crate::claims::{DEFAULT_ISSUER, DEFAULT_LANES};
 use crate::edge::{self, ServerTls};
 use crate::store::Database;
@@ -105,6 +106,10 @@ pub struct ServeArgs {
         value_parser = clap::value_parser!(u32).range(1..=1_000_000)
     )]
     pub failed_logins_per_minute: u32,
+    /// Addresses of gateways, as CIDR ranges separated by commas: they check their callers' addresses and count their
+    /// failed logins themselves
+    #[arg(long, env = "VECMILL_SIGNER_GATEWAYS", value_name = "RANGES", value_delimiter = ',')]
+    pub gateways: Vec<Cidr>,
     /// Issuer name in every token; workers and gateways must be told the same
     #[arg(long, env = "VECMILL_SIGNER_ISSUER", value_name = "NAME", default_value = DEFAULT_ISSUER)]
     pub issuer: String,
@@ -142,6 +147,8 @@ pub struct Config {
     pub signing_key_file: Option<PathBuf>,
     /// Number of queue lanes.
     pub lanes: u32,
+    /// Where gateways are.
+    pub gateways: Vec<Cidr>,
     /// The listener's certificate.
     pub tls: Option<ServerTls>,
     /// Failed logins a minute, for each address and for each API key.
@@ -229,6 +236,7 @@ impl Config {
                 public_url,
                 signing_key_file: args.signing_key_file.clone(),
                 lanes,
+                gateways: args.gateways.clone(),
                 tls,
                 failed_logins_per_minute: args.failed_logins_per_minute,
             }),
@@ -253,6 +261,7 @@ mod tests {
             public_url: None,
             signing_key_file: None,
             lanes: "16".to_owned(),
+            gateways: Vec::new(),
             log: "info".to_owned(),
             log_format: LogFormat::Text,
         }

@@ -3,6 +3,7 @@
 //! One TLS implementation (rustls) on one crypto provider (aws-lc-rs), named here and not left to cargo's features.
 
 mod client_tls;
+mod failed_logins;
 mod serve;
 mod server_tls;
 mod trouble;
@@ -13,6 +14,7 @@ use std::sync::Arc;
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
 
 pub use client_tls::{ClientTls, ClientTlsArgs, ClientTlsError};
+pub use failed_logins::FailedLogins;
 pub use serve::serve;
 pub use server_tls::{ServerTls, ServerTlsError};
 pub use trouble::explain;

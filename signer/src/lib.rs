@@ -6,7 +6,7 @@
 //! limits. Workers and gateways link this crate only for [`claims`] and [`verify`]: they never hold a private key.
 
 mod api_key;
-mod cidr;
+pub mod cidr;
 pub mod claims;
 pub mod cli;
 pub mod client;

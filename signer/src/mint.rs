@@ -4,6 +4,7 @@ use aws_lc_rs::rand;
 use jsonwebtoken::{Algorithm, Header, encode};
 use serde::Serialize;
 
+use crate::cidr::Cidr;
 use crate::claims::{
     ACCESS_AUDIENCE, ACCESS_TYPE, AccessClaims, GRANT_AUDIENCE, GRANT_TYPE, GrantClaims, JobId, Limits,
     REVOCATIONS_AUDIENCE, REVOCATIONS_TYPE, RevocationClaims, Scope, TenantId,
@@ -28,6 +29,8 @@ pub struct AccessRequest {
     pub client_addr: Option<String>,
     /// Quota of the tenant.
     pub limits: Limits,
+    /// Where the tenant's requests may come from; empty for anywhere.
+    pub sources: Vec<Cidr>,
     /// Revocation epoch of the tenant.
     pub epoch: u64,
 }
@@ -98,6 +101,7 @@ impl Minter {
             client_id: request.key_id,
             client_addr: request.client_addr,
             limits: request.limits,
+            sources: request.sources,
             epoch: request.epoch,
         };
         Ok((self.sign(ACCESS_TYPE, &claims)?, claims))

@@ -5,7 +5,6 @@ mod auth;
 mod authorization;
 mod current;
 mod error;
-mod failed_logins;
 mod grants;
 mod oauth;
 mod open;
@@ -26,14 +25,14 @@ use axum::response::{IntoResponse as _, Response};
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 
+use crate::cidr::Cidr;
 use crate::config::Config;
-use crate::edge::{self, ServerTls};
+use crate::edge::{self, FailedLogins, ServerTls};
 use crate::store::{Store, StoreError};
 use crate::vault::Vault;
 pub(crate) use admin::{AUDIT_LIMIT_DEFAULT, OVERLAP_S_DEFAULT, OVERLAP_S_MAX};
 use current::Current;
 use error::ApiError;
-use failed_logins::FailedLogins;
 pub use routes::{Access, route_table};
 
 /// The largest honest body is a grant request: under 1 KiB, with an 8 KiB token in its header.
@@ -56,6 +55,7 @@ pub struct App {
     lanes: u32,
     in_flight: Semaphore,
     failed_logins: FailedLogins,
+    gateways: Vec<Cidr>,
     tls: Option<ServerTls>,
 }
 
@@ -81,6 +81,7 @@ impl App {
             lanes: config.lanes,
             in_flight: Semaphore::new(IN_FLIGHT_MAX),
             failed_logins: FailedLogins::new(config.failed_logins_per_minute),
+            gateways: config.gateways.clone(),
             tls: config.tls.clone(),
         })
     }

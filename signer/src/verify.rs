@@ -3,6 +3,7 @@
 //! The order is fixed, cheap and untrusting first: length, header (pinned algorithm, exact type, no field that steers the
 //! check), key from the pinned set, signature, then typed claims, issuer, audience and times, then revocation.
 
+use std::net::IpAddr;
 use std::time::Duration;
 
 use jsonwebtoken::errors::ErrorKind;
@@ -313,6 +314,11 @@ impl VerifiedAccess {
     /// The scopes it carries, space-separated.
     pub fn scope(&self) -> &str {
         &self.claims.scope
+    }
+
+    /// Whether the token may be shown by a socket of this address.
+    pub fn may_come_from(&self, address: IpAddr) -> bool {
+        self.claims.sources.is_empty() || self.claims.sources.iter().any(|source| source.contains(address))
     }
 
     /// Quota of the tenant.

@@ -4,6 +4,7 @@
 mod bad_input;
 mod cli;
 mod crashes;
+mod embeddings;
 mod local_mode;
 mod outages;
 mod quota;

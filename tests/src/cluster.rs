@@ -266,6 +266,17 @@ impl Cluster {
         self.spawn("vecmill-worker", &["run"], &env, format!("http://{listen}"))
     }
 
+    /// A gateway, ready to be asked.
+    pub async fn gateway(&self, env: &[(&'static str, String)]) -> Process {
+        let listen = free_address();
+        let mut env = env.to_vec();
+        env.push(("VECMILL_GATEWAY_LISTEN", listen.clone()));
+        let gateway = self.spawn("vecmill-gateway", &["serve"], &env, format!("http://{listen}"));
+        eventually("the gateway is ready", START_LIMIT, || async { gateway.answers("/readyz").await.then_some(()) })
+            .await;
+        gateway
+    }
+
     /// Runs `vecmill` as a tenant.
     pub fn vecmill(&self, tenant: &Tenant, arguments: &[&str]) -> Output {
         let mut command = self.command("vecmill", arguments);

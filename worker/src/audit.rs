@@ -7,7 +7,7 @@ use vecmill_producer::{
 };
 use vecmill_signer::{
     claims::{Digest, JobId, TenantId},
-    verify::VerifiedGrant,
+    verify::{VerifiedAccess, VerifiedGrant},
 };
 
 use crate::engine::Precision;
@@ -38,7 +38,7 @@ pub struct AuditRecord {
     pub time: jiff::Timestamp,
     /// What was decided.
     pub decision: Decision,
-    /// The way in: `jobs`.
+    /// The way in: `jobs`, or `embeddings` for the synchronous path.
     pub endpoint: String,
     /// The worker that decided.
     pub worker: String,
@@ -61,6 +61,9 @@ pub struct AuditRecord {
     /// The commit of the model's repository, where it came from the Hugging Face hub.
     #[serde(default)]
     pub commit: Option<String>,
+    /// The synchronous request's id.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub request: Option<String>,
     /// Precision of the model's matrix products.
     pub precision: Option<Precision>,
     /// Rows with a vector.
@@ -104,6 +107,7 @@ impl AuditRecord {
             model: None,
             revision: None,
             commit: None,
+            request: None,
             precision: None,
             rows: 0,
             failed: 0,
@@ -115,6 +119,39 @@ impl AuditRecord {
             latency_ms: 0,
             code: Some(code.to_owned()),
             reason: Some(reason.to_owned()),
+        }
+    }
+
+    /// A record of a decision about a synchronous request whose access token is verified. No digest of a text is in it: that
+    /// of a short one can be guessed.
+    pub fn of_request(worker: &str, decision: Decision, access: &VerifiedAccess, request: &str) -> Self {
+        Self {
+            version: AUDIT_VERSION,
+            time: jiff::Timestamp::now(),
+            decision,
+            endpoint: "embeddings".to_owned(),
+            worker: worker.to_owned(),
+            tenant: Some(access.tenant().clone()),
+            key_id: Some(access.key_id().to_owned()),
+            client_addr: access.client_addr().map(str::to_owned),
+            job: None,
+            chunk: None,
+            grant: None,
+            model: None,
+            revision: None,
+            commit: None,
+            request: Some(request.to_owned()),
+            precision: None,
+            rows: 0,
+            failed: 0,
+            truncated: 0,
+            tokens: 0,
+            dimensions: None,
+            input_sha256: None,
+            output_sha256: None,
+            latency_ms: 0,
+            code: None,
+            reason: None,
         }
     }
 
@@ -135,6 +172,7 @@ impl AuditRecord {
             model: Some(grant.model().to_owned()),
             revision: None,
             commit: None,
+            request: None,
             precision: None,
             rows: 0,
             failed: 0,
@@ -162,10 +200,21 @@ impl AuditRecord {
         self.write(store, &refusal_key(&day, &message)).await
     }
 
-    async fn write(&self, store: &Store, key: &str) -> Result<(), StoreError> {
+    /// The record as a line.
+    pub(crate) fn line(&self) -> Vec<u8> {
         let mut line = serde_json::to_vec(self).unwrap_or_default();
-        tracing::info!(target: "vecmill::audit", record = %String::from_utf8_lossy(&line), "audit");
         line.push(b'\n');
-        store.put(key, line, "application/x-ndjson").await
+        line
+    }
+
+    /// The record as an event.
+    pub(crate) fn log(&self) {
+        let record = serde_json::to_string(self).unwrap_or_default();
+        tracing::info!(target: "vecmill::audit", record, "audit");
+    }
+
+    async fn write(&self, store: &Store, key: &str) -> Result<(), StoreError> {
+        self.log();
+        store.put(key, self.line(), "application/x-ndjson").await
     }
 }

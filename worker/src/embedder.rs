@@ -17,7 +17,7 @@ use tracing::{error, warn};
 use crate::{
     engine::{EngineError, Launched, Model, ModelInfo},
     metrics::Metrics,
-    schedule::{Item, Scheduler},
+    schedule::{Class, Item, Scheduler},
 };
 
 /// Requests waiting for the model's thread to look. It looks between batches; what bounds the rows in memory is the
@@ -49,7 +49,7 @@ pub enum NotComputed {
 pub type Hiddens = Vec<Result<Vec<f32>, RowFailure>>;
 
 enum Ask {
-    Embed { tenant: String, rows: Vec<Vec<u32>>, reply: oneshot::Sender<Result<Hiddens, NotComputed>> },
+    Embed { tenant: String, class: Class, rows: Vec<Vec<u32>>, reply: oneshot::Sender<Result<Hiddens, NotComputed>> },
     Drain,
 }
 
@@ -92,13 +92,13 @@ impl Embedder {
     }
 
     /// Computes the hidden states of `rows` (token ids, each with its end token). Rows of other requests and tenants
-    /// share the batches; the values do not depend on them.
-    pub async fn embed(&self, tenant: &str, rows: Vec<Vec<u32>>) -> Result<Hiddens, NotComputed> {
+    /// share the batches; the values do not depend on them. Dropped before it resolves, its rows are not computed any more.
+    pub async fn embed(&self, tenant: &str, class: Class, rows: Vec<Vec<u32>>) -> Result<Hiddens, NotComputed> {
         if rows.is_empty() {
             return Ok(Vec::new());
         }
         let (reply, answer) = oneshot::channel();
-        let ask = Ask::Embed { tenant: tenant.to_owned(), rows, reply };
+        let ask = Ask::Embed { tenant: tenant.to_owned(), class, rows, reply };
         self.asks.send(ask).await.map_err(|_| NotComputed::Gone)?;
         answer.await.map_err(|_| NotComputed::Gone)?
     }
@@ -187,13 +187,13 @@ impl ModelThread {
             Ask::Embed { reply, .. } if self.draining => {
                 let _ = reply.send(Err(NotComputed::Draining));
             }
-            Ask::Embed { tenant, rows, reply } => {
+            Ask::Embed { tenant, class, rows, reply } => {
                 let request = *next_request;
                 *next_request += 1;
                 let pending = Pending { outputs: vec![None; rows.len()], missing: rows.len(), reply };
                 self.pending.insert(request, pending);
                 for (row, tokens) in rows.into_iter().enumerate() {
-                    self.scheduler.push(&tenant, Item { tag: Tag { request, row }, tokens });
+                    self.scheduler.push(&tenant, class, Item { tag: Tag { request, row }, tokens });
                 }
             }
             Ask::Drain => {

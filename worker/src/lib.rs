@@ -23,6 +23,8 @@ pub mod panics;
 pub mod part;
 pub mod pipeline;
 pub mod quota;
+pub mod request_audit;
 pub mod schedule;
 pub mod settings;
+pub mod synchronous;
 pub mod worker;

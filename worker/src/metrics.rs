@@ -39,11 +39,32 @@ struct OutcomeLabel {
     outcome: Outcome,
 }
 
+/// How a synchronous request ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
+pub enum Answered {
+    /// With vectors.
+    Embedded,
+    /// With a reason.
+    Refused,
+    /// Its time was over.
+    Late,
+    /// Its caller went away.
+    Abandoned,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct AnsweredLabel {
+    answer: Answered,
+}
+
 /// The worker's counters.
 #[derive(Debug)]
 pub struct Metrics {
     registry: Registry,
     chunks: Family<OutcomeLabel, Counter>,
+    requests: Family<AnsweredLabel, Counter>,
+    /// Seconds from a synchronous request's receipt to its vectors.
+    pub request_seconds: Histogram,
     /// Deliveries being worked on.
     pub chunks_in_flight: Gauge,
     /// Rows with a vector.
@@ -67,6 +88,8 @@ impl Default for Metrics {
         let mut metrics = Self {
             registry: Registry::with_prefix("vecmill_worker"),
             chunks: Family::default(),
+            requests: Family::default(),
+            request_seconds: Histogram::new(exponential_buckets(0.001, 2.0, 16)),
             chunks_in_flight: Gauge::default(),
             rows: Counter::default(),
             rows_failed: Counter::default(),
@@ -78,6 +101,13 @@ impl Default for Metrics {
         };
         let registry = &mut metrics.registry;
         registry.register("chunks", "Deliveries settled, by outcome", metrics.chunks.clone());
+        registry.register("requests", "Synchronous requests, by answer", metrics.requests.clone());
+        registry.register_with_unit(
+            "request",
+            "From receipt of a synchronous request to its vectors",
+            Unit::Seconds,
+            metrics.request_seconds.clone(),
+        );
         registry.register("chunks_in_flight", "Deliveries being worked on", metrics.chunks_in_flight.clone());
         registry.register("rows", "Rows with a vector", metrics.rows.clone());
         registry.register("rows_failed", "Rows that failed", metrics.rows_failed.clone());
@@ -104,6 +134,11 @@ impl Metrics {
     /// Counts a settled delivery.
     pub fn settled(&self, outcome: Outcome) {
         self.chunks.get_or_create(&OutcomeLabel { outcome }).inc();
+    }
+
+    /// Counts a synchronous request.
+    pub fn answered(&self, answer: Answered) {
+        self.requests.get_or_create(&AnsweredLabel { answer }).inc();
     }
 
     /// The counters in the OpenMetrics text format.

@@ -10,6 +10,10 @@
 //! at most one quantum and two of the longest texts; by one quantum and one text when both came at the same time. A
 //! newcomer waits for at most one turn of each other tenant, however much they have waiting.
 //!
+//! **Two classes.** Texts that somebody waits for ([`Class::Synchronous`]) stand in a ring of their own, which is emptied
+//! before the other gets a token: bulk work takes what room they leave. What bounds them is the few that a worker takes at
+//! once, and their tenants' quotas.
+//!
 //! **Batches.** A turn may span batches. When the text whose turn it is does not fit the room left, the batch is closed,
 //! and its tenant opens the next one with the credit it has. Looking for a shorter text of someone else would fill the
 //! room, but let it overtake; and a batch a few texts short of its budget is shorter work too, since nothing is padded.
@@ -20,6 +24,15 @@ use std::sync::Arc;
 /// Tenants that share one batch when all have much waiting: the quantum is this part of the budget. More would cut the
 /// turns so short that the long texts of most corpora need several to be paid for; fewer would make a newcomer wait longer.
 const TURNS_IN_BATCH: usize = 16;
+
+/// What a text is part of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Class {
+    /// A request whose caller waits.
+    Synchronous,
+    /// A job.
+    Bulk,
+}
 
 /// One text to embed.
 #[derive(Debug)]
@@ -43,6 +56,13 @@ impl<T> Item<T> {
 #[derive(Debug)]
 pub struct Scheduler<T> {
     budget_tokens: usize,
+    synchronous: Ring<T>,
+    bulk: Ring<T>,
+}
+
+/// The texts of one class.
+#[derive(Debug)]
+struct Ring<T> {
     quantum_tokens: usize,
     /// The tenants with texts waiting, and only those.
     lanes: HashMap<Arc<str>, Lane<T>>,
@@ -75,17 +95,56 @@ impl<T> Scheduler<T> {
     /// Batches of at most `budget_tokens` tokens (zero counts as one). A single longer text is a batch of its own.
     pub fn new(budget_tokens: usize) -> Self {
         let budget_tokens = budget_tokens.max(1);
-        Self {
-            budget_tokens,
-            quantum_tokens: (budget_tokens / TURNS_IN_BATCH).max(1),
-            lanes: HashMap::new(),
-            ring: VecDeque::new(),
-            waiting_tokens: 0,
+        let quantum_tokens = (budget_tokens / TURNS_IN_BATCH).max(1);
+        Self { budget_tokens, synchronous: Ring::new(quantum_tokens), bulk: Ring::new(quantum_tokens) }
+    }
+
+    /// Adds a text behind the tenant's others of its class.
+    pub fn push(&mut self, tenant: &str, class: Class, row: Item<T>) {
+        match class {
+            Class::Synchronous => self.synchronous.push(tenant, row),
+            Class::Bulk => self.bulk.push(tenant, row),
         }
     }
 
-    /// Adds a text behind the tenant's others.
-    pub fn push(&mut self, tenant: &str, row: Item<T>) {
+    /// The next batch, empty when nothing waits. A tenant's texts of one class come in the order they were pushed.
+    ///
+    /// Takes time in proportion to the batch, and to the turns that tenants whose next text is longer than a quantum
+    /// need to pay for it.
+    pub fn next_batch(&mut self) -> Vec<Item<T>> {
+        let mut batch = Vec::new();
+        let mut room_tokens = self.budget_tokens;
+        self.synchronous.fill(&mut room_tokens, &mut batch);
+        // Of those who wait, one that did not fit any more opens the next batch.
+        if self.synchronous.ring.is_empty() {
+            self.bulk.fill(&mut room_tokens, &mut batch);
+        }
+        batch
+    }
+
+    /// Whether nothing waits.
+    pub fn is_empty(&self) -> bool {
+        self.synchronous.lanes.is_empty() && self.bulk.lanes.is_empty()
+    }
+
+    /// Tokens of all texts that wait; one without tokens counts as one.
+    pub fn waiting_tokens(&self) -> u64 {
+        self.synchronous.waiting_tokens + self.bulk.waiting_tokens
+    }
+
+    /// Tokens of one tenant's texts that wait.
+    pub fn waiting_tokens_of(&self, tenant: &str) -> u64 {
+        let of = |ring: &Ring<T>| ring.lanes.get(tenant).map_or(0, |lane| lane.waiting_tokens);
+        of(&self.synchronous) + of(&self.bulk)
+    }
+}
+
+impl<T> Ring<T> {
+    fn new(quantum_tokens: usize) -> Self {
+        Self { quantum_tokens, lanes: HashMap::new(), ring: VecDeque::new(), waiting_tokens: 0 }
+    }
+
+    fn push(&mut self, tenant: &str, row: Item<T>) {
         let cost = row.cost() as u64;
         self.waiting_tokens += cost;
         if let Some(lane) = self.lanes.get_mut(tenant) {
@@ -100,17 +159,12 @@ impl<T> Scheduler<T> {
         self.ring.push_back(name);
     }
 
-    /// The next batch, empty when nothing waits. A tenant's texts come in the order they were pushed.
-    ///
-    /// Takes time in proportion to the batch, and to the turns that tenants whose next text is longer than a quantum
-    /// need to pay for it.
-    pub fn next_batch(&mut self) -> Vec<Item<T>> {
-        let mut batch = Vec::new();
-        let mut room_tokens = self.budget_tokens;
+    /// Moves texts into the batch until the next one has no room or nothing waits.
+    fn fill(&mut self, room_tokens: &mut usize, batch: &mut Vec<Item<T>>) {
         while let Some(name) = self.ring.pop_front() {
             let Some(lane) = self.lanes.get_mut(&name) else { continue };
             let before = lane.waiting_tokens;
-            let end = lane.take_turn(self.quantum_tokens, &mut room_tokens, &mut batch);
+            let end = lane.take_turn(self.quantum_tokens, room_tokens, batch);
             self.waiting_tokens -= before - lane.waiting_tokens;
             match end {
                 Turn::Emptied => {
@@ -123,22 +177,6 @@ impl<T> Scheduler<T> {
                 }
             }
         }
-        batch
-    }
-
-    /// Whether nothing waits.
-    pub fn is_empty(&self) -> bool {
-        self.lanes.is_empty()
-    }
-
-    /// Tokens of all texts that wait; one without tokens counts as one.
-    pub fn waiting_tokens(&self) -> u64 {
-        self.waiting_tokens
-    }
-
-    /// Tokens of one tenant's texts that wait.
-    pub fn waiting_tokens_of(&self, tenant: &str) -> u64 {
-        self.lanes.get(tenant).map_or(0, |lane| lane.waiting_tokens)
     }
 }
 

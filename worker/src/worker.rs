@@ -19,13 +19,19 @@ use crate::{
     model_source::ModelSource,
     pipeline::{Parts, Pipeline},
     quota::{self, RedisQuota},
+    request_audit::RequestAudit,
     settings::Config,
+    synchronous,
 };
 
 /// Between two looks at what the worker needs, for `/readyz`.
 const PROBE_EVERY: Duration = Duration::from_secs(5);
 /// Tokens in a batch on a CPU, if nothing else is asked for: products of that height read the weights rarely.
 const BATCH_TOKENS: usize = 4096;
+/// For synchronous requests that are under way when everything else is done.
+const LAST_ANSWERS: Duration = Duration::from_secs(10);
+/// For the audit records that are not on S3 yet.
+const LAST_AUDIT: Duration = Duration::from_secs(15);
 /// Quota questions on the way to Redis; each holds a chunk's place, of which there are few.
 const ASKS_MAX: usize = 256;
 
@@ -57,6 +63,7 @@ pub async fn run(config: Config, stop: watch::Receiver<bool>) -> anyhow::Result<
     tokio::spawn(quota::serve(charges, asks));
     let probing = tokio::spawn(watch_needs(health.clone(), store.clone(), probe, config.verifier.clone()));
 
+    let (request_audit, auditing) = RequestAudit::start(store.clone(), config.name.clone());
     let pipeline = Pipeline::new(Parts {
         store,
         verifier: config.verifier,
@@ -66,7 +73,8 @@ pub async fn run(config: Config, stop: watch::Receiver<bool>) -> anyhow::Result<
         model: config.model.model,
         worker: config.name.clone(),
         health: health.clone(),
-        metrics,
+        metrics: metrics.clone(),
+        request_audit,
         tokenizers: std::thread::available_parallelism().map_or(1, usize::from),
     });
     let consume = Consume {
@@ -79,10 +87,18 @@ pub async fn run(config: Config, stop: watch::Receiver<bool>) -> anyhow::Result<
     // What is delivered is bounded by the prefetch; the channel only hands over.
     let (deliveries, received) = mpsc::channel(1);
     let (give_up, given_up) = watch::channel(false);
+    let answering = tokio::spawn(synchronous::serve(consume.clone(), pipeline.clone(), metrics, stop.clone()));
     let working = tokio::spawn(pipeline.serve(received, given_up));
     let consuming = tokio::spawn(broker::consume(consume, deliveries, health, stop.clone()));
     drain_on_stop(stop, embedder, give_up, config.drain, consuming).await?;
     working.await?;
+    // Its requests live for seconds; what is cut off here nobody waits for.
+    if tokio::time::timeout(LAST_ANSWERS, answering).await.is_err() {
+        warn!("some synchronous requests were not answered");
+    }
+    if tokio::time::timeout(LAST_AUDIT, auditing).await.is_err() {
+        warn!("the last audit records of synchronous requests stand in the log only");
+    }
     probing.abort();
     served.await?.with_context(|| format!("--listen (VECMILL_WORKER_LISTEN) {listen} can't be served"))?;
     info!("drained");

@@ -4,6 +4,7 @@
 //! unknown versions refused. The crates on both sides use these types; nothing is described twice.
 
 mod chunk;
+mod embed;
 #[cfg(test)]
 mod fuzz;
 mod layout;
@@ -13,6 +14,10 @@ mod outcome;
 mod spec;
 
 pub use chunk::{CHUNK_TEXT_BYTES_MAX, ChunkError, ChunkRow, ChunkWriter, RowInput, read_chunk};
+pub use embed::{
+    EMBED_INPUTS_MAX, EMBED_REQUEST_BYTES_MAX, EMBED_TOKENS_MAX, EmbedAnswer, EmbedError, EmbedInput, EmbedRefusal,
+    EmbedRequest, RefusalKind,
+};
 pub use layout::{JobKeys, chunk_of_key, job_of_key, refusal_key, tenant_jobs_prefix};
 pub use manifest::{CHUNKS_MAX, ChunkEntry, Input, MANIFEST_BYTES_MAX, Manifest, ManifestError};
 pub use message::{ATTEMPT_HEADER, ChunkMessage, MESSAGE_BYTES_MAX, MessageError, REASON_HEADER, RUNG_HEADER};

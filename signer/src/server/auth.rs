@@ -108,6 +108,11 @@ async fn bearer(app: &App, headers: &HeaderMap, scope: Scope, peer: SocketAddr) 
     Ok(Caller { operator: key.operator, access, peer })
 }
 
+/// Whether a gateway asks.
+fn is_gateway(app: &App, peer: SocketAddr) -> bool {
+    app.gateways.iter().any(|gateway| gateway.contains(peer.ip()))
+}
+
 /// Whether a socket of this address may ask. The address is the socket's: headers that name another can be written by
 /// anybody.
 fn is_source(sources: &[Cidr], peer: SocketAddr) -> bool {
@@ -124,8 +129,8 @@ pub(super) async fn client(
 ) -> Result<StoredKey, ApiError> {
     let credentials = credentials(headers, id, secret)?;
     let key = authenticate(app, &credentials, peer).await?;
-    // Told only to whoever has the key.
-    if !is_source(&key.sources, peer) {
+    // Told only to whoever has the key. A gateway asks for others, and holds them to the sources in the token.
+    if !is_gateway(app, peer) && !is_source(&key.sources, peer) {
         tracing::warn!(key_id = key.info.id, client_addr = %peer.ip(), "address refused");
         let sentence = "this tenant's requests may not come from this address";
         return Err(ApiError::bad_request("unauthorized_client", sentence));
@@ -157,7 +162,9 @@ pub(super) fn credentials(
 
 /// The key, if it is genuine and may be used now.
 async fn authenticate(app: &App, credentials: &Credentials, peer: SocketAddr) -> Result<StoredKey, ApiError> {
-    if let Some(wait_s) = app.failed_logins.wait_s(peer.ip(), &credentials.id, Instant::now()) {
+    let wait_s = app.failed_logins.wait_s(peer.ip(), &credentials.id, Instant::now());
+    // Whoever fails at a gateway must not lock out everybody else there: it counts its callers' failures itself.
+    if let Some(wait_s) = wait_s.filter(|_| !is_gateway(app, peer)) {
         tracing::warn!(wait_s, client_addr = %peer.ip(), "login refused: too many have failed");
         return Err(ApiError::too_many_failures(wait_s));
     }

@@ -55,6 +55,7 @@ pub(super) async fn token(
         key_id: key.info.id,
         client_addr: Some(peer.ip().to_string()),
         limits: key.limits,
+        sources: key.sources,
         epoch: key.epoch,
     };
     let live = app.current.live();

@@ -384,6 +384,7 @@ async fn serve(home: &Home, listen: &str) -> (SocketAddr, oneshot::Sender<()>, J
         public_url: None,
         signing_key_file: None,
         tls: None,
+        gateways: Vec::new(),
         failed_logins_per_minute: FAILED_LOGINS_PER_MINUTE,
     };
     let app = App::open(&config).await.expect("an app");

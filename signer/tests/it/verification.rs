@@ -57,12 +57,15 @@ async fn minted_tokens_pass_and_only_as_what_they_are() {
             key_id: "key1".to_owned(),
             client_addr: Some("192.0.2.1".to_owned()),
             limits: LIMITS,
+            sources: vec!["192.0.2.0/24".parse().expect("a range")],
             epoch: 7,
         })
         .expect("signed");
     let verified = verifier.access(&access).await.expect("good");
     assert_eq!(verified.token_id(), claims.jti);
     assert_eq!(verified.client_addr(), Some("192.0.2.1"));
+    let from = |address: &str| verified.may_come_from(address.parse().expect("an address"));
+    assert!(from("192.0.2.9") && !from("192.0.3.1"));
     assert_eq!(verified.expires_at() - verified.issued_at(), 300);
 
     let grantee = Grantee { tenant, key_id: "key1".to_owned(), client_addr: None, lane: 1, limits: LIMITS, epoch: 7 };

@@ -14,6 +14,7 @@ use vecmill_worker::{
     embedder::Embedder,
     engine::{Compute, Model, Tokenizer, finish, synthetic},
     metrics::Metrics,
+    schedule::Class,
 };
 
 const DIMENSIONS: usize = 1024;
@@ -76,7 +77,7 @@ async fn main() -> anyhow::Result<()> {
 async fn engine_alone(embedder: &Embedder, tokenizer: &Tokenizer, texts: &[(String, String)]) -> anyhow::Result<usize> {
     let rows: Vec<Vec<u32>> = texts.iter().map(|(_, text)| tokenizer.encode(text, None)).collect::<Result<_, _>>()?;
     let tokens = rows.iter().map(Vec::len).sum();
-    for hidden in embedder.embed("bench", rows).await? {
+    for hidden in embedder.embed("bench", Class::Bulk, rows).await? {
         finish(&hidden?, DIMENSIONS)?;
     }
     Ok(tokens)

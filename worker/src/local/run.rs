@@ -35,6 +35,7 @@ use crate::{
     model_source::ModelSource,
     pipeline::{Parts, Pipeline},
     quota,
+    request_audit::RequestAudit,
 };
 
 /// The only tenant there is.
@@ -77,6 +78,8 @@ impl Local {
         let minter = Minter::new(ISSUER.to_owned(), SigningKey::generate()?);
         let (quota, asks) = mpsc::channel(IN_FLIGHT_MAX);
         tokio::spawn(quota::memory::serve(quota::memory::MemoryQuota::new(), asks));
+        let worker = "vecmill-local".to_owned();
+        let (request_audit, _) = RequestAudit::start(store.clone(), worker.clone());
         let pipeline = Pipeline::new(Parts {
             store: store.clone(),
             verifier: Verifier::new(ISSUER.to_owned(), Keys::Fixed(minter.public_keys())),
@@ -84,7 +87,8 @@ impl Local {
             embedder: embedder.clone(),
             tokenizer: tokenizer.clone(),
             model,
-            worker: "vecmill-local".to_owned(),
+            worker,
+            request_audit,
             health: Arc::new(Health::default()),
             metrics,
             tokenizers: std::thread::available_parallelism().map_or(1, usize::from),

@@ -3,7 +3,7 @@
 use anyhow::Context;
 use vecmill_producer::{contract::JobKeys, store::Store};
 
-use crate::{engine::finish, part};
+use crate::{engine::finish, part, schedule::Class};
 
 use super::run::Local;
 
@@ -45,7 +45,7 @@ impl Vectors {
 /// The vector of a query: Qwen3's prompt with the task, then as a passage's.
 pub(super) async fn embed_query(local: &Local, query: &str, task: &str, dimensions: usize) -> anyhow::Result<Vec<f32>> {
     let tokens = local.tokenizer.encode(query, Some(task)).with_context(|| "the query can't be tokenized")?;
-    let mut hiddens = local.embedder.embed(local.tenant.as_str(), vec![tokens]).await?;
+    let mut hiddens = local.embedder.embed(local.tenant.as_str(), Class::Synchronous, vec![tokens]).await?;
     let hidden = hiddens.pop().context("the engine gave no vector")??;
     Ok(finish(&hidden, dimensions)?)
 }

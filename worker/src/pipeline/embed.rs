@@ -5,7 +5,7 @@ use std::{
     sync::Arc,
 };
 
-use vecmill_producer::contract::{ChunkRow, JobSpec, RowError, Truncate};
+use vecmill_producer::contract::{ChunkRow, RowError, Truncate};
 
 use super::{Pipeline, admit::Stop};
 use crate::{
@@ -34,6 +34,11 @@ impl Tokenized {
         self.tokens.iter().flatten().map(|encoded| encoded.ids.len() as u64).sum()
     }
 
+    /// The first row that can't be computed.
+    pub(super) fn first_failure(&self) -> Option<&RowError> {
+        self.tokens.iter().find_map(|row| row.as_ref().err())
+    }
+
     /// The rows that can be computed, in order; their failures stay.
     pub(super) fn take_good(&mut self) -> Vec<Vec<u32>> {
         self.tokens.iter_mut().filter_map(|row| row.as_mut().ok().map(|row| std::mem::take(&mut row.ids))).collect()
@@ -42,11 +47,15 @@ impl Tokenized {
 
 impl Pipeline {
     /// Tokenizes on a blocking thread, a bounded number of chunks at once.
-    pub(super) async fn tokenize(&self, rows: Vec<ChunkRow>, spec: &JobSpec) -> Result<Tokenized, Stop> {
+    pub(super) async fn tokenize(
+        &self,
+        rows: Vec<ChunkRow>,
+        instruction: Option<String>,
+        truncate: Truncate,
+    ) -> Result<Tokenized, Stop> {
         let ended = |_| Stop::Transient { reason: "tokenizing ended early".to_owned() };
         let permit = Arc::clone(&self.tokenizing).acquire_owned().await.map_err(|_| Stop::HandBack)?;
         let tokenizer = self.parts.tokenizer.clone();
-        let (instruction, truncate) = (spec.instruction.clone(), spec.truncate);
         let tokenized = tokio::task::spawn_blocking(move || {
             let tokens =
                 rows.iter().map(|row| tokenize_row(&tokenizer, row, instruction.as_deref(), truncate)).collect();

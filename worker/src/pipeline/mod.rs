@@ -4,6 +4,7 @@ mod admit;
 mod embed;
 mod settle;
 mod suspect;
+mod synchronous;
 mod write;
 
 use std::{
@@ -28,6 +29,7 @@ use crate::{
     manifests::Manifests,
     metrics::Metrics,
     quota,
+    request_audit::RequestAudit,
 };
 
 /// How long something that is away is waited for with the chunk at hand, before the chunk goes to a wait queue. A
@@ -60,6 +62,8 @@ pub struct Parts {
     pub health: Arc<Health>,
     /// What is counted.
     pub metrics: Arc<Metrics>,
+    /// Where synchronous requests leave their audit records.
+    pub request_audit: RequestAudit,
     /// Chunks tokenized at once: the machine's cores.
     pub tokenizers: usize,
 }

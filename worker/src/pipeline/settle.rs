@@ -25,6 +25,7 @@ use crate::{
     health::Need,
     kill_point::{kill_point, kill_point_of},
     metrics::Outcome,
+    schedule::Class,
 };
 
 /// Attempts before a chunk is given up. Down the default ladder of 5 s, 30 s, 2 min, 10 min and then every 10 min,
@@ -117,14 +118,18 @@ impl Pipeline {
     async fn compute(&self, claim: &Claim, admitted: &Admitted) -> Result<Encoded, Stop> {
         let rows = self.fetch(claim, admitted.entry).await?;
         let spec = &admitted.manifest.spec;
-        let mut tokenized = self.tokenize(rows, spec).await?;
+        let mut tokenized = self.tokenize(rows, spec.instruction.clone(), spec.truncate).await?;
         self.check_revoked(claim).await?;
         self.charge(claim, tokenized.total()).await?;
         let good = tokenized.take_good();
         let counts: Vec<u32> = good.iter().map(|tokens| tokens.len() as u32).collect();
         kill_point_of("before-embed", claim.grant.job().as_str());
-        let hiddens =
-            self.parts.embedder.embed(claim.grant.tenant().as_str(), good).await.map_err(|_| Stop::HandBack)?;
+        let hiddens = self
+            .parts
+            .embedder
+            .embed(claim.grant.tenant().as_str(), Class::Bulk, good)
+            .await
+            .map_err(|_| Stop::HandBack)?;
         let dimensions = spec.dimensions as usize;
         let finishing = tokio::task::spawn_blocking(move || Self::finish_rows(tokenized, &counts, hiddens, dimensions));
         let embedded =

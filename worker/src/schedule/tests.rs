@@ -3,7 +3,7 @@ use std::collections::HashMap;
 use proptest::collection::vec;
 use proptest::prelude::*;
 
-use super::{Item, Scheduler};
+use super::{Class, Item, Scheduler};
 
 /// Budget of most tests: a quantum of 64.
 const BUDGET: usize = 1_024;
@@ -24,7 +24,7 @@ fn tokens(batch: &[Row], tenant: &str) -> i64 {
 
 fn push_all(scheduler: &mut Scheduler<(String, usize)>, tenant: &str, lens: &[usize]) {
     for (place, &len) in lens.iter().enumerate() {
-        scheduler.push(tenant, row(tenant, place, len));
+        scheduler.push(tenant, Class::Bulk, row(tenant, place, len));
     }
 }
 
@@ -70,7 +70,7 @@ fn credit_lapses_when_nothing_waits() {
     let mut scheduler = Scheduler::new(BUDGET);
     for place in 0..50 {
         // Each turn leaves most of its quantum, which must not add up.
-        scheduler.push("idle", row("idle", place, 1));
+        scheduler.push("idle", Class::Bulk, row("idle", place, 1));
         assert_eq!(scheduler.next_batch().len(), 1);
     }
     push_all(&mut scheduler, "idle", &[8; 1_000]);
@@ -122,7 +122,7 @@ proptest! {
             match step {
                 Step::Push(tenant, len) => {
                     let place = pushed.entry(tenant).or_default();
-                    scheduler.push(tenant, row(tenant, *place, len));
+                    scheduler.push(tenant, Class::Bulk, row(tenant, *place, len));
                     *place += 1;
                     waiting += len.max(1) as u64;
                 }
@@ -180,11 +180,33 @@ proptest! {
         for _ in 0..done {
             scheduler.next_batch();
         }
-        scheduler.push("new", row("new", 0, len));
+        scheduler.push("new", Class::Bulk, row("new", 0, len));
         // A turn spends less than a quantum and one text; a batch is closed with less than one text's room.
         let ahead_tokens = others * (QUANTUM + TEXT_MAX) + len;
         let batches_max = ahead_tokens.div_ceil(BUDGET - TEXT_MAX);
         let came = (1..=batches_max).any(|_| tokens(&scheduler.next_batch(), "new") > 0);
         prop_assert!(came, "not in {} batches", batches_max);
     }
+}
+
+#[test]
+fn who_waits_goes_ahead_of_every_job_and_leaves_it_the_room() {
+    let mut scheduler = Scheduler::new(100);
+    for place in 0..50 {
+        scheduler.push("bulk", Class::Bulk, row("bulk", place, 10));
+    }
+    scheduler.push("person", Class::Synchronous, row("person", 0, 30));
+    scheduler.push("bulk", Class::Synchronous, row("bulk", 100, 20));
+    let batch = scheduler.next_batch();
+    assert_eq!(tokens(&batch, "person"), 30);
+    assert_eq!(batch.iter().map(|item| item.tokens.len()).sum::<usize>(), 100, "the rest is for the job");
+    assert_eq!(batch[..2].iter().map(|item| item.tokens.len()).sum::<usize>(), 50, "and comes behind");
+    // More than a batch of them: the job gets nothing until they are through.
+    for place in 0..15 {
+        scheduler.push("person", Class::Synchronous, row("person", 1 + place, 10));
+    }
+    assert_eq!(tokens(&scheduler.next_batch(), "person"), 100);
+    assert_eq!(tokens(&scheduler.next_batch(), "person"), 50);
+    assert_eq!(tokens(&scheduler.next_batch(), "person"), 0);
+    assert_eq!(scheduler.waiting_tokens_of("person"), 0);
 }

@@ -37,6 +37,7 @@ use crate::{
     metrics::Metrics,
     model_source::ModelSource,
     panics,
+    schedule::Class,
 };
 
 const EXAMPLES: &str = "\
@@ -326,7 +327,7 @@ impl Batch {
             kept.push((row, count));
         }
         let embedder = embedder.clone();
-        Self { rows: kept, hiddens: tokio::spawn(async move { embedder.embed(TENANT, tokens).await }) }
+        Self { rows: kept, hiddens: tokio::spawn(async move { embedder.embed(TENANT, Class::Bulk, tokens).await }) }
     }
 }
 

@@ -17,7 +17,7 @@ const MINUTE: Duration = Duration::from_secs(60);
 
 /// The counters.
 #[derive(Debug)]
-pub(super) struct FailedLogins {
+pub struct FailedLogins {
     per_minute: u32,
     counts: Mutex<Counts>,
 }
@@ -39,12 +39,12 @@ struct Bucket {
 
 impl FailedLogins {
     /// `per_minute` failures a minute, and as many at once.
-    pub(super) fn new(per_minute: u32) -> Self {
+    pub fn new(per_minute: u32) -> Self {
         Self { per_minute, counts: Mutex::default() }
     }
 
     /// Seconds to wait before this address may try, or may try this key; `None` for none.
-    pub(super) fn wait_s(&self, address: IpAddr, key_id: &str, now: Instant) -> Option<u64> {
+    pub fn wait_s(&self, address: IpAddr, key_id: &str, now: Instant) -> Option<u64> {
         let counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
         let address = network(address);
         let at_home = counts.homes.get(key_id) == Some(&address);
@@ -54,7 +54,7 @@ impl FailedLogins {
     }
 
     /// Counts a failure.
-    pub(super) fn failed(&self, address: IpAddr, key_id: &str, now: Instant) {
+    pub fn failed(&self, address: IpAddr, key_id: &str, now: Instant) {
         let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
         self.count(&mut counts.addresses, network(address), now);
         if !key_id.is_empty() {
@@ -63,7 +63,7 @@ impl FailedLogins {
     }
 
     /// Remembers where a key worked from. It forgives nobody: one good key must not buy an address more guesses.
-    pub(super) fn worked(&self, address: IpAddr, key_id: &str) {
+    pub fn worked(&self, address: IpAddr, key_id: &str) {
         let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
         // Only genuine keys come here, so what is forgotten costs a key's owner a wait at worst.
         if counts.homes.len() >= ENTRIES_MAX && !counts.homes.contains_key(key_id) {

@@ -1,0 +1,137 @@
+//! Who asks: an API key, exchanged at the signer for an access token that is kept for its few minutes, or an access token.
+//! Either way the token is verified here at every request, so what was revoked is heard of within seconds.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+
+use axum::http::HeaderMap;
+use axum::http::header::AUTHORIZATION;
+use sha2::{Digest as _, Sha256};
+use vecmill_signer::claims::Scope;
+use vecmill_signer::client::{ApiKey, ClientError, SignerClient};
+use vecmill_signer::edge::{ClientTls, FailedLogins};
+use vecmill_signer::verify::{VerifiedAccess, Verifier};
+use zeroize::Zeroizing;
+
+use super::error::ApiError;
+
+/// Keys whose tokens are kept: each some 2 KiB.
+const TOKENS_MAX: usize = 10_000;
+/// A token is exchanged anew when it has less than this left: a request must not outlive it on its way.
+const LEFT_S_MIN: u64 = 90;
+
+/// Checks credentials.
+#[derive(Debug)]
+pub(super) struct Auth {
+    signer_url: String,
+    tls: ClientTls,
+    verifier: Verifier,
+    failed_logins: FailedLogins,
+    /// By the digest of the API key, for a map of keys would be a list of secrets.
+    tokens: Mutex<HashMap<[u8; 32], Kept>>,
+}
+
+#[derive(Clone, Debug)]
+struct Kept {
+    token: Zeroizing<String>,
+    expires_at: u64,
+}
+
+/// Who asks, and the token to ask others with.
+#[derive(Clone, Debug)]
+pub(super) struct Caller {
+    pub(super) access: VerifiedAccess,
+    pub(super) token: Zeroizing<String>,
+}
+
+impl Auth {
+    pub(super) fn new(signer_url: String, tls: ClientTls, verifier: Verifier, failed_logins_per_minute: u32) -> Self {
+        let failed_logins = FailedLogins::new(failed_logins_per_minute);
+        Self { signer_url, tls, verifier, failed_logins, tokens: Mutex::default() }
+    }
+
+    /// Whether keys and revocations are at hand.
+    pub(super) async fn ready(&self) -> Result<(), String> {
+        self.verifier.ready().await.map_err(|refusal| refusal.to_string())
+    }
+
+    /// The caller, if its credentials are good, come from where they may, and have `scope`.
+    pub(super) async fn caller(&self, headers: &HeaderMap, scope: Scope, peer: SocketAddr) -> Result<Caller, ApiError> {
+        let mut shown = headers.get_all(AUTHORIZATION).iter();
+        // With two, a proxy and we might each believe another.
+        let (Some(value), None) = (shown.next(), shown.next()) else { return Err(ApiError::unauthorized()) };
+        let (scheme, credential) =
+            value.to_str().ok().and_then(|value| value.split_once(' ')).ok_or_else(ApiError::unauthorized)?;
+        if !scheme.eq_ignore_ascii_case("bearer") {
+            return Err(ApiError::unauthorized());
+        }
+        let credential = credential.trim_matches(' ');
+        let token = match credential.parse::<ApiKey>() {
+            Ok(key) => self.exchanged(key, peer).await?,
+            Err(_) => Zeroizing::new(credential.to_owned()),
+        };
+        let access = self.verifier.access(&token).await.map_err(|refusal| {
+            if refusal.is_transient() {
+                return ApiError::unavailable("signer_unavailable", "credentials can't be verified at the moment");
+            }
+            tracing::warn!(reason = refusal.code(), client_addr = %peer.ip(), "access token refused");
+            self.forget(credential);
+            ApiError::unauthorized()
+        })?;
+        if !access.may_come_from(peer.ip()) {
+            tracing::warn!(key_id = access.key_id(), client_addr = %peer.ip(), "address refused");
+            return Err(ApiError::forbidden("address_denied", "this tenant's requests may not come from this address"));
+        }
+        if !access.has_scope(scope) {
+            let sentence = format!("the API key's role lacks the scope {scope}");
+            return Err(ApiError::forbidden("insufficient_scope", sentence));
+        }
+        Ok(Caller { access, token })
+    }
+
+    /// An access token for the key: the one kept, or a new one from the signer.
+    async fn exchanged(&self, key: ApiKey, peer: SocketAddr) -> Result<Zeroizing<String>, ApiError> {
+        let digest = digest(key.expose());
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+        let kept = self.tokens.lock().unwrap_or_else(PoisonError::into_inner).get(&digest).cloned();
+        if let Some(kept) = kept.filter(|kept| kept.expires_at > now + LEFT_S_MIN) {
+            return Ok(kept.token);
+        }
+        if let Some(wait_s) = self.failed_logins.wait_s(peer.ip(), key.id(), Instant::now()) {
+            let sentence =
+                format!("too many logins from this address or with this API key have failed; wait {wait_s} s");
+            return Err(ApiError::limited("too_many_failed_logins", sentence, wait_s * 1000));
+        }
+        let client = SignerClient::with_tls(&self.signer_url, key.clone(), &self.tls)
+            .map_err(|_| ApiError::unavailable("signer_unavailable", "API keys can't be checked at the moment"))?;
+        let token = client.access_token(&[]).await.map_err(|error| {
+            if matches!(error, ClientError::Refused { status: 401, .. }) {
+                self.failed_logins.failed(peer.ip(), key.id(), Instant::now());
+                tracing::warn!(key_id = key.id(), client_addr = %peer.ip(), "API key refused");
+            }
+            ApiError::from(error)
+        })?;
+        self.failed_logins.worked(peer.ip(), key.id());
+        let mut tokens = self.tokens.lock().unwrap_or_else(PoisonError::into_inner);
+        if tokens.len() >= TOKENS_MAX {
+            tokens.retain(|_, kept| kept.expires_at > now + LEFT_S_MIN);
+            // Still too many: each is exchanged again when it is next shown.
+            if tokens.len() >= TOKENS_MAX {
+                tokens.clear();
+            }
+        }
+        tokens.insert(digest, Kept { token: token.token.clone(), expires_at: token.expires_at });
+        Ok(token.token)
+    }
+
+    /// Drops what is kept for a credential whose token is not good any more: the next request asks the signer.
+    fn forget(&self, credential: &str) {
+        self.tokens.lock().unwrap_or_else(PoisonError::into_inner).remove(&digest(credential));
+    }
+}
+
+fn digest(credential: &str) -> [u8; 32] {
+    Sha256::digest(credential).into()
+}

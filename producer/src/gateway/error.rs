@@ -1,0 +1,141 @@
+//! Refusals in OpenAI's envelope: a code that a program can act on, a sentence that a person can.
+
+use axum::Json;
+use axum::http::header::{RETRY_AFTER, WWW_AUTHENTICATE};
+use axum::http::{HeaderName, HeaderValue, StatusCode};
+use axum::response::{IntoResponse, Response};
+use serde_json::json;
+use vecmill_signer::client::ClientError;
+
+use crate::contract::{EmbedRefusal, RefusalKind};
+
+/// Milliseconds until a retry may succeed; OpenAI's clients read it before `Retry-After`.
+const RETRY_AFTER_MS: HeaderName = HeaderName::from_static("retry-after-ms");
+/// Whether OpenAI's clients shall retry by themselves.
+const SHOULD_RETRY: HeaderName = HeaderName::from_static("x-should-retry");
+/// Longest wait that is left to a client's own retries; beyond it the caller should hear of it.
+const RETRIED_MS_MAX: u64 = 60_000;
+
+/// One refusal.
+#[derive(Debug)]
+pub(super) struct ApiError {
+    status: StatusCode,
+    kind: &'static str,
+    code: String,
+    message: String,
+    param: Option<String>,
+    retry_after_ms: Option<u64>,
+}
+
+impl ApiError {
+    fn new(status: StatusCode, kind: &'static str, code: &str, message: impl Into<String>) -> Self {
+        let (code, message) = (code.to_owned(), message.into());
+        Self { status, kind, code, message, param: None, retry_after_ms: None }
+    }
+
+    /// 400: the request can never work.
+    pub(super) fn invalid(code: &str, param: Option<&str>, message: impl Into<String>) -> Self {
+        let refusal = Self::new(StatusCode::BAD_REQUEST, "invalid_request_error", code, message);
+        Self { param: param.map(str::to_owned), ..refusal }
+    }
+
+    /// 401: one answer, whatever is wrong with the credentials.
+    pub(super) fn unauthorized() -> Self {
+        let sentence = "the API key or access token is missing, wrong, expired or revoked; give a good one as \
+                        Authorization: Bearer KEY";
+        Self::new(StatusCode::UNAUTHORIZED, "invalid_request_error", "invalid_api_key", sentence)
+    }
+
+    /// 403: the credentials are good, but not for this.
+    pub(super) fn forbidden(code: &str, message: impl Into<String>) -> Self {
+        Self::new(StatusCode::FORBIDDEN, "permission_error", code, message)
+    }
+
+    /// 404.
+    pub(super) fn not_found(code: &str, message: impl Into<String>) -> Self {
+        Self::new(StatusCode::NOT_FOUND, "invalid_request_error", code, message)
+    }
+
+    /// 405.
+    pub(super) fn method_not_allowed() -> Self {
+        let sentence = "this address takes another HTTP method";
+        Self::new(StatusCode::METHOD_NOT_ALLOWED, "invalid_request_error", "method_not_allowed", sentence)
+    }
+
+    /// 413.
+    pub(super) fn too_large(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::PAYLOAD_TOO_LARGE, "invalid_request_error", "request_too_large", message)
+    }
+
+    /// 429: over a limit.
+    pub(super) fn limited(code: &str, message: impl Into<String>, retry_after_ms: u64) -> Self {
+        let refusal = Self::new(StatusCode::TOO_MANY_REQUESTS, "rate_limit_error", code, message);
+        Self { retry_after_ms: Some(retry_after_ms), ..refusal }
+    }
+
+    /// 503: the same request may succeed later.
+    pub(super) fn unavailable(code: &str, message: impl Into<String>) -> Self {
+        let refusal = Self::new(StatusCode::SERVICE_UNAVAILABLE, "server_error", code, message);
+        Self { retry_after_ms: Some(1_000), ..refusal }
+    }
+
+    /// 500, for what should not happen.
+    pub(super) fn internal(code: &str, message: impl Into<String>) -> Self {
+        Self::new(StatusCode::INTERNAL_SERVER_ERROR, "server_error", code, message)
+    }
+}
+
+/// What a worker says, as an HTTP status.
+impl From<EmbedRefusal> for ApiError {
+    fn from(refusal: EmbedRefusal) -> Self {
+        let EmbedRefusal { kind, code, message, input, retry_after_ms } = refusal;
+        let param = input.map(|input| format!("input.{input}"));
+        let answer = match kind {
+            RefusalKind::Unauthorized => Self::unauthorized(),
+            RefusalKind::Forbidden => Self::forbidden(&code, message),
+            RefusalKind::Invalid if code == "model_not_found" => Self::not_found(&code, message),
+            RefusalKind::Invalid => Self::invalid(&code, None, message),
+            RefusalKind::OverQuota => Self::limited(&code, message, retry_after_ms.unwrap_or(1_000)),
+            RefusalKind::Unavailable => Self::unavailable(&code, message),
+            RefusalKind::Failed => Self::internal(&code, message),
+        };
+        let retry_after_ms = answer.retry_after_ms.and(retry_after_ms.or(answer.retry_after_ms));
+        Self { param: param.or(answer.param), retry_after_ms, ..answer }
+    }
+}
+
+/// What the signer says of an API key.
+impl From<ClientError> for ApiError {
+    fn from(error: ClientError) -> Self {
+        match &error {
+            ClientError::Refused { status: 401, .. } => Self::unauthorized(),
+            ClientError::Refused { status, description, .. } if (400..500).contains(status) && *status != 429 => {
+                Self::forbidden("access_denied", description.clone())
+            }
+            _ => {
+                tracing::warn!(error = %error, "the signer gave no token");
+                Self::unavailable("signer_unavailable", "API keys can't be checked at the moment")
+            }
+        }
+    }
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        let Self { status, kind, code, message, param, retry_after_ms } = self;
+        let body = json!({"error": {"message": message, "type": kind, "param": param, "code": code}});
+        let mut response = (status, Json(body)).into_response();
+        let headers = response.headers_mut();
+        if status == StatusCode::UNAUTHORIZED {
+            headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer realm=\"vecmill\""));
+        }
+        if let Some(wait_ms) = retry_after_ms {
+            headers.insert(RETRY_AFTER, HeaderValue::from(wait_ms.div_ceil(1000)));
+            headers.insert(RETRY_AFTER_MS, HeaderValue::from(wait_ms));
+            if wait_ms > RETRIED_MS_MAX {
+                headers.insert(SHOULD_RETRY, HeaderValue::from_static("false"));
+            }
+        }
+        response
+    }
+}

@@ -1,0 +1,216 @@
+//! `vecmill-gateway`: the tenants' door. What a stock OpenAI client asks for, answered by the workers.
+
+mod auth;
+mod embeddings;
+mod error;
+mod models;
+mod routes;
+mod settings;
+mod workers;
+
+use std::net::SocketAddr;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use axum::Router;
+use axum::extract::{ConnectInfo, DefaultBodyLimit, MatchedPath, Request, State};
+use axum::http::{HeaderName, HeaderValue, StatusCode};
+use axum::middleware::{self, Next};
+use axum::response::{IntoResponse as _, Response};
+use clap::{CommandFactory as _, Parser, Subcommand};
+use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
+use tracing_subscriber::EnvFilter;
+use vecmill_signer::edge;
+use vecmill_signer::server::shutdown_signal;
+
+use self::auth::Auth;
+use self::error::ApiError;
+use self::settings::{Config, Settings};
+use self::workers::Workers;
+
+/// The largest request: 300,000 tokens are below 2 MiB of most texts. The message that carries it adds a token.
+const BODY_LEN_MAX: usize = 7 << 20;
+/// Longest wait for open requests at shutdown: below Kubernetes' 30 s before it kills.
+const DRAIN_MAX: Duration = Duration::from_secs(25);
+/// The id of a request: in the answer, in the logs of gateway and worker, and in the audit.
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+const EXAMPLES: &str = "\
+Examples:
+  vecmill-gateway serve --model Qwen/Qwen3-Embedding-4B
+  vecmill-gateway serve --listen 0.0.0.0:443 --tls-cert-file cert.pem --tls-key-file key.pem
+
+Then, with any OpenAI client:
+  OpenAI(base_url=\"http://127.0.0.1:8702/v1\", api_key=\"vm_..\").embeddings.create(model=.., input=..)
+
+Every flag can be set by the environment variable that its help names. RabbitMQ's URL has no flag: VECMILL_AMQP_URL, or
+VECMILL_AMQP_URL_FILE. Exit codes: 0 done, 1 failed, 2 wrong arguments or settings.";
+
+/// The tenants' door: an OpenAI-compatible HTTP service before the workers.
+#[derive(Debug, Parser)]
+#[command(name = "vecmill-gateway", version, after_help = EXAMPLES)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the HTTP service
+    Serve(Box<Serve>),
+    /// Print a completion script for a shell
+    Completions {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
+}
+
+#[derive(Debug, clap::Args)]
+struct Serve {
+    #[command(flatten)]
+    settings: Settings,
+    /// What to log, as tracing's filters read it
+    #[arg(long, env = "VECMILL_GATEWAY_LOG", value_name = "FILTER", default_value = "info")]
+    log: EnvFilter,
+    /// Log a JSON object a line
+    #[arg(long, env = "VECMILL_GATEWAY_LOG_JSON")]
+    log_json: bool,
+}
+
+/// Everything the handlers share.
+#[derive(Debug)]
+struct App {
+    auth: Auth,
+    workers: Workers,
+    model: String,
+    answer_within: Duration,
+    in_flight: Semaphore,
+}
+
+/// The id of the request at hand.
+#[derive(Clone, Debug)]
+struct RequestId(String);
+
+/// The program. It stands here and not in `bin/`, because a program that awaits a library's futures compiles them all
+/// once more.
+#[tokio::main]
+pub async fn main() -> ExitCode {
+    match Cli::parse().command {
+        Command::Serve(serve) => run(*serve).await,
+        Command::Completions { shell } => {
+            clap_complete::generate(shell, &mut Cli::command(), "vecmill-gateway", &mut std::io::stdout());
+            ExitCode::SUCCESS
+        }
+    }
+}
+
+async fn run(serve: Serve) -> ExitCode {
+    let log = tracing_subscriber::fmt().with_env_filter(serve.log).with_writer(std::io::stderr);
+    if serve.log_json {
+        log.json().init()
+    } else {
+        log.init()
+    }
+    let config = match serve.settings.check() {
+        Ok(config) => config,
+        Err(mistakes) => {
+            eprintln!("vecmill-gateway: the settings have {} mistake(s)", mistakes.len());
+            mistakes.iter().for_each(|mistake| eprintln!("  {mistake}"));
+            return ExitCode::from(2);
+        }
+    };
+    match listen(config).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("vecmill-gateway: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn listen(config: Config) -> std::io::Result<()> {
+    let listener = TcpListener::bind(config.listen)
+        .await
+        .map_err(|error| std::io::Error::new(error.kind(), format!("can't listen on {}: {error}", config.listen)))?;
+    let shutdown = shutdown_signal();
+    tracing::info!(address = %listener.local_addr()?, model = config.model, tls = config.listen_tls.is_some(), "listening");
+    let app = Arc::new(App {
+        auth: Auth::new(config.signer_url, config.tls, config.verifier, config.failed_logins_per_minute),
+        workers: Workers::connect(config.broker),
+        model: config.model,
+        answer_within: config.answer_within,
+        in_flight: Semaphore::new(config.in_flight as usize),
+    });
+    let shutdown = async {
+        shutdown.await;
+        tracing::info!("shutting down");
+    };
+    edge::serve(listener, config.listen_tls, router(app), shutdown, DRAIN_MAX).await
+}
+
+fn router(app: Arc<App>) -> Router {
+    routes::mounted(&app)
+        .fallback(async || ApiError::not_found("not_found", "there is nothing at this address"))
+        .method_not_allowed_fallback(async || ApiError::method_not_allowed())
+        .layer(DefaultBodyLimit::max(BODY_LEN_MAX))
+        .layer(middleware::from_fn_with_state(Arc::clone(&app), bounded))
+        .with_state(app)
+}
+
+/// Bounds the number of requests, names each, and logs it: the route's pattern, never a path or a header.
+async fn bounded(
+    State(app): State<Arc<App>>,
+    ConnectInfo(peer): ConnectInfo<SocketAddr>,
+    mut request: Request,
+    next: Next,
+) -> Response {
+    let begun = Instant::now();
+    let id = request_id();
+    let method = request.method().clone();
+    let route = request.extensions().get::<MatchedPath>().map_or("unknown", MatchedPath::as_str).to_owned();
+    request.extensions_mut().insert(RequestId(id.clone()));
+    let mut response = match app.in_flight.try_acquire() {
+        Ok(_permit) => next.run(request).await,
+        Err(_) => {
+            ApiError::unavailable("overloaded", "the gateway has all the requests it works on at once; ask again")
+                .into_response()
+        }
+    };
+    if let Ok(id) = HeaderValue::from_str(&id) {
+        response.headers_mut().insert(REQUEST_ID, id);
+    }
+    let (status, took_ms) = (response.status(), begun.elapsed().as_millis());
+    if status.is_server_error() || status == StatusCode::UNAUTHORIZED {
+        tracing::warn!(request = id, %method, route, status = status.as_u16(), took_ms, client_addr = %peer.ip(), "request");
+    } else {
+        tracing::info!(request = id, %method, route, status = status.as_u16(), took_ms, client_addr = %peer.ip(), "request");
+    }
+    response
+}
+
+/// 128 random bits. Not the caller's: what tenants are charged under must be nobody's to choose.
+fn request_id() -> String {
+    let mut bytes = [0; 16];
+    // The one source of randomness that TLS has too; without it there would be no connection.
+    let _ = edge::provider().secure_random.fill(&mut bytes);
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_two_arguments_are_one() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn no_two_requests_have_one_id() {
+        let ids: std::collections::HashSet<_> = (0..100).map(|_| request_id()).collect();
+        assert_eq!(ids.len(), 100);
+        assert!(ids.iter().all(|id| id.len() == 32));
+    }
+}

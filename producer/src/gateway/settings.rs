@@ -1,0 +1,118 @@
+//! The gateway's settings, checked together before anything connects.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, value_parser};
+use vecmill_signer::claims::DEFAULT_ISSUER;
+use vecmill_signer::edge::{self, ClientTls, ClientTlsArgs, ServerTls};
+use vecmill_signer::verify::{Keys, RemoteKeys, STALENESS_MAX, Verifier};
+
+use crate::topology::BrokerSettings;
+
+/// The settings as given.
+#[derive(Clone, Debug, Args)]
+pub(super) struct Settings {
+    /// Address and port to listen on
+    #[arg(long, env = "VECMILL_GATEWAY_LISTEN", value_name = "ADDR", default_value = "127.0.0.1:8702")]
+    listen: String,
+    /// PEM file of the certificate to serve TLS with, and its chain; taken anew when it changes
+    #[arg(long, env = "VECMILL_GATEWAY_TLS_CERT_FILE", value_name = "FILE")]
+    tls_cert_file: Option<PathBuf>,
+    /// PEM file of the certificate's private key
+    #[arg(long, env = "VECMILL_GATEWAY_TLS_KEY_FILE", value_name = "FILE")]
+    tls_key_file: Option<PathBuf>,
+    /// PEM file of the authorities that must have signed each client's certificate; without it clients show none
+    #[arg(long, env = "VECMILL_GATEWAY_TLS_CLIENT_CA_FILE", value_name = "FILE")]
+    tls_client_ca_file: Option<PathBuf>,
+    /// Allow plain HTTP at an address that other machines can reach: API keys travel in it
+    #[arg(long, env = "VECMILL_GATEWAY_INSECURE_LISTEN")]
+    insecure_listen: bool,
+    /// The model that the workers serve
+    #[arg(long, env = "VECMILL_MODEL", value_name = "NAME", default_value = "Qwen/Qwen3-Embedding-4B")]
+    model: String,
+    /// Seconds within which a request for embeddings is answered, one way or the other
+    #[arg(long, env = "VECMILL_GATEWAY_ANSWER_WITHIN_S", value_name = "S", default_value_t = 30, value_parser = value_parser!(u64).range(1..=120))]
+    answer_within_s: u64,
+    /// Requests worked on at once; the next is told to come back
+    #[arg(long, env = "VECMILL_GATEWAY_IN_FLIGHT", value_name = "N", default_value_t = 512, value_parser = value_parser!(u32).range(1..=100_000))]
+    in_flight: u32,
+    /// Failed logins a minute, for each address and for each API key, before the answer is 429
+    #[arg(long, env = "VECMILL_GATEWAY_FAILED_LOGINS_PER_MINUTE", value_name = "N", default_value_t = 30, value_parser = value_parser!(u32).range(1..=1_000_000))]
+    failed_logins_per_minute: u32,
+    /// URL of the signer
+    #[arg(long, env = "VECMILL_SIGNER_URL", value_name = "URL", default_value = "http://127.0.0.1:8700")]
+    signer_url: String,
+    /// Issuer name that tokens must carry
+    #[arg(long, env = "VECMILL_ISSUER", value_name = "NAME", default_value = DEFAULT_ISSUER)]
+    issuer: String,
+    /// Seconds that what the signer last said of revocations is gone by while it is away; then nothing is served
+    #[arg(long, env = "VECMILL_REVOCATIONS_MAX_AGE_S", value_name = "S", default_value_t = STALENESS_MAX.as_secs(), value_parser = value_parser!(u64).range(10..=3600))]
+    revocations_max_age_s: u64,
+    #[command(flatten)]
+    tls: ClientTlsArgs,
+    #[command(flatten)]
+    broker: BrokerSettings,
+}
+
+/// Settings that can work.
+pub(super) struct Config {
+    pub(super) listen: SocketAddr,
+    pub(super) listen_tls: Option<ServerTls>,
+    pub(super) model: String,
+    pub(super) answer_within: Duration,
+    pub(super) in_flight: u32,
+    pub(super) failed_logins_per_minute: u32,
+    pub(super) signer_url: String,
+    pub(super) tls: ClientTls,
+    pub(super) verifier: Verifier,
+    pub(super) broker: BrokerSettings,
+}
+
+impl Settings {
+    /// Checks everything; gives all mistakes, a sentence each.
+    pub(super) fn check(mut self) -> Result<Config, Vec<String>> {
+        let mut mistakes = self.broker.mistakes();
+        let mut keep = |mistake: String| mistakes.push(mistake);
+        let tls = self.tls.load().map_err(|error| keep(error.to_string())).unwrap_or_default();
+        self.broker.tls = tls.clone();
+        let keys = RemoteKeys::with_tls(&self.signer_url, &tls)
+            .map_err(|error| keep(format!("--signer-url (VECMILL_SIGNER_URL): {error}")));
+        let listen_tls = ServerTls::open(
+            self.tls_cert_file.as_deref(),
+            self.tls_key_file.as_deref(),
+            self.tls_client_ca_file.as_deref(),
+        )
+        .map_err(|error| keep(format!("--tls-cert-file, --tls-key-file, --tls-client-ca-file: {error}")));
+        let listen = self.listen.parse::<SocketAddr>().map_err(|_| {
+            keep("--listen (VECMILL_GATEWAY_LISTEN) must be ADDRESS:PORT, for example 127.0.0.1:8702".to_owned());
+        });
+        if let Ok(address) = listen {
+            let exposed = edge::exposed(
+                address,
+                self.tls_cert_file.is_some(),
+                self.insecure_listen,
+                "--insecure-listen (VECMILL_GATEWAY_INSECURE_LISTEN=true)",
+                "--tls-cert-file and --tls-key-file",
+            );
+            exposed.into_iter().for_each(&mut keep);
+        }
+        match (keys, listen_tls, listen) {
+            (Ok(keys), Ok(listen_tls), Ok(listen)) if mistakes.is_empty() => Ok(Config {
+                listen,
+                listen_tls,
+                model: self.model,
+                answer_within: Duration::from_secs(self.answer_within_s),
+                in_flight: self.in_flight,
+                failed_logins_per_minute: self.failed_logins_per_minute,
+                signer_url: self.signer_url,
+                tls,
+                verifier: Verifier::new(self.issuer, Keys::Remote(keys))
+                    .with_staleness_max(Duration::from_secs(self.revocations_max_age_s)),
+                broker: self.broker,
+            }),
+            _ => Err(mistakes),
+        }
+    }
+}

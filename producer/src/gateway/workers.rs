@@ -1,0 +1,178 @@
+//! Asking the workers: a request to the synchronous queue, the answer by RabbitMQ's direct reply-to.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use futures_util::StreamExt;
+use lapin::options::{BasicConsumeOptions, BasicPublishOptions, ConfirmSelectOptions};
+use lapin::types::FieldTable;
+use lapin::{BasicProperties, Channel, Confirmation};
+use tokio::sync::{oneshot, watch};
+use vecmill_signer::edge;
+
+use crate::contract::{EmbedAnswer, EmbedRequest};
+use crate::publish::{Publisher, connect};
+use crate::topology::{BrokerSettings, Topology};
+
+/// RabbitMQ's pseudo-queue: an answer to it goes straight to the channel that asked.
+const REPLY_TO: &str = "amq.rabbitmq.reply-to";
+/// Between two attempts to connect.
+const RECONNECT_AFTER: Duration = Duration::from_secs(1);
+/// Time for the connection and the queues.
+const OPEN_WITHIN: Duration = Duration::from_secs(30);
+
+/// Why no worker answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub(super) enum AskError {
+    /// No connection to RabbitMQ.
+    #[error("the queue to the workers is away; ask again")]
+    Away,
+    /// The synchronous queue is full.
+    #[error("more requests wait than the workers can answer in time; ask again")]
+    Full,
+    /// Nobody answered in time.
+    #[error("no worker answered in time: all are busy, or none runs; ask again")]
+    Late,
+    /// An answer that makes no sense.
+    #[error("a worker's answer could not be read")]
+    Garbled,
+}
+
+/// The way to the workers. Cheap to clone.
+#[derive(Clone, Debug)]
+pub(super) struct Workers(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    topology: Topology,
+    channel: watch::Receiver<Option<Channel>>,
+    /// Who waits for which answer. Bounded by the requests in flight.
+    waiting: Arc<Mutex<Waiting>>,
+}
+
+type Waiting = HashMap<String, oneshot::Sender<Vec<u8>>>;
+
+impl Workers {
+    /// Connects, and again whenever the connection is lost.
+    pub(super) fn connect(broker: BrokerSettings) -> Self {
+        let (channel, channels) = watch::channel(None);
+        let waiting: Arc<Mutex<Waiting>> = Arc::default();
+        let topology = broker.topology();
+        tokio::spawn(follow(broker, channel, Arc::clone(&waiting)));
+        Self(Arc::new(Shared { topology, channel: channels, waiting }))
+    }
+
+    /// Whether RabbitMQ is there.
+    pub(super) fn ready(&self) -> bool {
+        self.0.channel.borrow().is_some()
+    }
+
+    /// Asks a worker and waits for its answer, until the request's deadline. Dropped before it resolves, the workers are told
+    /// that nobody waits.
+    pub(super) async fn ask(&self, request: &EmbedRequest) -> Result<EmbedAnswer, AskError> {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let left = Duration::from_millis(request.deadline_ms).saturating_sub(now);
+        let channel = self.0.channel.borrow().clone().ok_or(AskError::Away)?;
+        let (answer, answered) = oneshot::channel();
+        let mut place = Place { shared: &self.0, channel: channel.clone(), id: request.id.clone(), answered: false };
+        self.0.waiting.lock().unwrap_or_else(PoisonError::into_inner).insert(request.id.clone(), answer);
+        let bytes = request.to_bytes();
+        let asking = async {
+            let properties = BasicProperties::default()
+                .with_reply_to(REPLY_TO.into())
+                .with_correlation_id(request.id.as_str().into())
+                .with_expiration(left.as_millis().to_string().into());
+            let (options, queue) =
+                (BasicPublishOptions { mandatory: true, ..Default::default() }, self.0.topology.embed_queue());
+            let confirm = channel.basic_publish("".into(), queue.as_str().into(), options, &bytes, properties);
+            let confirmed = confirm.await.map_err(|_| AskError::Away)?.await.map_err(|_| AskError::Away)?;
+            match confirmed {
+                Confirmation::Ack(None) => {}
+                Confirmation::Ack(Some(_)) => return Err(AskError::Away),
+                Confirmation::Nack(_) | Confirmation::NotRequested => return Err(AskError::Full),
+            }
+            // The sender goes when the connection does.
+            answered.await.map_err(|_| AskError::Away)
+        };
+        let body = tokio::time::timeout(left, asking).await.map_err(|_| AskError::Late)??;
+        place.answered = true;
+        EmbedAnswer::parse(&body).map_err(|_| AskError::Garbled)
+    }
+}
+
+/// A waiting caller. Gone without an answer, the workers need not go on.
+struct Place<'a> {
+    shared: &'a Shared,
+    channel: Channel,
+    id: String,
+    answered: bool,
+}
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        self.shared.waiting.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.id);
+        if self.answered {
+            return;
+        }
+        let (channel, exchange, id) =
+            (self.channel.clone(), self.shared.topology.abandoned(), std::mem::take(&mut self.id));
+        // Out of a runtime nobody is left to tell.
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            runtime.spawn(async move {
+                let (options, properties) = (BasicPublishOptions::default(), BasicProperties::default());
+                // A worker that does not hear of it stops at the deadline.
+                let _ = channel
+                    .basic_publish(exchange.as_str().into(), "".into(), options, id.as_bytes(), properties)
+                    .await;
+            });
+        }
+    }
+}
+
+async fn follow(broker: BrokerSettings, channels: watch::Sender<Option<Channel>>, waiting: Arc<Mutex<Waiting>>) {
+    while !channels.is_closed() {
+        let ended = session(&broker, &channels, &waiting).await;
+        channels.send_replace(None);
+        // Their answers went to a channel that is gone.
+        waiting.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        if let Err(error) = ended {
+            tracing::warn!(error = edge::explain(&error), "RabbitMQ is away; connecting again");
+        }
+        tokio::time::sleep(RECONNECT_AFTER).await;
+    }
+}
+
+async fn session(
+    broker: &BrokerSettings,
+    channels: &watch::Sender<Option<Channel>>,
+    waiting: &Mutex<Waiting>,
+) -> Result<(), lapin::Error> {
+    let opening = async {
+        let url = broker.amqp_url.as_deref().unwrap_or_default();
+        let connection = connect(url, "vecmill-gateway", &broker.tls).await?;
+        Publisher::open(&connection).await?.declare(&broker.topology()).await?;
+        let channel = connection.create_channel().await?;
+        channel.confirm_select(ConfirmSelectOptions::default()).await?;
+        let options = BasicConsumeOptions { no_ack: true, ..Default::default() };
+        let answers = channel.basic_consume(REPLY_TO.into(), "answers".into(), options, FieldTable::default()).await?;
+        Ok::<_, lapin::Error>((connection, channel, answers))
+    };
+    let Ok(opened) = tokio::time::timeout(OPEN_WITHIN, opening).await else {
+        tracing::warn!("RabbitMQ did not set up the queues in {} s", OPEN_WITHIN.as_secs());
+        return Ok(());
+    };
+    let (_connection, channel, mut answers) = opened?;
+    channels.send_replace(Some(channel));
+    tracing::info!("connected to RabbitMQ");
+    while let Some(answer) = answers.next().await {
+        let answer = answer?;
+        let id = answer.properties.correlation_id().as_ref().map(|id| id.as_str().to_owned()).unwrap_or_default();
+        let waits = waiting.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
+        if let Some(waits) = waits {
+            // Gone in this moment: as good.
+            let _ = waits.send(answer.data.clone());
+        }
+    }
+    Ok(())
+}

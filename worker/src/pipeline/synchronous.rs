@@ -1,0 +1,178 @@
+//! One synchronous request from message to answer: the same checks, tokens, charge, model and finish as a chunk's, without S3
+//! in between and ahead of every chunk. Whatever goes wrong is an answer: somebody waits.
+
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use vecmill_producer::contract::{
+    ChunkRow, EMBED_INPUTS_MAX, EMBED_TOKENS_MAX, EmbedAnswer, EmbedRefusal, EmbedRequest, RefusalKind, Truncate,
+};
+use vecmill_signer::{claims::Scope, verify::VerifiedAccess};
+
+use super::Pipeline;
+use crate::{
+    audit::{AuditRecord, Decision},
+    kill_point::kill_point,
+    quota::{Ask, Charge, Limits, Over, Verdict},
+    schedule::Class,
+};
+
+/// Shortest vector that a Matryoshka model of this family was trained to be cut to.
+const DIMENSIONS_MIN: u32 = 32;
+/// A charge is remembered for longer than its request can be about.
+const CHARGE_KEPT_S: u64 = 300;
+/// When to come back where something is away: a restart takes seconds.
+const AWAY_MS: u64 = 2_000;
+
+fn refusal(kind: RefusalKind, code: &str, message: impl Into<String>) -> EmbedRefusal {
+    EmbedRefusal { kind, code: code.to_owned(), message: message.into(), input: None, retry_after_ms: None }
+}
+
+fn away(code: &str, message: &str) -> EmbedRefusal {
+    EmbedRefusal { retry_after_ms: Some(AWAY_MS), ..refusal(RefusalKind::Unavailable, code, message) }
+}
+
+impl Pipeline {
+    /// Answers a request, or nobody: its caller's time was over before it came.
+    pub async fn answer(&self, body: &[u8]) -> Option<EmbedAnswer> {
+        let begun = Instant::now();
+        let request = match EmbedRequest::parse(body) {
+            Ok(request) => request,
+            Err(error) => {
+                return Some(EmbedAnswer::Refused(refusal(RefusalKind::Invalid, "malformed", error.to_string())));
+            }
+        };
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let left = Duration::from_millis(request.deadline_ms).checked_sub(now).filter(|left| !left.is_zero())?;
+        // Past the deadline the rows that are not computed yet are dropped with this future.
+        let answered = tokio::time::timeout(left, self.embed_now(request, begun)).await.ok()?;
+        Some(answered.unwrap_or_else(EmbedAnswer::Refused))
+    }
+
+    async fn embed_now(&self, request: EmbedRequest, begun: Instant) -> Result<EmbedAnswer, EmbedRefusal> {
+        let access = self.authorize(&request).await?;
+        let dimensions = self.check(&request)?;
+        // Unaudited means unserved: the place in the audit comes before the work.
+        let place = self.parts.request_audit.place().ok_or_else(|| {
+            away("audit_unavailable", "the audit can't be written at the moment, and nothing is served without it")
+        })?;
+        let inputs = request.inputs.into_iter().zip(0..);
+        let rows = inputs.map(|(input, index)| ChunkRow { line: index, id: String::new(), input: input.into() });
+        let mut tokenized = self
+            .tokenize(rows.collect(), request.instruction, Truncate::None)
+            .await
+            .map_err(|_| away("worker_draining", "the worker is going away; ask again"))?;
+        if let Some(failure) = tokenized.first_failure() {
+            let at_fault = Some(failure.line as u32);
+            let message = failure.message.clone();
+            return Err(EmbedRefusal { input: at_fault, ..refusal(RefusalKind::Invalid, &failure.code, message) });
+        }
+        let total = tokenized.total();
+        if total > EMBED_TOKENS_MAX {
+            let message = format!("the inputs have {total} tokens, {EMBED_TOKENS_MAX} may be asked for at once");
+            return Err(refusal(RefusalKind::Invalid, "too_many_tokens", message));
+        }
+        self.charge_request(&access, &request.id, total).await?;
+        let good = tokenized.take_good();
+        let tokens: Vec<u32> = good.iter().map(|ids| ids.len() as u32).collect();
+        kill_point("before-synchronous-embed");
+        let embedded = self.parts.embedder.embed(access.tenant().as_str(), Class::Synchronous, good).await;
+        let hiddens = embedded.map_err(|_| away("worker_draining", "the worker is going away; ask again"))?;
+        let counts = tokens.clone();
+        let finishing =
+            tokio::task::spawn_blocking(move || Self::finish_rows(tokenized, &counts, hiddens, dimensions as usize));
+        let embedded = finishing
+            .await
+            .map_err(|_| refusal(RefusalKind::Failed, "engine_failed", "the worker failed on this request"))?;
+        if let Some(failure) = embedded.failed.first() {
+            let at_fault = Some(failure.line as u32);
+            return Err(EmbedRefusal {
+                input: at_fault,
+                ..refusal(RefusalKind::Failed, &failure.code, failure.message.clone())
+            });
+        }
+        let info = self.parts.embedder.info();
+        let mut record = AuditRecord::of_request(&self.parts.worker, Decision::Embedded, &access, &request.id);
+        record.model = Some(request.model);
+        record.revision = Some(info.revision.clone());
+        record.commit = info.commit.clone();
+        record.precision = Some(info.precision);
+        record.rows = tokens.len() as u32;
+        record.tokens = total;
+        record.dimensions = Some(dimensions);
+        record.latency_ms = begun.elapsed().as_millis() as u64;
+        place.write(record);
+        self.parts.metrics.rows.inc_by(tokens.len() as u64);
+        let mut vectors = Vec::with_capacity(embedded.vectors.len() * 4 * dimensions as usize);
+        embedded.vectors.iter().flatten().for_each(|value| vectors.extend_from_slice(&value.to_le_bytes()));
+        Ok(EmbedAnswer::Embedded { tokens, dimensions, vectors })
+    }
+
+    async fn authorize(&self, request: &EmbedRequest) -> Result<VerifiedAccess, EmbedRefusal> {
+        let access = self.parts.verifier.access(&request.token).await.map_err(|refused| {
+            tracing::warn!(request = request.id, code = refused.code(), "synchronous request refused");
+            if refused.is_transient() {
+                away("signer_unavailable", "access tokens can't be verified at the moment")
+            } else {
+                refusal(RefusalKind::Unauthorized, "invalid_token", "the access token is not good; ask for a new one")
+            }
+        })?;
+        if access.has_scope(Scope::Embed) {
+            return Ok(access);
+        }
+        Err(refusal(RefusalKind::Forbidden, "insufficient_scope", "the access token lacks the scope embed"))
+    }
+
+    /// What can be said without a look at the texts; gives the vectors' length.
+    fn check(&self, request: &EmbedRequest) -> Result<u32, EmbedRefusal> {
+        let invalid = |code: &str, message: String| Err(refusal(RefusalKind::Invalid, code, message));
+        let (model, hidden) = (&self.parts.model, self.parts.embedder.info().hidden as u32);
+        if request.model != *model {
+            return invalid("model_not_found", format!("these workers serve {model}, not {}", request.model));
+        }
+        if !(1..=EMBED_INPUTS_MAX).contains(&request.inputs.len()) {
+            return invalid("invalid_input", format!("there must be 1 to {EMBED_INPUTS_MAX} inputs"));
+        }
+        match request.dimensions {
+            None => Ok(hidden),
+            Some(dimensions) if (DIMENSIONS_MIN.min(hidden)..=hidden).contains(&dimensions) => Ok(dimensions),
+            Some(asked) => invalid(
+                "invalid_dimensions",
+                format!("dimensions must be {DIMENSIONS_MIN} to {hidden} for {model}, not {asked}"),
+            ),
+        }
+    }
+
+    async fn charge_request(&self, access: &VerifiedAccess, id: &str, tokens: u64) -> Result<(), EmbedRefusal> {
+        let limits = access.limits();
+        let charge = Charge {
+            tenant: access.tenant().to_string(),
+            job: format!("request-{id}"),
+            chunk: 0,
+            tokens,
+            limits: Limits {
+                tokens_per_minute: limits.tokens_per_minute,
+                tokens_burst: limits.tokens_burst,
+                tokens_per_day: limits.tokens_per_day,
+            },
+            keep_s: CHARGE_KEPT_S,
+        };
+        let (reply, answer) = tokio::sync::oneshot::channel();
+        let gone =
+            || away("quota_unavailable", "the quota can't be asked at the moment, and nothing is served without it");
+        self.parts.quota.send(Ask { charge, reply }).await.map_err(|_| gone())?;
+        match answer.await.map_err(|_| gone())?.map_err(|_| gone())? {
+            Verdict::Charged | Verdict::AlreadyCharged => Ok(()),
+            Verdict::Later { wait_ms, over } => {
+                let (code, limit) = match over {
+                    Over::Minute => ("tokens_per_minute", "a minute"),
+                    Over::Day => ("tokens_per_day", "a day"),
+                };
+                let message = format!(
+                    "the tenant is over its tokens {limit}; this request of {tokens} fits in {:.1} s",
+                    wait_ms as f64 / 1000.0
+                );
+                Err(EmbedRefusal { retry_after_ms: Some(wait_ms), ..refusal(RefusalKind::OverQuota, code, message) })
+            }
+        }
+    }
+}

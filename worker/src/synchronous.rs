@@ -1,0 +1,193 @@
+//! RabbitMQ's side of the synchronous path: requests from a queue that all workers share, answers to whoever asked.
+//!
+//! A request is acknowledged when it is answered, so a worker takes a bounded number and one that dies hands them back. One
+//! that comes a second time is answered with "ask again" and not computed: it may be what killed the worker before.
+
+use std::{collections::HashMap, sync::Arc, time::Duration};
+
+use futures_util::StreamExt;
+use lapin::{
+    BasicProperties, Channel, Connection, Consumer,
+    message::Delivery as Message,
+    options::{
+        BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicPublishOptions, BasicQosOptions,
+        QueueBindOptions, QueueDeclareOptions,
+    },
+    types::FieldTable,
+};
+use tokio::{
+    sync::{oneshot, watch},
+    task::JoinSet,
+};
+use tracing::{debug, warn};
+use vecmill_producer::{
+    contract::{EmbedAnswer, EmbedRefusal, RefusalKind},
+    publish::{Publisher, connect},
+};
+use vecmill_signer::edge;
+
+use crate::{
+    broker::Consume,
+    delivery::stopped,
+    metrics::{Answered, Metrics},
+    pipeline::Pipeline,
+};
+
+/// Requests that a worker works on at once. Their rows share batches; with more, the last would wait longer here than at a
+/// worker that is idle.
+const AT_ONCE: u16 = 32;
+/// Between two attempts to connect.
+const RECONNECT_AFTER: Duration = Duration::from_secs(1);
+/// Time for the connection, the queues and the consumers.
+const OPEN_WITHIN: Duration = Duration::from_secs(30);
+
+/// Answers requests until `stop` says so, connecting again whenever the connection is lost. Returns when what was begun is
+/// answered. Whether RabbitMQ is there is for the lanes' connection to say.
+pub async fn serve(settings: Consume, pipeline: Arc<Pipeline>, metrics: Arc<Metrics>, mut stop: watch::Receiver<bool>) {
+    while !*stop.borrow() {
+        if let Err(error) = session(&settings, &pipeline, &metrics, stop.clone()).await {
+            warn!(error = edge::explain(&error), "the synchronous path is away; connecting again");
+            tokio::select! {
+                () = tokio::time::sleep(RECONNECT_AFTER) => {}
+                () = stopped(&mut stop) => {}
+            }
+        }
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+enum SessionError {
+    #[error("RabbitMQ failed")]
+    Broker(#[from] lapin::Error),
+    #[error("RabbitMQ did not set up the synchronous queue in {} s", OPEN_WITHIN.as_secs())]
+    Late,
+    #[error("the broker cancelled a consumer: was its queue deleted?")]
+    Cancelled,
+}
+
+struct Open {
+    connection: Connection,
+    channel: Channel,
+    requests: Consumer,
+    abandoned: Consumer,
+}
+
+async fn open(settings: &Consume) -> Result<Open, lapin::Error> {
+    let connection = connect(&settings.url, &settings.worker, &settings.tls).await?;
+    Publisher::open(&connection).await?.declare(&settings.topology).await?;
+    let channel = connection.create_channel().await?;
+    channel.basic_qos(AT_ONCE, BasicQosOptions::default()).await?;
+    let tag = format!("{}-embed", settings.worker);
+    let queue = settings.topology.embed_queue();
+    let (options, table) = (BasicConsumeOptions::default(), FieldTable::default());
+    let requests = channel.basic_consume(queue.as_str().into(), tag.as_str().into(), options, table.clone()).await?;
+    // A queue of this connection's own, gone with it.
+    let own = QueueDeclareOptions { exclusive: true, auto_delete: true, ..Default::default() };
+    let own = channel.queue_declare("".into(), own, table.clone()).await?;
+    let exchange = settings.topology.abandoned();
+    channel
+        .queue_bind(own.name().clone(), exchange.as_str().into(), "".into(), QueueBindOptions::default(), table.clone())
+        .await?;
+    let unacknowledged = BasicConsumeOptions { no_ack: true, ..Default::default() };
+    let tag = format!("{}-abandoned", settings.worker);
+    let abandoned = channel.basic_consume(own.name().clone(), tag.as_str().into(), unacknowledged, table).await?;
+    Ok(Open { connection, channel, requests, abandoned })
+}
+
+async fn session(
+    settings: &Consume,
+    pipeline: &Arc<Pipeline>,
+    metrics: &Arc<Metrics>,
+    mut stop: watch::Receiver<bool>,
+) -> Result<(), SessionError> {
+    let opening = tokio::time::timeout(OPEN_WITHIN, open(settings));
+    let Open { connection, channel, mut requests, mut abandoned } = opening.await.map_err(|_| SessionError::Late)??;
+    let mut answering = JoinSet::new();
+    // Who may be told that nobody waits any more; as many as are answered at once.
+    let mut waiting: HashMap<String, oneshot::Sender<()>> = HashMap::new();
+    loop {
+        tokio::select! {
+            message = requests.next() => {
+                let message = message.ok_or(SessionError::Cancelled)??;
+                let id = message.properties.correlation_id().as_ref().map(|id| id.as_str().to_owned()).unwrap_or_default();
+                let (leave, left) = oneshot::channel();
+                waiting.insert(id.clone(), leave);
+                answering.spawn(answer(channel.clone(), pipeline.clone(), metrics.clone(), message, left, id));
+            }
+            message = abandoned.next() => {
+                let message = message.ok_or(SessionError::Cancelled)??;
+                if let Some(leave) = std::str::from_utf8(&message.data).ok().and_then(|id| waiting.remove(id)) {
+                    // Answered in this moment: as good.
+                    let _ = leave.send(());
+                }
+            }
+            Some(answered) = answering.join_next() => {
+                if let Ok(id) = answered {
+                    waiting.remove(&id);
+                }
+            }
+            () = stopped(&mut stop) => break,
+        }
+    }
+    channel.basic_cancel(requests.tag(), BasicCancelOptions::default()).await?;
+    while answering.join_next().await.is_some() {}
+    connection.close(200, "drained".into()).await?;
+    Ok(())
+}
+
+async fn answer(
+    channel: Channel,
+    pipeline: Arc<Pipeline>,
+    metrics: Arc<Metrics>,
+    message: Message,
+    left: oneshot::Receiver<()>,
+    id: String,
+) -> String {
+    let begun = std::time::Instant::now();
+    let answer = if message.redelivered {
+        Some(EmbedAnswer::Refused(EmbedRefusal {
+            kind: RefusalKind::Unavailable,
+            code: "worker_lost".to_owned(),
+            message: "the worker that had this request is gone; ask again".to_owned(),
+            input: None,
+            retry_after_ms: Some(1_000),
+        }))
+    } else {
+        tokio::select! {
+            answer = pipeline.answer(&message.data) => answer,
+            // A sender that is dropped belongs to a session that is over: nobody can be answered.
+            _ = left => {
+                metrics.answered(Answered::Abandoned);
+                acknowledge(&message).await;
+                return id;
+            }
+        }
+    };
+    match &answer {
+        Some(EmbedAnswer::Embedded { .. }) => {
+            metrics.answered(Answered::Embedded);
+            metrics.request_seconds.observe(begun.elapsed().as_secs_f64());
+        }
+        Some(EmbedAnswer::Refused(refusal)) => {
+            debug!(request = id, code = refusal.code, "synchronous request refused");
+            metrics.answered(Answered::Refused);
+        }
+        None => metrics.answered(Answered::Late),
+    }
+    if let (Some(answer), Some(reply_to)) = (answer, message.properties.reply_to()) {
+        let properties = BasicProperties::default().with_correlation_id(id.as_str().into());
+        let options = BasicPublishOptions::default();
+        let sent = channel.basic_publish("".into(), reply_to.clone(), options, &answer.to_bytes(), properties).await;
+        if let Err(error) = sent {
+            warn!(request = id, error = edge::explain(&error), "an answer could not be sent");
+        }
+    }
+    acknowledge(&message).await;
+    id
+}
+
+async fn acknowledge(message: &Message) {
+    if let Err(error) = message.acker.ack(BasicAckOptions::default()).await {
+        debug!(error = edge::explain(&error), "a synchronous request could not be acknowledged");
+    }
+}
