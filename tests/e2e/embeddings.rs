@@ -67,11 +67,15 @@ fn key_id(tenant: &Tenant) -> &str {
     tenant.api_key.split('_').nth(1).unwrap()
 }
 
-/// Texts that keep a worker busy for some seconds; below the most tokens that a request may have.
+/// Texts that keep a worker busy for some seconds: as many tokens as a request may have. Each begins in its own way, for what
+/// several begin with is computed once.
 fn much(cluster: &Cluster) -> Value {
-    let text = "tide river copper lamp queue lane grant chunk ".repeat(40);
-    let tokens = count_tokens(&cluster.model_dir(), &[(String::new(), text.clone())])[0];
-    json!(vec![text; (290_000 / tokens) as usize])
+    let texts: Vec<_> =
+        (0..2000).map(|number| format!("{number} {}", "tide river copper lamp queue ".repeat(60))).collect();
+    let counted: Vec<_> = texts.iter().take(1).map(|text| (String::new(), text.clone())).collect();
+    // A few more for the longer numbers.
+    let each = count_tokens(&cluster.model_dir(), &counted)[0] + 3;
+    json!(texts[..(300_000 / each) as usize])
 }
 
 #[tokio::test]
@@ -365,6 +369,10 @@ async fn more_than_it_can_do_is_told_to_come_back() {
         let refused = ask(&gateway, &tenant.api_key, &body("a text")).await;
         (refused.status == 503 && refused.code() == "overloaded" && begun.elapsed() < Duration::from_secs(1))
             .then_some(())
+    })
+    .await;
+    eventually("the worker has both", LIMIT, || async {
+        (worker.counter("vecmill_worker_requests_in_flight").await == 2).then_some(())
     })
     .await;
     // Callers that go away free the gateway's place and the worker's.

@@ -210,7 +210,7 @@ impl AuditRecord {
     /// The record as an event.
     pub(crate) fn log(&self) {
         let record = serde_json::to_string(self).unwrap_or_default();
-        tracing::info!(target: "vecmill::audit", record, "audit");
+        tracing::info!(target: "vecmill::audit", %record, "audit");
     }
 
     async fn write(&self, store: &Store, key: &str) -> Result<(), StoreError> {

@@ -63,6 +63,8 @@ pub struct Metrics {
     registry: Registry,
     chunks: Family<OutcomeLabel, Counter>,
     requests: Family<AnsweredLabel, Counter>,
+    /// Synchronous requests being worked on.
+    pub requests_in_flight: Gauge,
     /// Seconds from a synchronous request's receipt to its vectors.
     pub request_seconds: Histogram,
     /// Deliveries being worked on.
@@ -89,6 +91,7 @@ impl Default for Metrics {
             registry: Registry::with_prefix("vecmill_worker"),
             chunks: Family::default(),
             requests: Family::default(),
+            requests_in_flight: Gauge::default(),
             request_seconds: Histogram::new(exponential_buckets(0.001, 2.0, 16)),
             chunks_in_flight: Gauge::default(),
             rows: Counter::default(),
@@ -102,6 +105,8 @@ impl Default for Metrics {
         let registry = &mut metrics.registry;
         registry.register("chunks", "Deliveries settled, by outcome", metrics.chunks.clone());
         registry.register("requests", "Synchronous requests, by answer", metrics.requests.clone());
+        let in_flight = metrics.requests_in_flight.clone();
+        registry.register("requests_in_flight", "Synchronous requests being worked on", in_flight);
         registry.register_with_unit(
             "request",
             "From receipt of a synchronous request to its vectors",

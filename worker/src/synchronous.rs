@@ -144,6 +144,7 @@ async fn answer(
     id: String,
 ) -> String {
     let begun = std::time::Instant::now();
+    let _in_flight = InFlight::begin(&metrics);
     let answer = if message.redelivered {
         Some(EmbedAnswer::Refused(EmbedRefusal {
             kind: RefusalKind::Unavailable,
@@ -184,6 +185,22 @@ async fn answer(
     }
     acknowledge(&message).await;
     id
+}
+
+/// Counts a request as being worked on, however that ends.
+struct InFlight(Arc<Metrics>);
+
+impl InFlight {
+    fn begin(metrics: &Arc<Metrics>) -> Self {
+        metrics.requests_in_flight.inc();
+        Self(metrics.clone())
+    }
+}
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        self.0.requests_in_flight.dec();
+    }
 }
 
 async fn acknowledge(message: &Message) {

@@ -8,6 +8,7 @@ mod routes;
 mod settings;
 mod workers;
 
+use std::io::IsTerminal as _;
 use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -107,7 +108,10 @@ pub async fn main() -> ExitCode {
 }
 
 async fn run(serve: Serve) -> ExitCode {
-    let log = tracing_subscriber::fmt().with_env_filter(serve.log).with_writer(std::io::stderr);
+    let log = tracing_subscriber::fmt()
+        .with_env_filter(serve.log)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal());
     if serve.log_json {
         log.json().init()
     } else {
@@ -184,8 +188,11 @@ async fn bounded(
     let (status, took_ms) = (response.status(), begun.elapsed().as_millis());
     if status.is_server_error() || status == StatusCode::UNAUTHORIZED {
         tracing::warn!(request = id, %method, route, status = status.as_u16(), took_ms, client_addr = %peer.ip(), "request");
-    } else {
+    } else if route.starts_with("/v1/") {
         tracing::info!(request = id, %method, route, status = status.as_u16(), took_ms, client_addr = %peer.ip(), "request");
+    } else {
+        // Probes, twice a second each.
+        tracing::debug!(request = id, %method, route, status = status.as_u16(), took_ms, client_addr = %peer.ip(), "request");
     }
     response
 }

@@ -1,5 +1,6 @@
 //! `vecmill-signer serve`.
 
+use std::io::IsTerminal as _;
 use std::sync::Arc;
 
 use anyhow::Context as _;
@@ -11,7 +12,10 @@ use crate::server::{self, App};
 
 pub(super) async fn run(paths: &Paths, args: &ServeArgs) -> anyhow::Result<()> {
     let config = Config::check(paths, args)?;
-    let log = tracing_subscriber::fmt().with_env_filter(EnvFilter::try_new(&args.log)?).with_writer(std::io::stderr);
+    let log = tracing_subscriber::fmt()
+        .with_env_filter(EnvFilter::try_new(&args.log)?)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_writer(std::io::stderr);
     match args.log_format {
         LogFormat::Text => log.init(),
         LogFormat::Json => log.json().init(),
