@@ -5,7 +5,7 @@
 port_block=32
 port_amqp=0 port_dist=1 port_epmd=2 port_redis=3 port_s3=4 port_weed=5 # and the six after it
 # Used by `infra/up` for the programs.
-port_signer=12 port_worker=13
+port_signer=12 port_worker=13 port_gateway=18
 # The servers over TLS, beside their plain ports.
 port_amqps=14 port_rediss=15 port_s3_tls=16
 port_postgres=17

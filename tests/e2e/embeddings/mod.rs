@@ -387,3 +387,57 @@ async fn more_than_it_can_do_is_told_to_come_back() {
     })
     .await;
 }
+
+/// A Python that has OpenAI's SDK; `infra/test` installs one and says where.
+const PYTHON: &str = "VECMILL_OPENAI_PYTHON";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_stock_sdk_works_unchanged() {
+    let python = std::env::var_os(PYTHON).expect("VECMILL_OPENAI_PYTHON names no Python with openai: run ./infra/test");
+    let cluster = Cluster::shared().await;
+    let tenant = cluster.tenant("a", &[]);
+    let tokens =
+        u64::from(count_tokens(&cluster.model_dir(), &[(String::new(), "tide river copper lamp".to_owned())])[0]);
+    // Two requests at once, and one more every four seconds.
+    let (burst, rate) = ((2 * tokens).to_string(), (15 * tokens).to_string());
+    let limited = cluster.tenant("limited", &["--tokens-per-minute", &rate, "--tokens-burst", &burst]);
+    let stranger = Cluster::shared().await.tenant("b", &[]);
+    let _worker = cluster.worker(WorkerOptions::default()).await;
+    let gateway = cluster.gateway(&[]).await;
+    let files = [("key", &tenant), ("bad", &stranger), ("limited", &limited)].map(|(name, tenant)| {
+        let path = cluster.dir.path().join(name);
+        std::fs::write(&path, &tenant.api_key).unwrap();
+        path
+    });
+    let output = std::process::Command::new(python)
+        .arg(concat!(env!("CARGO_MANIFEST_DIR"), "/e2e/embeddings/stock_client.py"))
+        .arg(format!("{}/v1", gateway.url))
+        .args(files)
+        .arg(MODEL)
+        .env("NO_PROXY", "127.0.0.1")
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let steps: Vec<Value> =
+        output.stdout.split(|byte| *byte == b'\n').filter_map(|line| serde_json::from_slice(line).ok()).collect();
+    let step =
+        |name: &str| steps.iter().find(|step| step["step"] == name).unwrap_or_else(|| panic!("no {name}: {steps:?}"));
+
+    let sync = step("sync");
+    assert_eq!((&sync["same"], &sync["indexes"], &sync["model"]), (&json!(true), &json!([0, 1, 2]), &json!(MODEL)));
+    assert_eq!(sync["tokens"][0], sync["tokens"][1]);
+    let ours =
+        ask(&gateway, &tenant.api_key, &body(json!(["tide river copper", "lamp queue lane", "été naïve 東京"]))).await;
+    let theirs: Vec<Vec<f32>> = serde_json::from_value(sync["vectors"].clone()).unwrap();
+    assert_eq!(ours.vectors(), theirs, "to the bit");
+    assert_eq!(step("options")["lengths"], json!([32]));
+    assert_eq!((&step("models")["ids"], &step("models")["one"]), (&json!([MODEL]), &json!(MODEL)));
+    assert_eq!(step("async")["same"], true);
+    let errors: Vec<_> = steps.iter().filter(|step| step["step"] == "error").collect();
+    assert_eq!(errors.len(), 4);
+    for error in errors {
+        assert_eq!(error["right"], true, "{error}");
+        assert_eq!(error["request"].as_str().map(str::len), Some(32), "{error}");
+    }
+    assert!(step("retries")["seconds"].as_f64().unwrap() > 2.0, "it must have waited: {}", step("retries"));
+}
