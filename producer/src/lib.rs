@@ -13,6 +13,7 @@ pub mod gateway;
 pub mod prepare;
 pub mod publish;
 pub mod read;
+pub mod redis;
 pub mod source;
 pub mod split;
 pub mod status;

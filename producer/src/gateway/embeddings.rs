@@ -49,6 +49,20 @@ pub(super) async fn embeddings(
     Extension(RequestId(id)): Extension<RequestId>,
     body: Result<Bytes, BytesRejection>,
 ) -> Result<Response, ApiError> {
+    // Before a look at the body: who is over its limit costs no more than this.
+    let standing = app.limits.count(caller.access.tenant(), caller.access.limits()).await?;
+    let answered = answered(&app, &caller, id, body).await;
+    let mut response = answered.unwrap_or_else(|refusal| refusal.into_response());
+    standing.tell(response.headers_mut());
+    Ok(response)
+}
+
+async fn answered(
+    app: &App,
+    caller: &Caller,
+    id: String,
+    body: Result<Bytes, BytesRejection>,
+) -> Result<Response, ApiError> {
     let bytes = body.map_err(|rejection| match rejection.status().as_u16() {
         413 => ApiError::too_large(format!("the body may have {} bytes", super::BODY_LEN_MAX)),
         _ => ApiError::invalid("invalid_body", None, "the body could not be read"),
@@ -75,7 +89,7 @@ pub(super) async fn embeddings(
         inputs: inputs(body.input)?,
         dimensions: body.dimensions,
         instruction: body.instruction,
-        deadline_ms: deadline_ms(&app),
+        deadline_ms: deadline_ms(app),
     };
     let answer = app.workers.ask(&request).await.map_err(|error| {
         let code = match error {

@@ -7,6 +7,7 @@ use axum::response::{IntoResponse, Response};
 use serde_json::json;
 use vecmill_signer::client::ClientError;
 
+use super::limits::Standing;
 use crate::contract::{EmbedRefusal, RefusalKind};
 
 /// Milliseconds until a retry may succeed; OpenAI's clients read it before `Retry-After`.
@@ -25,12 +26,13 @@ pub(super) struct ApiError {
     message: String,
     param: Option<String>,
     retry_after_ms: Option<u64>,
+    standing: Option<Box<Standing>>,
 }
 
 impl ApiError {
     fn new(status: StatusCode, kind: &'static str, code: &str, message: impl Into<String>) -> Self {
         let (code, message) = (code.to_owned(), message.into());
-        Self { status, kind, code, message, param: None, retry_after_ms: None }
+        Self { status, kind, code, message, param: None, retry_after_ms: None, standing: None }
     }
 
     /// 400: the request can never work.
@@ -79,6 +81,11 @@ impl ApiError {
         Self { retry_after_ms: Some(1_000), ..refusal }
     }
 
+    /// The same, with where the tenant stands with its limits.
+    pub(super) fn standing(self, standing: Standing) -> Self {
+        Self { standing: Some(Box::new(standing)), ..self }
+    }
+
     /// 500, for what should not happen.
     pub(super) fn internal(code: &str, message: impl Into<String>) -> Self {
         Self::new(StatusCode::INTERNAL_SERVER_ERROR, "server_error", code, message)
@@ -122,12 +129,15 @@ impl From<ClientError> for ApiError {
 
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
-        let Self { status, kind, code, message, param, retry_after_ms } = self;
+        let Self { status, kind, code, message, param, retry_after_ms, standing } = self;
         let body = json!({"error": {"message": message, "type": kind, "param": param, "code": code}});
         let mut response = (status, Json(body)).into_response();
         let headers = response.headers_mut();
         if status == StatusCode::UNAUTHORIZED {
             headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer realm=\"vecmill\""));
+        }
+        if let Some(standing) = standing {
+            standing.tell(headers);
         }
         if let Some(wait_ms) = retry_after_ms {
             headers.insert(RETRY_AFTER, HeaderValue::from(wait_ms.div_ceil(1000)));

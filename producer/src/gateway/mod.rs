@@ -3,6 +3,7 @@
 mod auth;
 mod embeddings;
 mod error;
+mod limits;
 mod models;
 mod routes;
 mod settings;
@@ -28,6 +29,7 @@ use vecmill_signer::server::shutdown_signal;
 
 use self::auth::Auth;
 use self::error::ApiError;
+use self::limits::RequestLimits;
 use self::settings::{Config, Settings};
 use self::workers::Workers;
 
@@ -46,8 +48,8 @@ Examples:
 Then, with any OpenAI client:
   OpenAI(base_url=\"http://127.0.0.1:8702/v1\", api_key=\"vm_..\").embeddings.create(model=.., input=..)
 
-Every flag can be set by the environment variable that its help names. RabbitMQ's URL has no flag: VECMILL_AMQP_URL, or
-VECMILL_AMQP_URL_FILE. Exit codes: 0 done, 1 failed, 2 wrong arguments or settings.";
+Every flag can be set by the environment variable that its help names. Secrets have no flags: VECMILL_AMQP_URL and
+VECMILL_REDIS_URL, or VECMILL_AMQP_URL_FILE and VECMILL_REDIS_URL_FILE. Exit codes: 0 done, 1 failed, 2 wrong arguments or settings.";
 
 /// The tenants' door: an OpenAI-compatible HTTP service before the workers.
 #[derive(Debug, Parser)]
@@ -85,6 +87,7 @@ struct Serve {
 struct App {
     auth: Auth,
     workers: Workers,
+    limits: RequestLimits,
     model: String,
     answer_within: Duration,
     in_flight: Semaphore,
@@ -143,6 +146,7 @@ async fn listen(config: Config) -> std::io::Result<()> {
     let app = Arc::new(App {
         auth: Auth::new(config.signer_url, config.tls, config.verifier, config.failed_logins_per_minute),
         workers: Workers::connect(config.broker),
+        limits: config.limits,
         model: config.model,
         answer_within: config.answer_within,
         in_flight: Semaphore::new(config.in_flight as usize),

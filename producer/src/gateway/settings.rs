@@ -7,8 +7,10 @@ use std::time::Duration;
 use clap::{Args, value_parser};
 use vecmill_signer::claims::DEFAULT_ISSUER;
 use vecmill_signer::edge::{self, ClientTls, ClientTlsArgs, ServerTls};
+use vecmill_signer::secret::secret;
 use vecmill_signer::verify::{Keys, RemoteKeys, STALENESS_MAX, Verifier};
 
+use super::limits::RequestLimits;
 use crate::topology::BrokerSettings;
 
 /// The settings as given.
@@ -68,6 +70,7 @@ pub(super) struct Config {
     pub(super) tls: ClientTls,
     pub(super) verifier: Verifier,
     pub(super) broker: BrokerSettings,
+    pub(super) limits: RequestLimits,
 }
 
 impl Settings {
@@ -98,8 +101,16 @@ impl Settings {
             );
             exposed.into_iter().for_each(&mut keep);
         }
-        match (keys, listen_tls, listen) {
-            (Ok(keys), Ok(listen_tls), Ok(listen)) if mistakes.is_empty() => Ok(Config {
+        let unset = "VECMILL_REDIS_URL is not set: give Redis' URL, for example redis://:password@127.0.0.1:6379";
+        let limits = secret("VECMILL_REDIS_URL")
+            .ok_or_else(|| unset.to_owned())
+            .and_then(|url| {
+                let limits = RequestLimits::new(&url, &tls);
+                limits.map_err(|error| format!("VECMILL_REDIS_URL: {}", edge::explain(&error)))
+            })
+            .map_err(&mut keep);
+        match (keys, listen_tls, listen, limits) {
+            (Ok(keys), Ok(listen_tls), Ok(listen), Ok(limits)) if mistakes.is_empty() => Ok(Config {
                 listen,
                 listen_tls,
                 model: self.model,
@@ -111,6 +122,7 @@ impl Settings {
                 verifier: Verifier::new(self.issuer, Keys::Remote(keys))
                     .with_staleness_max(Duration::from_secs(self.revocations_max_age_s)),
                 broker: self.broker,
+                limits,
             }),
             _ => Err(mistakes),
         }

@@ -302,6 +302,66 @@ async fn over_quota_is_an_answer_with_a_time() {
 }
 
 #[tokio::test]
+async fn requests_a_minute_are_exact_over_two_gateways() {
+    let cluster = Cluster::private().await;
+    let tenant = cluster.tenant("a", &["--requests-per-minute", "60"]);
+    let other = cluster.tenant("other", &[]);
+    let _worker = cluster.worker(WorkerOptions::default()).await;
+    let gateways = [cluster.gateway(&[]).await, cluster.gateway(&[]).await];
+    let first = ask(&gateways[0], &tenant.api_key, &body("a text")).await;
+    let header = |answer: &Answer, name: &str| answer.headers[name].to_str().unwrap().to_owned();
+    assert_eq!(
+        (header(&first, "x-ratelimit-limit-requests"), header(&first, "x-ratelimit-remaining-requests")),
+        ("60".into(), "59".into())
+    );
+    assert_eq!(header(&first, "x-ratelimit-limit-tokens"), "60000000");
+    for name in ["x-ratelimit-reset-requests", "x-ratelimit-reset-tokens"] {
+        assert!(header(&first, name).ends_with('s'), "{}", header(&first, name));
+    }
+
+    // Many at once on both: what is let through is the bucket, and what came back meanwhile, to the request.
+    let begun = Instant::now();
+    let client = reqwest::Client::builder().no_proxy().build().unwrap();
+    let asking: Vec<_> = (0..200)
+        .map(|number| {
+            let url = format!("{}/v1/embeddings", gateways[number % 2].url);
+            let request = client.post(url).bearer_auth(&tenant.api_key).json(&body("a text"));
+            tokio::spawn(async move { request.send().await.unwrap() })
+        })
+        .collect();
+    let mut let_through = 0;
+    for answer in asking {
+        let answer = answer.await.unwrap();
+        match answer.status().as_u16() {
+            200 => let_through += 1,
+            429 => {
+                let wait_ms: u64 = answer.headers()["retry-after-ms"].to_str().unwrap().parse().unwrap();
+                assert!((1..=1000).contains(&wait_ms), "one comes back each second: {wait_ms}");
+                assert_eq!(answer.headers()["x-ratelimit-remaining-requests"], "0");
+            }
+            status => panic!("{status}"),
+        }
+    }
+    let came_back = begun.elapsed().as_secs_f64().ceil() as u32 + 1;
+    assert!((59..=59 + came_back).contains(&let_through), "{let_through} were let through in {:?}", begun.elapsed());
+    let over = ask(&gateways[1], &tenant.api_key, &body("a text")).await;
+    assert_eq!((over.status, over.code()), (429, "requests_per_minute"), "{}", over.body);
+    assert_eq!(ask(&gateways[1], &other.api_key, &body("a text")).await.status, 200, "another tenant's are its own");
+
+    // Without Redis the answer is no, soon, and passes.
+    cluster.servers.control("kill", &["redis"]);
+    let begun = Instant::now();
+    let closed = ask(&gateways[0], &other.api_key, &body("a text")).await;
+    assert_eq!((closed.status, closed.code()), (503, "quota_unavailable"));
+    assert!(begun.elapsed() < Duration::from_secs(4), "{:?}", begun.elapsed());
+    cluster.servers.control("start", &["redis"]);
+    eventually("it goes on by itself", LIMIT, || async {
+        (ask(&gateways[0], &other.api_key, &body("a text")).await.status == 200).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn it_goes_ahead_of_a_job_and_costs_it_nothing() {
     let cluster = Cluster::shared().await;
     let (store, tenant, texts) = (cluster.store().await, cluster.tenant("a", &[]), corpus::texts(62, 1_500));

@@ -2,16 +2,15 @@
 
 use std::time::Duration;
 
-use deadpool_redis::redis::{
-    AsyncConnectionConfig, Client, ClientTlsConfig, ConnectionInfo, IntoConnectionInfo, RedisError, Script,
-    ScriptInvocation, TlsCertificates, cmd,
-};
-use deadpool_redis::{BuildError, Connection, Manager, Pool, PoolConfig, Runtime, Timeouts};
+use deadpool_redis::redis::{Script, ScriptInvocation, cmd};
+use deadpool_redis::{Connection, Pool};
 use futures_util::{StreamExt, stream};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
-use vecmill_signer::edge::{self, ClientTls};
+pub use vecmill_producer::redis::SetupError;
+use vecmill_producer::redis::{ASK_MS, pool};
+use vecmill_signer::edge::ClientTls;
 
 use super::{Ask, Cause, Charge, Over, QuotaError, TOKENS_MAX, Verdict, keep_ms};
 
@@ -22,31 +21,9 @@ pub(super) const CHARGE_LUA: &str = include_str!("charge.lua");
 /// millisecond: eight are plenty, and a fleet of 1,000 workers stays below Redis' default of 10,000 clients.
 const POOL_SIZE: usize = 8;
 
-/// Time for a TCP (and TLS) handshake. A server in the same region takes a few milliseconds; one lost SYN costs 1 s, so a
-/// caller who meets one hears "unavailable" and asks again.
-const CONNECT_MS: u64 = 750;
-
-/// Time for one answer. The script runs in well under a millisecond; half a second is a stall such as a fork for a snapshot.
-const RESPONSE_MS: u64 = 500;
-
-/// Time for a whole ask, waiting for a connection included. The parts above could add up (each stale connection of the
-/// pool fails on its own); a worker should learn within 2 s that it must pause.
-const ASK_MS: u64 = 1_500;
-
 /// Chunks that share one bitmap of charged chunks, as a power of two: 65,536 bits are 8 KiB, whatever number a chunk
 /// has. One bitmap a job would take half a gigabyte for a chunk numbered near 2^32.
 const PAGE_BITS: u32 = 16;
-
-/// Why the quota can't be set up.
-#[derive(thiserror::Error, Debug)]
-pub enum SetupError {
-    /// Not a Redis URL, or one that asks for what this build lacks. The URL is not repeated: it may hold a password.
-    #[error("the Redis URL can't be used")]
-    Url(#[source] RedisError),
-    /// The pool of connections can't be built.
-    #[error("the pool of Redis connections can't be built")]
-    Pool(#[source] BuildError),
-}
 
 /// Quotas of all tenants, shared by all workers through Redis.
 pub struct RedisQuota {
@@ -65,23 +42,7 @@ impl RedisQuota {
 
     /// The same, running a script of the caller's: tests give it a clock they hold.
     pub(super) fn with_script(url: &str, tls: &ClientTls, script: &str) -> Result<Self, SetupError> {
-        // Neither library sets all of its limits by default, so each is set here.
-        let connection = AsyncConnectionConfig::new()
-            .set_connection_timeout(Some(Duration::from_millis(CONNECT_MS)))
-            .set_response_timeout(Some(Duration::from_millis(RESPONSE_MS)));
-        let manager = Manager::new_with_config(address(url, tls).map_err(SetupError::Url)?, connection)
-            .map_err(SetupError::Url)?;
-        let timeouts = Timeouts {
-            wait: Some(Duration::from_millis(ASK_MS)),
-            create: Some(Duration::from_millis(CONNECT_MS)),
-            recycle: Some(Duration::from_millis(RESPONSE_MS)),
-        };
-        let pool = Pool::builder(manager)
-            .config(PoolConfig { max_size: POOL_SIZE, timeouts, ..PoolConfig::default() })
-            .runtime(Runtime::Tokio1)
-            .build()
-            .map_err(SetupError::Pool)?;
-        Ok(Self { pool, script: Script::new(script) })
+        Ok(Self { pool: pool(url, tls, POOL_SIZE)?, script: Script::new(script) })
     }
 
     /// Charges a chunk's tokens, once.
@@ -139,23 +100,6 @@ impl RedisQuota {
             .arg(keep_ms(*keep_s));
         invocation
     }
-}
-
-/// Where Redis is, with what TLS needs to get there.
-fn address(url: &str, tls: &ClientTls) -> Result<ConnectionInfo, RedisError> {
-    // The library takes the process's crypto provider.
-    edge::provider();
-    if !url.starts_with("rediss://") {
-        return url.into_connection_info();
-    }
-    let certificates = TlsCertificates {
-        client_tls: tls
-            .identity_pem()
-            .map(|(cert, key)| ClientTlsConfig { client_cert: cert.to_vec(), client_key: key.to_vec() }),
-        root_cert: tls.ca_pem().map(<[u8]>::to_vec),
-    };
-    // The certificates go with the address, and only a client puts them there.
-    Ok(Client::build_with_tls(url, certificates)?.get_connection_info().clone())
 }
 
 /// Answers asks until all senders are gone.
