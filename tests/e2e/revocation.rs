@@ -3,7 +3,6 @@
 
 use std::time::{Duration, Instant};
 
-use serde_json::Value;
 use vecmill_producer::{contract::JobKeys, store::Store};
 use vecmill_signer::claims::JobId;
 use vecmill_tests::{
@@ -17,21 +16,9 @@ const LIMIT: Duration = Duration::from_secs(120);
 /// written. The rest is room for a busy machine.
 const SECONDS: Duration = Duration::from_secs(10);
 
-/// Runs a command of the signer's, and gives what it prints.
-fn signer(cluster: &Cluster, arguments: &[&str]) -> Value {
-    let output = cluster.run("vecmill-signer", &[arguments, &["--json"]].concat());
-    assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
-    serde_json::from_slice(&output.stdout).unwrap()
-}
-
-fn key_id(tenant: &Tenant) -> &str {
-    // vm_<id>_<secret>
-    tenant.api_key.split('_').nth(1).unwrap()
-}
-
 /// The same tenant with a new key.
 fn with_new_key(cluster: &Cluster, tenant: &Tenant) -> Tenant {
-    let made = signer(cluster, &["key", "create", "--tenant", tenant.id.as_str(), "--role", "writer"]);
+    let made = cluster.signer(&["key", "create", "--tenant", tenant.id.as_str(), "--role", "writer"]);
     Tenant { api_key: made["key"].as_str().unwrap().to_owned(), ..tenant.clone() }
 }
 
@@ -66,10 +53,10 @@ async fn what_is_cut_off_while_it_waits_is_never_computed_with_redis_up_or_down(
             queue(&cluster, "by-job", 44).await,
             queue(&cluster, "control", 45).await,
         ];
-        signer(&cluster, &["tenant", "suspend", suspended.tenant.id.as_str()]);
-        signer(&cluster, &["tenant", "void-tokens", voided.tenant.id.as_str()]);
-        signer(&cluster, &["key", "revoke", key_id(&by_key.tenant)]);
-        signer(&cluster, &["job", "revoke", by_job.job.as_str(), "--tenant", by_job.tenant.id.as_str()]);
+        cluster.signer(&["tenant", "suspend", suspended.tenant.id.as_str()]);
+        cluster.signer(&["tenant", "void-tokens", voided.tenant.id.as_str()]);
+        cluster.signer(&["key", "revoke", by_key.tenant.key_id()]);
+        cluster.signer(&["job", "revoke", by_job.job.as_str(), "--tenant", by_job.tenant.id.as_str()]);
         if redis_is_down {
             cluster.servers.control("kill", &["redis"]);
         }
@@ -116,7 +103,7 @@ async fn what_is_cut_off_while_it_waits_is_never_computed_with_redis_up_or_down(
         assert_eq!(worker.counter("vecmill_worker_tokens_total").await, tokens);
 
         // Let back in, the same corpus is submitted again and completes.
-        signer(&cluster, &["tenant", "resume", suspended.tenant.id.as_str()]);
+        cluster.signer(&["tenant", "resume", suspended.tenant.id.as_str()]);
         for (reader, queued, name) in [
             (&suspended.tenant, &suspended, "suspended"),
             (&by_key_reader, &by_key, "by-key"),
@@ -192,12 +179,12 @@ impl UnderWay {
 async fn a_tenant_cut_off_in_mid_job_is_served_no_longer_and_goes_on_where_it_was() {
     let it = UnderWay::reach(51, 1_500, Vec::new()).await;
     let since = Instant::now();
-    signer(&it.cluster, &["tenant", "suspend", it.tenant.id.as_str()]);
+    it.cluster.signer(&["tenant", "suspend", it.tenant.id.as_str()]);
     let took = it.stands_still(since).await;
     println!("the last chunk was finished {took:?} after the suspension");
     assert!(took < SECONDS, "{took:?}");
     let done = it.done().await;
-    signer(&it.cluster, &["tenant", "resume", it.tenant.id.as_str()]);
+    it.cluster.signer(&["tenant", "resume", it.tenant.id.as_str()]);
     let status = it.cluster.reaches(&it.tenant, &it.job, "failed", LIMIT).await;
     assert_eq!(status["dead"][0]["code"], "tenant_cut_off");
     it.submit_again(&[]);
@@ -209,7 +196,7 @@ async fn a_tenant_cut_off_in_mid_job_is_served_no_longer_and_goes_on_where_it_wa
 async fn a_rotation_in_mid_job_breaks_nothing() {
     let it = UnderWay::reach(52, 1_500, Vec::new()).await;
     for _ in 0..3 {
-        signer(&it.cluster, &["signing-key", "rotate"]);
+        it.cluster.signer(&["signing-key", "rotate"]);
         tokio::time::sleep(Duration::from_millis(700)).await;
     }
     it.completes().await;
@@ -220,9 +207,9 @@ async fn a_rotation_in_mid_job_breaks_nothing() {
 #[tokio::test]
 async fn what_a_withdrawn_key_has_signed_is_refused_within_seconds() {
     let it = UnderWay::reach(53, 1_500, Vec::new()).await;
-    let keys = signer(&it.cluster, &["signing-key", "list"]);
+    let keys = it.cluster.signer(&["signing-key", "list"]);
     let since = Instant::now();
-    signer(&it.cluster, &["signing-key", "withdraw", keys[0]["kid"].as_str().unwrap()]);
+    it.cluster.signer(&["signing-key", "withdraw", keys[0]["kid"].as_str().unwrap()]);
     let took = it.stands_still(since).await;
     println!("the last chunk was finished {took:?} after the withdrawal");
     assert!(took < SECONDS, "{took:?}");

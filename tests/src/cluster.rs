@@ -43,6 +43,13 @@ pub struct Tenant {
     pub api_key: String,
 }
 
+impl Tenant {
+    /// The id of its API key: `vm_<id>_<secret>`.
+    pub fn key_id(&self) -> &str {
+        self.api_key.split('_').nth(1).expect("an API key")
+    }
+}
+
 /// One Vecmill on some servers. What it names on them (queues, tenants) is its own, so that tests share servers.
 pub struct Cluster {
     /// The servers.
@@ -187,15 +194,18 @@ impl Cluster {
 
     /// Sets up and starts the signer of a cluster that has none yet.
     pub async fn start_signer(&mut self) {
-        let bootstrapped =
-            self.run("vecmill-signer", &["bootstrap", "--tenant", &format!("{}-admin", self.unique), "--json"]);
-        assert!(bootstrapped.status.success(), "{}", String::from_utf8_lossy(&bootstrapped.stderr));
-        let listen = free_address();
-        self.env.insert("VECMILL_SIGNER_LISTEN".to_owned(), listen.clone());
-        self.env.insert("VECMILL_SIGNER_URL".to_owned(), format!("http://{listen}"));
-        let signer = self.spawn("vecmill-signer", &["serve"], &[], format!("http://{listen}"));
+        let signer = self.set_up_signer("http");
         eventually("the signer answers", START_LIMIT, || async { signer.answers("/readyz").await.then_some(()) }).await;
         self.signer = Some(signer);
+    }
+
+    fn set_up_signer(&mut self, scheme: &str) -> Process {
+        self.signer(&["bootstrap", "--tenant", &format!("{}-admin", self.unique)]);
+        let listen = free_address();
+        let url = format!("{scheme}://{listen}");
+        self.env.insert("VECMILL_SIGNER_LISTEN".to_owned(), listen);
+        self.env.insert("VECMILL_SIGNER_URL".to_owned(), url.clone());
+        self.spawn("vecmill-signer", &["serve"], &[], url)
     }
 
     /// Kills the signer; its database stays.
@@ -226,13 +236,7 @@ impl Cluster {
             ("VECMILL_S3_ENDPOINT", self.env["VECMILL_TEST_S3_TLS"].clone()),
         ];
         self.env.extend(more.map(|(name, value)| (name.to_owned(), value)));
-        let bootstrapped =
-            self.run("vecmill-signer", &["bootstrap", "--tenant", &format!("{}-admin", self.unique), "--json"]);
-        assert!(bootstrapped.status.success(), "{}", String::from_utf8_lossy(&bootstrapped.stderr));
-        let listen = free_address();
-        self.env.insert("VECMILL_SIGNER_LISTEN".to_owned(), listen.clone());
-        self.env.insert("VECMILL_SIGNER_URL".to_owned(), format!("https://{listen}"));
-        let signer = self.spawn("vecmill-signer", &["serve"], &[], format!("https://{listen}"));
+        let signer = self.set_up_signer("https");
         eventually("the signer listens", START_LIMIT, || async { signer.logged().contains("listening").then_some(()) })
             .await;
         self.signer = Some(signer);
@@ -241,12 +245,9 @@ impl Cluster {
     /// A new tenant with a writer's key; `limits` are flags of `vecmill-signer tenant create`.
     pub fn tenant(&self, name: &str, limits: &[&str]) -> Tenant {
         let id = format!("{}-{name}", self.unique);
-        let created = self.run("vecmill-signer", &[&["tenant", "create", &id, "--json"], limits].concat());
-        assert!(created.status.success(), "{}", String::from_utf8_lossy(&created.stderr));
-        let key = self.run("vecmill-signer", &["key", "create", "--tenant", &id, "--role", "writer", "--json"]);
-        assert!(key.status.success(), "{}", String::from_utf8_lossy(&key.stderr));
-        let key: Value = serde_json::from_slice(&key.stdout).expect("JSON");
-        let api_key = key["api_key"].as_str().or(key["key"].as_str()).expect("an API key").to_owned();
+        self.signer(&[&["tenant", "create", &id], limits].concat());
+        let key = self.signer(&["key", "create", "--tenant", &id, "--role", "writer"]);
+        let api_key = key["key"].as_str().expect("an API key").to_owned();
         Tenant { id: id.parse().expect("a tenant id"), api_key }
     }
 
@@ -413,6 +414,16 @@ impl Cluster {
             letters.push((letter.delivery.data, reason));
         }
         letters
+    }
+
+    /// Runs a command of the signer's, and gives what it prints.
+    ///
+    /// # Panics
+    /// When it fails.
+    pub fn signer(&self, arguments: &[&str]) -> Value {
+        let output = self.run("vecmill-signer", &[arguments, &["--json"]].concat());
+        assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+        serde_json::from_slice(&output.stdout).expect("JSON")
     }
 
     /// Runs one of the programs with the cluster's settings.

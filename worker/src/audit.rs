@@ -93,10 +93,46 @@ impl AuditRecord {
     /// A record of a decision about a message that proves nothing.
     pub fn refused(worker: &str, message_sha256: Digest, code: &str, reason: &str) -> Self {
         Self {
+            input_sha256: Some(message_sha256),
+            code: Some(code.to_owned()),
+            reason: Some(reason.to_owned()),
+            ..Self::blank(worker, Decision::Refused, "jobs")
+        }
+    }
+
+    /// A record of a decision about a synchronous request whose access token is verified. No digest of a text is in it: that
+    /// of a short one can be guessed.
+    pub fn of_request(worker: &str, decision: Decision, access: &VerifiedAccess, request: &str) -> Self {
+        Self {
+            tenant: Some(access.tenant().clone()),
+            key_id: Some(access.key_id().to_owned()),
+            client_addr: access.client_addr().map(str::to_owned),
+            request: Some(request.to_owned()),
+            ..Self::blank(worker, decision, "embeddings")
+        }
+    }
+
+    /// A record of a decision about a chunk whose grant is verified.
+    pub fn of_chunk(worker: &str, decision: Decision, grant: &VerifiedGrant, chunk: u32) -> Self {
+        Self {
+            tenant: Some(grant.tenant().clone()),
+            key_id: Some(grant.key_id().to_owned()),
+            client_addr: grant.client_addr().map(str::to_owned),
+            job: Some(grant.job().clone()),
+            chunk: Some(chunk),
+            grant: Some(format!("{}@{}", grant.job(), grant.issued_at())),
+            model: Some(grant.model().to_owned()),
+            dimensions: Some(grant.dimensions()),
+            ..Self::blank(worker, decision, "jobs")
+        }
+    }
+
+    fn blank(worker: &str, decision: Decision, endpoint: &str) -> Self {
+        Self {
             version: AUDIT_VERSION,
             time: jiff::Timestamp::now(),
-            decision: Decision::Refused,
-            endpoint: "jobs".to_owned(),
+            decision,
+            endpoint: endpoint.to_owned(),
             worker: worker.to_owned(),
             tenant: None,
             key_id: None,
@@ -114,71 +150,6 @@ impl AuditRecord {
             truncated: 0,
             tokens: 0,
             dimensions: None,
-            input_sha256: Some(message_sha256),
-            output_sha256: None,
-            latency_ms: 0,
-            code: Some(code.to_owned()),
-            reason: Some(reason.to_owned()),
-        }
-    }
-
-    /// A record of a decision about a synchronous request whose access token is verified. No digest of a text is in it: that
-    /// of a short one can be guessed.
-    pub fn of_request(worker: &str, decision: Decision, access: &VerifiedAccess, request: &str) -> Self {
-        Self {
-            version: AUDIT_VERSION,
-            time: jiff::Timestamp::now(),
-            decision,
-            endpoint: "embeddings".to_owned(),
-            worker: worker.to_owned(),
-            tenant: Some(access.tenant().clone()),
-            key_id: Some(access.key_id().to_owned()),
-            client_addr: access.client_addr().map(str::to_owned),
-            job: None,
-            chunk: None,
-            grant: None,
-            model: None,
-            revision: None,
-            commit: None,
-            request: Some(request.to_owned()),
-            precision: None,
-            rows: 0,
-            failed: 0,
-            truncated: 0,
-            tokens: 0,
-            dimensions: None,
-            input_sha256: None,
-            output_sha256: None,
-            latency_ms: 0,
-            code: None,
-            reason: None,
-        }
-    }
-
-    /// A record of a decision about a chunk whose grant is verified.
-    pub fn of_chunk(worker: &str, decision: Decision, grant: &VerifiedGrant, chunk: u32) -> Self {
-        Self {
-            version: AUDIT_VERSION,
-            time: jiff::Timestamp::now(),
-            decision,
-            endpoint: "jobs".to_owned(),
-            worker: worker.to_owned(),
-            tenant: Some(grant.tenant().clone()),
-            key_id: Some(grant.key_id().to_owned()),
-            client_addr: grant.client_addr().map(str::to_owned),
-            job: Some(grant.job().clone()),
-            chunk: Some(chunk),
-            grant: Some(format!("{}@{}", grant.job(), grant.issued_at())),
-            model: Some(grant.model().to_owned()),
-            revision: None,
-            commit: None,
-            request: None,
-            precision: None,
-            rows: 0,
-            failed: 0,
-            truncated: 0,
-            tokens: 0,
-            dimensions: Some(grant.dimensions()),
             input_sha256: None,
             output_sha256: None,
             latency_ms: 0,

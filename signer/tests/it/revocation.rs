@@ -9,36 +9,16 @@ use axum::http::StatusCode;
 use axum::routing::get;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
-use vecmill_signer::claims::{Digest, JobId};
-use vecmill_signer::client::{ApiKey, GrantRequest};
 use vecmill_signer::store::TenantSettings;
 use vecmill_signer::verify::{Keys, Refusal, RemoteKeys, Verifier};
 
-use crate::support::{Forger, ISSUER, NOW, Signer, access_claims, eventually, header, http, with};
+use crate::support::{Forger, ISSUER, NOW, Signer, access_claims, eventually, header, http, job, with};
 
 /// Verifiers ask every 2 s, and a signer looks at its database twice a second. The rest is room for a busy machine.
 const SECONDS: Duration = Duration::from_secs(8);
 
 fn verifier(url: &str) -> Verifier {
     Verifier::new(ISSUER.to_owned(), Keys::Remote(RemoteKeys::new(url).expect("an address")))
-}
-
-fn job(number: u8) -> JobId {
-    JobId::from_digest(&[number; 32])
-}
-
-async fn grant(signer: &Signer, key: &ApiKey, number: u8) -> String {
-    let client = signer.client(key);
-    let access = client.access_token(&[]).await.expect("a token");
-    let request = GrantRequest {
-        job: job(number),
-        manifest_sha256: Digest::of(b"manifest"),
-        model: "vecmill/mini".to_owned(),
-        dimensions: 64,
-        rows: 10,
-        window_s: 3600,
-    };
-    client.job_grant(&access, &request).await.expect("a grant").grant
 }
 
 /// Waits until the verifier refuses the token, and gives the reason.
@@ -59,7 +39,7 @@ async fn keys_tokens_jobs_and_tenants() {
     let signer = Signer::start(TenantSettings::default()).await;
     let verifier = verifier(&signer.url());
     let (key, other) = (signer.key("globex", "writer").await, signer.key("initech", "writer").await);
-    let control = (signer.token(&other).await, grant(&signer, &other, 1).await);
+    let control = (signer.token(&other).await, signer.grant(&other, 1).await);
     let admin = signer.token(&signer.keys.admin).await;
     let post = async |path: &str| {
         let answer = signer.ask(Some(&admin), "POST", &format!("/v1/admin/tenants/globex{path}"), None).await;
@@ -82,7 +62,7 @@ async fn keys_tokens_jobs_and_tenants() {
     good().await;
 
     // One job.
-    let (first, neighbour) = (grant(&signer, &key, 1).await, grant(&signer, &key, 2).await);
+    let (first, neighbour) = (signer.grant(&key, 1).await, signer.grant(&key, 2).await);
     verifier.grant(&first).await.expect("good");
     post(&format!("/jobs/{}/revoke", job(1))).await;
     assert_eq!(refused_grant(&verifier, &first, "one job").await, Refusal::JobRevoked);
@@ -90,13 +70,13 @@ async fn keys_tokens_jobs_and_tenants() {
     good().await;
     // Submitted again it is granted again: but not within the second of its revocation, which is told to be temporary.
     tokio::time::sleep(Duration::from_millis(1100)).await;
-    verifier.grant(&grant(&signer, &key, 1).await).await.expect("a later grant is good");
+    verifier.grant(&signer.grant(&key, 1).await).await.expect("a later grant is good");
 
     // The tenant's tokens, all of them; then new ones are good.
     post("/void-tokens").await;
     assert_eq!(refused(&verifier, &second, "a tenant's tokens").await, Refusal::TenantCutOff);
     assert_eq!(verifier.grant(&neighbour).await.expect_err("its grants too"), Refusal::TenantCutOff);
-    let (token, late) = (signer.token(&key).await, grant(&signer, &key, 3).await);
+    let (token, late) = (signer.token(&key).await, signer.grant(&key, 3).await);
     verifier.access(&token).await.expect("good");
     verifier.grant(&late).await.expect("good");
     good().await;
@@ -126,7 +106,7 @@ async fn a_withdrawn_signing_key_is_believed_nowhere_and_its_successor_everywher
     let signer = Signer::start(TenantSettings::default()).await;
     let verifier = verifier(&signer.url());
     let key = signer.keys.writer.clone();
-    let (token, job) = (signer.token(&key).await, grant(&signer, &key, 1).await);
+    let (token, job) = (signer.token(&key).await, signer.grant(&key, 1).await);
     verifier.access(&token).await.expect("good");
     let kid = signer.store.list_signing_keys().await.expect("a database")[0].kid.clone();
     signer.home.json(&["signing-key", "withdraw", &kid]);
@@ -144,7 +124,7 @@ async fn a_rotation_breaks_nothing_that_was_signed_before() {
     let signer = Signer::start(TenantSettings::default()).await;
     let verifier = verifier(&signer.url());
     let key = signer.keys.writer.clone();
-    let (token, job) = (signer.token(&key).await, grant(&signer, &key, 1).await);
+    let (token, job) = (signer.token(&key).await, signer.grant(&key, 1).await);
     verifier.access(&token).await.expect("good");
     let made = signer.home.json(&["signing-key", "rotate"]);
     // Five and a half minutes are not waited for here: the new key's beginning is moved to now, for the signer to take up.

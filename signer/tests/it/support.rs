@@ -19,8 +19,8 @@ use tempfile::TempDir;
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
-use vecmill_signer::claims::TenantId;
-use vecmill_signer::client::{ApiKey, SignerClient};
+use vecmill_signer::claims::{Digest, JobId, TenantId};
+use vecmill_signer::client::{ApiKey, GrantRequest, SignerClient};
 use vecmill_signer::config::{Config, FAILED_LOGINS_PER_MINUTE};
 use vecmill_signer::keys::KeySet;
 use vecmill_signer::server::{self, App};
@@ -208,6 +208,10 @@ impl Home {
     }
 }
 
+pub(crate) fn job(number: u8) -> JobId {
+    JobId::from_digest(&[number; 32])
+}
+
 pub(crate) fn json_of(output: &Output) -> Value {
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     serde_json::from_slice(&output.stdout).expect("JSON")
@@ -291,6 +295,21 @@ impl Signer {
     /// A fresh access token with all of the key's scopes.
     pub(crate) async fn token(&self, key: &ApiKey) -> String {
         self.client(key).access_token(&[]).await.expect("a token").token.to_string()
+    }
+
+    /// A grant that the key gets for a job of that number.
+    pub(crate) async fn grant(&self, key: &ApiKey, number: u8) -> String {
+        let client = self.client(key);
+        let access = client.access_token(&[]).await.expect("a token");
+        let request = GrantRequest {
+            job: job(number),
+            manifest_sha256: Digest::of(b"manifest"),
+            model: "vecmill/mini".to_owned(),
+            dimensions: 64,
+            rows: 10,
+            window_s: 3600,
+        };
+        client.job_grant(&access, &request).await.expect("a grant").grant
     }
 
     /// Asks as the bearer of `token`, if there is one.

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use serde_json::{Value, json};
 use vecmill_tests::{
-    Cluster, Tenant, WorkerOptions,
+    Cluster, WorkerOptions,
     cluster::{MODEL, Process},
     corpus, eventually,
     results::{check_completed, count_tokens, in_mid_job},
@@ -55,16 +55,6 @@ async fn ask(gateway: &Process, credential: &str, body: &Value) -> Answer {
 
 fn body(input: impl Into<Value>) -> Value {
     json!({"model": MODEL, "input": input.into()})
-}
-
-fn signer(cluster: &Cluster, arguments: &[&str]) -> Value {
-    let output = cluster.run("vecmill-signer", &[arguments, &["--json"]].concat());
-    assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
-    serde_json::from_slice(&output.stdout).unwrap()
-}
-
-fn key_id(tenant: &Tenant) -> &str {
-    tenant.api_key.split('_').nth(1).unwrap()
 }
 
 /// Texts that keep a worker busy for some seconds: as many tokens as a request may have. Each begins in its own way, for what
@@ -149,7 +139,7 @@ async fn the_numbers_are_those_of_a_job() {
     );
     assert_eq!(
         (&record["key_id"], &record["tokens"]),
-        (&json!(key_id(&tenant)), &answer.body["usage"]["total_tokens"])
+        (&json!(tenant.key_id()), &answer.body["usage"]["total_tokens"])
     );
     let logged = worker.logged() + &gateway.logged();
     assert!(logged.contains(&id) && !logged.contains(inputs[0]) && !logged.contains(&tenant.api_key));
@@ -167,7 +157,7 @@ async fn the_numbers_are_those_of_a_job() {
 async fn what_can_not_be_asked_is_refused_with_a_reason() {
     let cluster = Cluster::shared().await;
     let tenant = cluster.tenant("a", &[]);
-    let reader = signer(&cluster, &["key", "create", "--tenant", tenant.id.as_str(), "--role", "reader"]);
+    let reader = cluster.signer(&["key", "create", "--tenant", tenant.id.as_str(), "--role", "reader"]);
     let elsewhere = cluster.tenant("elsewhere", &["--sources", "192.0.2.0/24"]);
     let _worker = cluster.worker(WorkerOptions::default()).await;
     let gateway = cluster.gateway(&[]).await;
@@ -246,8 +236,8 @@ async fn what_is_revoked_is_served_no_longer() {
     for tenant in [&by_key, &by_tenant, &control] {
         assert_eq!(ask(&gateway, &tenant.api_key, &body("a text")).await.status, 200);
     }
-    signer(&cluster, &["key", "revoke", key_id(&by_key)]);
-    signer(&cluster, &["tenant", "suspend", by_tenant.id.as_str()]);
+    cluster.signer(&["key", "revoke", by_key.key_id()]);
+    cluster.signer(&["tenant", "suspend", by_tenant.id.as_str()]);
     for tenant in [&by_key, &by_tenant] {
         let begun = Instant::now();
         eventually("it is refused", SECONDS, || async {
@@ -258,7 +248,7 @@ async fn what_is_revoked_is_served_no_longer() {
         println!("refused after {:?}", begun.elapsed());
     }
     assert_eq!(ask(&gateway, &control.api_key, &body("a text")).await.status, 200);
-    signer(&cluster, &["tenant", "resume", by_tenant.id.as_str()]);
+    cluster.signer(&["tenant", "resume", by_tenant.id.as_str()]);
     eventually("it is served again", SECONDS, || async {
         (ask(&gateway, &by_tenant.api_key, &body("a text")).await.status == 200).then_some(())
     })

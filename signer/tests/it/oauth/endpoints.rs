@@ -2,8 +2,7 @@
 
 use reqwest::StatusCode;
 use serde_json::{Value, json};
-use vecmill_signer::claims::{Digest, JobId};
-use vecmill_signer::client::{ApiKey, GrantRequest};
+use vecmill_signer::client::ApiKey;
 use vecmill_signer::store::TenantSettings;
 
 use crate::support::{ISSUER, Signer, http};
@@ -20,20 +19,6 @@ async fn introspect(signer: &Signer, key: &ApiKey, token: &str) -> Value {
     let (status, body) = form(signer, "/oauth/introspect", key, &[("token", token)]).await;
     assert_eq!(status, StatusCode::OK);
     body
-}
-
-async fn grant(signer: &Signer, key: &ApiKey) -> String {
-    let client = signer.client(key);
-    let access = client.access_token(&[]).await.expect("a token");
-    let request = GrantRequest {
-        job: JobId::from_digest(&[1; 32]),
-        manifest_sha256: Digest::of(b"manifest"),
-        model: "vecmill/mini".to_owned(),
-        dimensions: 64,
-        rows: 10,
-        window_s: 3600,
-    };
-    client.job_grant(&access, &request).await.expect("a grant").grant
 }
 
 #[tokio::test]
@@ -98,7 +83,7 @@ async fn introspection_tells_a_token_to_its_own_tenant() {
     );
     assert_eq!(told["scope"], "jobs:submit jobs:read vectors:read jobs:cancel embed");
     assert_eq!(told["exp"].as_u64().expect("a time") - told["iat"].as_u64().expect("a time"), 300);
-    let grant = grant(&signer, &key).await;
+    let grant = signer.grant(&key, 1).await;
     let told = introspect(&signer, &key, &grant).await;
     assert_eq!((&told["active"], &told["typ"], &told["rows"]), (&json!(true), &json!("job-grant+jwt"), &json!(10)));
 
@@ -139,7 +124,7 @@ async fn revocation_is_for_whom_a_token_was_issued_to_and_admins() {
         form(&signer, "/oauth/revoke", key, &[("token", token), ("token_type_hint", "access_token")]).await.0.as_u16()
     };
 
-    let (first, second, job) = (signer.token(&key).await, signer.token(&key).await, grant(&signer, &key).await);
+    let (first, second, job) = (signer.token(&key).await, signer.token(&key).await, signer.grant(&key, 1).await);
     // RFC 7009, 2.2: a token that means nothing is answered like one that was revoked.
     assert_eq!(revoke(&key, "x.y.z").await, 200);
     assert_eq!(revoke(&stranger, &first).await, 200);
