@@ -14,20 +14,28 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde::Deserialize;
 use serde_json::Value;
+use utoipa::ToSchema;
 
 use super::auth::Caller;
-use super::error::ApiError;
+use super::error::{ApiError, ErrorEnvelope};
 use super::workers::AskError;
 use super::{App, RequestId};
 use crate::contract::{CONTRACT_VERSION, EMBED_INPUTS_MAX, EmbedAnswer, EmbedInput, EmbedRequest};
 
 /// The body. A field that is not known is refused by name: a misspelt `dimensions` must not come back as full vectors.
-#[derive(Deserialize)]
+#[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
-struct Body {
+#[schema(as = EmbeddingsRequest)]
+pub(super) struct Body {
+    /// What to embed: at most 2,048 inputs and 300,000 tokens.
+    #[schema(value_type = Inputs)]
     input: Value,
+    /// The model that is served; `GET /v1/models` names it.
     model: String,
+    /// Length of each vector, from 32 to the model's own, which it is where this is left out.
+    #[schema(minimum = 32)]
     dimensions: Option<u32>,
+    /// `float` where it is left out.
     encoding_format: Option<Encoding>,
     /// The task of Qwen3's query prompt; not OpenAI's.
     instruction: Option<String>,
@@ -36,13 +44,96 @@ struct Body {
     user: Option<String>,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
-enum Encoding {
+#[schema(as = EncodingFormat)]
+pub(super) enum Encoding {
+    /// Numbers.
     Float,
+    /// Little-endian 32-bit floats, one after the other.
     Base64,
 }
 
+/// What may stand as `input`; for the description only.
+#[derive(ToSchema)]
+#[serde(untagged)]
+#[expect(dead_code, reason = "the shapes are read by hand, for errors that say which entry is wrong")]
+pub(super) enum Inputs {
+    /// A text, not empty.
+    Text(String),
+    /// Texts.
+    Texts(Vec<String>),
+    /// The token ids of one text.
+    Tokens(Vec<u32>),
+    /// The token ids of several texts.
+    TokenLists(Vec<Vec<u32>>),
+}
+
+/// The answer; for the description only.
+#[derive(ToSchema)]
+#[schema(as = EmbeddingsAnswer)]
+#[expect(dead_code, reason = "it is written out by hand, for its size")]
+pub(super) struct Answer {
+    /// `list`.
+    object: String,
+    /// A vector for each input, in their order.
+    data: Vec<Embedding>,
+    /// The model.
+    model: String,
+    /// What it cost.
+    usage: Usage,
+}
+
+/// A vector.
+#[derive(ToSchema)]
+#[expect(dead_code, reason = "see `Answer`")]
+pub(super) struct Embedding {
+    /// `embedding`.
+    object: String,
+    /// Which input.
+    index: u32,
+    /// The vector.
+    embedding: Vector,
+}
+
+/// In the encoding asked for.
+#[derive(ToSchema)]
+#[serde(untagged)]
+#[expect(dead_code, reason = "see `Answer`")]
+pub(super) enum Vector {
+    /// Numbers.
+    Float(Vec<f32>),
+    /// Base64 of little-endian 32-bit floats.
+    Base64(String),
+}
+
+/// Exact tokens.
+#[derive(ToSchema)]
+#[expect(dead_code, reason = "see `Answer`")]
+pub(super) struct Usage {
+    /// Tokens of all inputs.
+    prompt_tokens: u64,
+    /// The same: there is no output.
+    total_tokens: u64,
+}
+
+/// Vectors for some texts, at once.
+#[utoipa::path(
+    post,
+    path = "/v1/embeddings",
+    request_body = Body,
+    responses(
+        (status = 200, description = "The vectors", body = Answer),
+        (status = 400, response = ErrorEnvelope),
+        (status = 401, response = ErrorEnvelope),
+        (status = 403, response = ErrorEnvelope),
+        (status = 404, response = ErrorEnvelope),
+        (status = 413, response = ErrorEnvelope),
+        (status = 429, response = ErrorEnvelope),
+        (status = 503, response = ErrorEnvelope),
+    ),
+    security(("bearer" = [])),
+)]
 pub(super) async fn embeddings(
     State(app): State<Arc<App>>,
     Extension(caller): Extension<Caller>,

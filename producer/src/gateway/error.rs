@@ -5,6 +5,7 @@ use axum::http::header::{RETRY_AFTER, WWW_AUTHENTICATE};
 use axum::http::{HeaderName, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use serde_json::json;
+use utoipa::{ToResponse, ToSchema};
 use vecmill_signer::client::ClientError;
 
 use super::limits::Standing;
@@ -16,6 +17,29 @@ const RETRY_AFTER_MS: HeaderName = HeaderName::from_static("retry-after-ms");
 const SHOULD_RETRY: HeaderName = HeaderName::from_static("x-should-retry");
 /// Longest wait that is left to a client's own retries; beyond it the caller should hear of it.
 const RETRIED_MS_MAX: u64 = 60_000;
+
+/// Every refusal's body.
+#[derive(ToResponse, ToSchema)]
+#[response(description = "Why not: a code that a program can act on, a sentence that a person can")]
+#[expect(dead_code, reason = "for the description only")]
+pub(super) struct ErrorEnvelope {
+    /// What is wrong.
+    error: ErrorDetail,
+}
+
+/// What is wrong.
+#[derive(ToSchema)]
+#[expect(dead_code, reason = "for the description only")]
+pub(super) struct ErrorDetail {
+    /// For people.
+    message: String,
+    /// What kind of error it is.
+    r#type: String,
+    /// The parameter at fault.
+    param: Option<String>,
+    /// For programs.
+    code: String,
+}
 
 /// One refusal.
 #[derive(Debug)]

@@ -5,6 +5,7 @@ mod embeddings;
 mod error;
 mod limits;
 mod models;
+mod openapi;
 mod routes;
 mod settings;
 mod workers;

@@ -11,7 +11,7 @@ use axum::response::{IntoResponse as _, Response};
 use axum::routing::{MethodRouter, get, post};
 use vecmill_signer::claims::Scope;
 
-use super::{App, embeddings, models};
+use super::{App, embeddings, models, openapi};
 
 /// Who may use a route.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,6 +27,7 @@ fn routes() -> Vec<(&'static str, Access, MethodRouter<Arc<App>>)> {
     vec![
         ("/healthz", Access::Open, get(async || "ok\n")),
         ("/readyz", Access::Open, get(readyz)),
+        ("/openapi.json", Access::Open, get(openapi::openapi)),
         ("/v1/models", Access::Scope(Scope::Embed), get(models::list)),
         // A model's name has a slash in it, which most clients leave as it is.
         ("/v1/models/{*model}", Access::Scope(Scope::Embed), get(models::model)),
@@ -69,5 +70,21 @@ async fn readyz(State(app): State<Arc<App>>) -> (StatusCode, String) {
     match lacking.is_empty() {
         true => (StatusCode::OK, "ready\n".to_owned()),
         false => (StatusCode::SERVICE_UNAVAILABLE, lacking.join("\n") + "\n"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn what_needs_credentials_is_described_and_nothing_else() {
+        let described: BTreeSet<_> = openapi::described().paths.paths.into_keys().collect();
+        let closed = routes().into_iter().filter(|(_, access, _)| *access != Access::Open);
+        // The rest of a path, in the router's words; a parameter in the description's.
+        let closed: BTreeSet<_> = closed.map(|(path, _, _)| path.replace("{*", "{")).collect();
+        assert_eq!(described, closed);
     }
 }

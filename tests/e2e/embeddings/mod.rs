@@ -491,3 +491,32 @@ async fn the_stock_sdk_works_unchanged() {
     }
     assert!(step("retries")["seconds"].as_f64().unwrap() > 2.0, "it must have waited: {}", step("retries"));
 }
+
+/// Puts a service to the test of its own description; `infra/test` installs it and says where.
+const SCHEMATHESIS: &str = "VECMILL_SCHEMATHESIS";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn it_does_what_its_description_says_and_never_answers_500() {
+    let schemathesis = std::env::var_os(SCHEMATHESIS).expect("VECMILL_SCHEMATHESIS names no program: run ./infra/test");
+    let cluster = Cluster::shared().await;
+    let tenant = cluster.tenant("a", &["--requests-per-minute", "1000000"]);
+    let worker = cluster.worker(WorkerOptions::default()).await;
+    let gateway = cluster.gateway(&[]).await;
+    let output = std::process::Command::new(schemathesis)
+        .args(["run", &format!("{}/openapi.json", gateway.url)])
+        .args(["--header", &format!("Authorization: Bearer {}", tenant.api_key)])
+        // A text may be too long and a token id unknown, which no description can say.
+        .args(["--checks", "all", "--exclude-checks", "positive_data_acceptance"])
+        .args(["--max-examples", "100", "--seed", "1", "--no-color"])
+        .env("NO_PROXY", "127.0.0.1")
+        .current_dir(cluster.dir.path())
+        .output()
+        .unwrap();
+    let told = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{told}");
+    assert!(told.contains("Tested: 3"), "{told}");
+    assert!(
+        worker.counter("vecmill_worker_requests_total{answer=\"Embedded\"}").await > 20,
+        "it got to the model: {told}"
+    );
+}

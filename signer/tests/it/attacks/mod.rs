@@ -20,7 +20,7 @@ use self::table::{Bench, Kind};
 use crate::support::{ISSUER, NOW, Signer, access_claims, grant_claims, http, with};
 
 const SEED: u8 = 9;
-/// What the issue asks for; the table has several times as many.
+/// Fewer would leave kinds of attack out; the table has several times as many.
 const ATTACKS_MIN: usize = 60;
 /// Of each endpoint: method, path, a body that it would answer with 200.
 type Endpoint = (&'static str, &'static str, fn() -> String);

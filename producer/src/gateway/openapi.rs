@@ -1,0 +1,49 @@
+//! `GET /openapi.json`: what the gateway takes and answers, from its own types.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::State;
+use serde_json::{Value, json};
+use utoipa::openapi::security::{Http, HttpAuthScheme, SecurityScheme};
+use utoipa::{Modify, OpenApi};
+
+use super::{App, embeddings, error, models};
+
+#[derive(OpenApi)]
+#[openapi(
+    info(
+        title = "Vecmill",
+        description = "Qwen3 embeddings over OpenAI's API. Every answer has an x-request-id.",
+        license(name = "Apache-2.0", identifier = "Apache-2.0"),
+    ),
+    paths(embeddings::embeddings, models::list, models::model),
+    components(responses(error::ErrorEnvelope), schemas(error::ErrorDetail)),
+    modifiers(&Bearer),
+)]
+struct Description;
+
+struct Bearer;
+
+impl Modify for Bearer {
+    fn modify(&self, description: &mut utoipa::openapi::OpenApi) {
+        let mut scheme = Http::new(HttpAuthScheme::Bearer);
+        scheme.description = Some("An API key (vm_..), or an access token of the signer's".to_owned());
+        let components = description.components.get_or_insert_default();
+        components.add_security_scheme("bearer", SecurityScheme::Http(scheme));
+    }
+}
+
+/// The description.
+pub(super) fn described() -> utoipa::openapi::OpenApi {
+    Description::openapi()
+}
+
+pub(super) async fn openapi(State(app): State<Arc<App>>) -> Json<Value> {
+    let mut description = json!(described());
+    // Known only here: of all names one is served.
+    if let Some(model) = description.pointer_mut("/components/schemas/EmbeddingsRequest/properties/model") {
+        model["enum"] = json!([app.model]);
+    }
+    Json(description)
+}
