@@ -408,10 +408,18 @@ async fn more_than_it_can_do_is_told_to_come_back() {
     let gateway = cluster.gateway(&[("VECMILL_GATEWAY_IN_FLIGHT", "2".to_owned())]).await;
     let much = body(much(&cluster));
     let (long, key) = (much.clone(), tenant.api_key.clone());
+    // Over and over, for the request that looks whether both places are taken may have taken one itself.
     let occupy = || {
         let client = reqwest::Client::builder().no_proxy().build().unwrap();
         let request = client.post(format!("{}/v1/embeddings", gateway.url)).bearer_auth(&key).json(&long);
-        tokio::spawn(request.send())
+        tokio::spawn(async move {
+            loop {
+                let answer = request.try_clone().unwrap().send().await.unwrap();
+                if answer.status() != 200 {
+                    tokio::time::sleep(Duration::from_millis(20)).await;
+                }
+            }
+        })
     };
     let (first, second) = (occupy(), occupy());
     eventually("both places are taken", LIMIT, || async {
@@ -432,8 +440,10 @@ async fn more_than_it_can_do_is_told_to_come_back() {
         (ask(&gateway, &tenant.api_key, &body("a text")).await.status == 200).then_some(())
     })
     .await;
-    eventually("the worker has left both", LIMIT, || async {
-        (worker.counter("vecmill_worker_requests_total{answer=\"Abandoned\"}").await == 2).then_some(())
+    eventually("the worker has left them", LIMIT, || async {
+        let abandoned = worker.counter("vecmill_worker_requests_total{answer=\"Abandoned\"}").await;
+        let in_flight = worker.counter("vecmill_worker_requests_in_flight").await;
+        (abandoned > 0 && in_flight == 0).then_some(())
     })
     .await;
 }
@@ -507,7 +517,7 @@ async fn it_does_what_its_description_says_and_never_answers_500() {
         .args(["--header", &format!("Authorization: Bearer {}", tenant.api_key)])
         // A text may be too long and a token id unknown, which no description can say.
         .args(["--checks", "all", "--exclude-checks", "positive_data_acceptance"])
-        .args(["--max-examples", "100", "--seed", "1", "--no-color"])
+        .args(["--max-examples", "100", "--seed", "1", "--no-color", "--suppress-health-check", "filter_too_much"])
         .env("NO_PROXY", "127.0.0.1")
         .current_dir(cluster.dir.path())
         .output()
