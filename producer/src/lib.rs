@@ -7,9 +7,11 @@
 
 pub mod cli;
 pub mod contract;
+pub mod control;
 pub mod digest;
 pub mod fetch;
 pub mod gateway;
+pub mod part;
 pub mod prepare;
 pub mod publish;
 pub mod read;

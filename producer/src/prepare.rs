@@ -107,6 +107,9 @@ pub fn job_id(tenant: &TenantId, spec: &JobSpec, input: &Input, options: &ReadOp
         text_field: &'a str,
         chunk_rows: u32,
         chunk_bytes: u32,
+        // Left out where it is not so: what jobs were called before must stay.
+        #[serde(skip_serializing_if = "std::ops::Not::not")]
+        dimensions_in_every_line: bool,
     }
     let identity = Identity {
         version: CONTRACT_VERSION,
@@ -117,6 +120,7 @@ pub fn job_id(tenant: &TenantId, spec: &JobSpec, input: &Input, options: &ReadOp
         text_field: &options.text_field,
         chunk_rows: cut.chunk_rows,
         chunk_bytes: cut.chunk_bytes,
+        dimensions_in_every_line: options.dimensions_in_every_line,
     };
     let bytes = serde_json::to_vec(&identity).unwrap_or_default();
     JobId::from_digest(Digest::of(&bytes).as_bytes())

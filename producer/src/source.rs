@@ -33,6 +33,13 @@ pub enum Source {
         /// The object's key.
         key: String,
     },
+    /// An object of Vecmill's own bucket: a file that was uploaded.
+    Stored {
+        /// The object's key.
+        key: String,
+        /// What its owner calls it.
+        name: String,
+    },
 }
 
 /// Why a corpus can't be had.
@@ -97,6 +104,7 @@ impl std::fmt::Display for Source {
             Self::File(path) => write!(f, "{}", path.display()),
             Self::Stdin => f.write_str("standard input"),
             Self::S3 { bucket, key } => write!(f, "s3://{bucket}/{key}"),
+            Self::Stored { name, .. } => f.write_str(name),
         }
     }
 }
@@ -106,9 +114,14 @@ impl Source {
     /// thread of its own.
     pub async fn spool(&self, store: &Store) -> Result<Spooled, SourceError> {
         let name = self.to_string();
-        if let Self::S3 { bucket, key } = self {
+        let object = match self {
+            Self::S3 { bucket, key } => Some((Some(bucket.as_str()), key)),
+            Self::Stored { key, .. } => Some((None, key)),
+            Self::File(_) | Self::Stdin => None,
+        };
+        if let Some((bucket, key)) = object {
             let path = temporary(&name)?;
-            let (bytes, sha256) = store.download(Some(bucket), key, &path).await?;
+            let (bytes, sha256) = store.download(bucket, key, &path).await?;
             return Ok(Spooled { path: path.to_path_buf(), bytes, sha256, name, _spool: Some(path) });
         }
         let source = self.clone();

@@ -3,13 +3,13 @@
 use std::collections::{BTreeMap, HashSet};
 
 use futures_util::{StreamExt, TryStreamExt, stream};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use vecmill_signer::claims::{JobId, TenantId};
 
 use crate::{
     contract::{
-        ChunkResult, DeadChunk, FinalManifest, JobKeys, MANIFEST_BYTES_MAX, Manifest, ManifestError, Submission,
-        chunk_of_key, job_of_key, tenant_jobs_prefix,
+        Cancelled, ChunkResult, DeadChunk, FinalManifest, JobKeys, MANIFEST_BYTES_MAX, Manifest, ManifestError, Paused,
+        Submission, chunk_of_key, job_of_key, tenant_jobs_prefix,
     },
     store::{Object, Store, StoreError},
 };
@@ -26,7 +26,7 @@ const RATE_WINDOW_S: f64 = 60.0;
 const DEAD_NAMED_MAX: usize = 100;
 
 /// The states of a job.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, serde::Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum JobState {
     /// Its chunks are being uploaded or published.
@@ -80,8 +80,35 @@ pub enum StatusError {
     Manifest(#[from] ManifestError),
 }
 
+/// What a job that could run waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum WaitReason {
+    /// Its tenant holds it up.
+    Paused,
+    /// The tenant has used up its tokens of the minute.
+    TokensPerMinute,
+    /// The tenant has used up its tokens of the day.
+    TokensPerDay,
+    /// Nobody takes chunks from its lane.
+    NoWorker,
+    /// Chunks before it.
+    Backlog,
+}
+
+/// That a job waits, and why.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Waiting {
+    /// For programs.
+    pub reason: WaitReason,
+    /// Until when, where that is known.
+    pub until: Option<jiff::Timestamp>,
+    /// For people.
+    pub message: String,
+}
+
 /// Where a job stands.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct JobStatus {
     /// The job.
     pub job: JobId,
@@ -89,6 +116,8 @@ pub struct JobStatus {
     pub state: JobState,
     /// A sentence where the state alone leaves the reader with a question.
     pub note: Option<String>,
+    /// What it waits for, where that is known: S3 tells of a pause, a gateway of the rest.
+    pub waiting: Option<Waiting>,
     /// What the submitter called the input.
     pub name: Option<String>,
     /// The model.
@@ -103,6 +132,8 @@ pub struct JobStatus {
     pub rows_failed: Option<u64>,
     /// Texts that were cut to the model's longest; absent where too many records would have to be read.
     pub rows_truncated: Option<u64>,
+    /// Texts in chunks that have not ended.
+    pub rows_waiting: u64,
     /// Input rows that the producer could not use.
     pub rejected: u64,
     /// Chunks in the job.
@@ -115,6 +146,8 @@ pub struct JobStatus {
     pub dead: Vec<DeadChunk>,
     /// Exact tokens of the finished chunks; absent where too many records would have to be read.
     pub tokens: Option<u64>,
+    /// Tokens of the texts that wait, as far as those that are done tell.
+    pub tokens_waiting: Option<u64>,
     /// Texts a second over the last minute.
     pub rows_per_s: Option<f64>,
     /// Seconds to go at that rate.
@@ -123,6 +156,8 @@ pub struct JobStatus {
     pub submitted_at: Option<jiff::Timestamp>,
     /// When its grant expires.
     pub expires_at: Option<jiff::Timestamp>,
+    /// When it reached the final state that it is in.
+    pub ended_at: Option<jiff::Timestamp>,
 }
 
 impl JobStatus {
@@ -142,6 +177,7 @@ impl JobStatus {
             job: job.clone(),
             state: JobState::Validating,
             note: None,
+            waiting: None,
             name: None,
             model: None,
             dimensions: None,
@@ -149,16 +185,19 @@ impl JobStatus {
             rows_done: 0,
             rows_failed: None,
             rows_truncated: None,
+            rows_waiting: 0,
             rejected: 0,
             chunks: 0,
             chunks_done: 0,
             chunks_dead: 0,
             dead: Vec::new(),
             tokens: None,
+            tokens_waiting: None,
             rows_per_s: None,
             eta_s: None,
             submitted_at: None,
             expires_at: None,
+            ended_at: None,
         }
     }
 }
@@ -221,37 +260,68 @@ impl Watch {
         status.chunks_done = done.len() as u32;
         status.chunks_dead = dead.len() as u32;
         status.rows_done = done.iter().map(|object| u64::from(rows_of(manifest, object))).sum();
+        let rows_dead: u64 = dead.iter().map(|object| u64::from(rows_of(manifest, object))).sum();
+        status.rows_waiting = status.rows.saturating_sub(status.rows_done + rows_dead);
         rate(&mut status, manifest, &done);
-        status.dead = self.documents(dead.iter().take(DEAD_NAMED_MAX)).await?;
+        status.dead = self.documents(dead.iter().take(DEAD_NAMED_MAX).map(key).collect()).await?;
         self.count(&mut status, &done).await?;
-        status.state = self.state(&status, submission.as_ref()).await?;
-        if status.state != JobState::Running {
+        if let (Some(tokens), 1..) = (status.tokens, status.rows_done) {
+            status.tokens_waiting = Some((tokens as f64 / status.rows_done as f64 * status.rows_waiting as f64) as u64);
+        }
+        (status.state, status.ended_at) = self.state(&status, submission.as_ref()).await?;
+        if matches!(status.state, JobState::Queued | JobState::Running) {
+            status.waiting = self.paused().await?;
+        }
+        if status.state != JobState::Running || status.waiting.is_some() {
             status.eta_s = None;
         }
-        status.note = note(&status, submission.as_ref());
+        status.note = status
+            .waiting
+            .as_ref()
+            .map_or_else(|| note(&status, submission.as_ref()), |waiting| Some(waiting.message.clone()));
         Ok(status)
     }
 
-    async fn state(&self, status: &JobStatus, submission: Option<&Submission>) -> Result<JobState, StoreError> {
-        if self.store.exists(&self.keys.success()).await? {
-            return Ok(JobState::Completed);
+    async fn paused(&self) -> Result<Option<Waiting>, StoreError> {
+        let paused: Option<Paused> = self.store.get_json(&self.keys.paused(), DOCUMENT_BYTES_MAX).await?;
+        Ok(paused.map(|paused| Waiting {
+            reason: WaitReason::Paused,
+            until: None,
+            message: format!("its tenant has held it up since {:.0}: resume it to go on", paused.at),
+        }))
+    }
+
+    /// The state, and since when it is in it where that is a final one.
+    async fn state(
+        &self,
+        status: &JobStatus,
+        submission: Option<&Submission>,
+    ) -> Result<(JobState, Option<jiff::Timestamp>), StoreError> {
+        if let Some(at_s) = self.store.modified_s(&self.keys.success()).await? {
+            return Ok((JobState::Completed, timestamp(at_s)));
         }
-        if self.store.exists(&self.keys.cancelled()).await? {
-            return Ok(JobState::Cancelled);
+        let cancelled: Option<Cancelled> = self.store.get_json(&self.keys.cancelled(), DOCUMENT_BYTES_MAX).await?;
+        if let Some(cancelled) = cancelled {
+            return Ok((JobState::Cancelled, Some(cancelled.at)));
         }
         let ended = status.chunks_done + status.chunks_dead >= status.chunks;
-        if ended && status.chunks_dead > 0 && self.store.exists(&self.keys.final_manifest()).await? {
-            return Ok(JobState::Failed);
+        if ended
+            && status.chunks_dead > 0
+            && let Some(at_s) = self.store.modified_s(&self.keys.final_manifest()).await?
+        {
+            return Ok((JobState::Failed, timestamp(at_s)));
         }
-        if !ended && submission.is_some_and(|submission| submission.expires_at < jiff::Timestamp::now()) {
-            return Ok(JobState::Expired);
+        let expires_at = submission.map(|submission| submission.expires_at);
+        if !ended && expires_at.is_some_and(|at| at < jiff::Timestamp::now()) {
+            return Ok((JobState::Expired, expires_at));
         }
-        Ok(match submission {
+        let state = match submission {
             _ if ended => JobState::Finalizing,
             Some(submission) if submission.published && status.chunks_done == 0 => JobState::Queued,
             Some(submission) if submission.published => JobState::Running,
             _ => JobState::Validating,
-        })
+        };
+        Ok((state, None))
     }
 
     /// Tokens, failed and truncated rows: from the summary when it is there, else from the chunks' records.
@@ -265,9 +335,9 @@ impl Watch {
             return Ok(());
         }
         let known = &self.results;
-        let unread =
-            done.iter().filter(|object| chunk_of_key(&object.key).is_some_and(|chunk| !known.contains_key(&chunk)));
-        let read: Vec<ChunkResult> = self.documents(unread.take(RESULTS_PER_LOOK_MAX)).await?;
+        let is_new = |object: &&Object| chunk_of_key(&object.key).is_some_and(|chunk| !known.contains_key(&chunk));
+        let unread = done.iter().filter(is_new).take(RESULTS_PER_LOOK_MAX).map(key).collect();
+        let read: Vec<ChunkResult> = self.documents(unread).await?;
         self.results.extend(read.into_iter().map(|result| (result.chunk, result)));
         if self.results.len() >= done.len() {
             status.tokens = Some(self.results.values().map(|result| result.tokens).sum());
@@ -277,17 +347,22 @@ impl Watch {
         Ok(())
     }
 
-    async fn documents<'a, T: serde::de::DeserializeOwned>(
-        &self,
-        objects: impl Iterator<Item = &'a Object>,
-    ) -> Result<Vec<T>, StoreError> {
-        let found: Vec<Option<T>> = stream::iter(objects.map(|object| object.key.clone()))
+    async fn documents<T: serde::de::DeserializeOwned>(&self, keys: Vec<String>) -> Result<Vec<T>, StoreError> {
+        let found: Vec<Option<T>> = stream::iter(keys)
             .map(|key| async move { self.store.get_json(&key, DOCUMENT_BYTES_MAX).await })
             .buffered(READS_MAX)
             .try_collect()
             .await?;
         Ok(found.into_iter().flatten().collect())
     }
+}
+
+fn timestamp(unix_s: f64) -> Option<jiff::Timestamp> {
+    jiff::Timestamp::from_millisecond((unix_s * 1000.0) as i64).ok()
+}
+
+fn key(object: &Object) -> String {
+    object.key.clone()
 }
 
 fn rows_of(manifest: &Manifest, object: &Object) -> u32 {

@@ -1,10 +1,14 @@
-//! S3, as Vecmill uses it: whole small objects under keys that the contract makes, and listings.
+//! S3, as Vecmill uses it: whole small objects under keys that the contract makes, listings, and streams of what tenants
+//! upload and download.
+
+mod upload;
 
 use std::{
     path::{Path, PathBuf},
     time::Duration,
 };
 
+pub use aws_sdk_s3::primitives::ByteStream;
 use aws_sdk_s3::{
     Client,
     config::{
@@ -13,7 +17,6 @@ use aws_sdk_s3::{
     },
     error::{DisplayErrorContext, ProvideErrorMetadata, SdkError},
     operation::list_objects_v2::ListObjectsV2Output,
-    primitives::ByteStream,
 };
 use aws_smithy_http_client::{
     Builder as HttpClientBuilder,
@@ -48,6 +51,8 @@ pub struct StoreSettings {
     #[arg(long = "s3-region", env = "AWS_REGION", value_name = "NAME", default_value = "us-east-1")]
     pub region: String,
 }
+
+pub use self::upload::Upload;
 
 /// An access key, where it is not to come from the standard chain.
 pub struct StoreCredentials {
@@ -147,6 +152,16 @@ pub struct Object {
     pub modified_s: f64,
 }
 
+impl Object {
+    fn of(object: &aws_sdk_s3::types::Object) -> Self {
+        Self {
+            key: object.key().unwrap_or_default().to_owned(),
+            bytes: object.size().unwrap_or_default() as u64,
+            modified_s: object.last_modified().map(|time| time.as_secs_f64()).unwrap_or_default(),
+        }
+    }
+}
+
 /// One bucket on an S3-compatible server. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Store {
@@ -220,6 +235,15 @@ impl Store {
         Ok(Some(body.into_bytes()))
     }
 
+    /// An object's length and its bytes as they come, or `None` where there is none.
+    pub async fn open(&self, key: &str) -> Result<Option<(u64, ByteStream)>, StoreError> {
+        match self.client.get_object().bucket(&self.bucket).key(key).send().await {
+            Ok(answer) => Ok(Some((answer.content_length().unwrap_or_default().unsigned_abs(), answer.body))),
+            Err(error) if error.as_service_error().is_some_and(|error| error.is_no_such_key()) => Ok(None),
+            Err(error) => Err(StoreError::new("read", key, error)),
+        }
+    }
+
     /// A JSON document, or `None` where there is none.
     pub async fn get_json<T: DeserializeOwned>(&self, key: &str, bytes_max: usize) -> Result<Option<T>, StoreError> {
         let Some(bytes) = self.get(key, bytes_max).await? else { return Ok(None) };
@@ -241,11 +265,21 @@ impl Store {
         self.put(key, bytes, "application/json").await
     }
 
+    /// Begins an object whose bytes come piece by piece. What is not finished is never seen.
+    pub fn upload(&self, key: &str) -> Upload {
+        Upload::new(self.client.clone(), self.bucket.clone(), key.to_owned())
+    }
+
     /// Whether an object is there.
     pub async fn exists(&self, key: &str) -> Result<bool, StoreError> {
+        Ok(self.modified_s(key).await?.is_some())
+    }
+
+    /// When an object was last written, as Unix seconds, or `None` where there is none.
+    pub async fn modified_s(&self, key: &str) -> Result<Option<f64>, StoreError> {
         match self.client.head_object().bucket(&self.bucket).key(key).send().await {
-            Ok(_) => Ok(true),
-            Err(error) if error.as_service_error().is_some_and(|error| error.is_not_found()) => Ok(false),
+            Ok(found) => Ok(Some(found.last_modified().map(|time| time.as_secs_f64()).unwrap_or_default())),
+            Err(error) if error.as_service_error().is_some_and(|error| error.is_not_found()) => Ok(None),
             Err(error) => Err(StoreError::new("look for", key, error)),
         }
     }
@@ -262,13 +296,27 @@ impl Store {
     pub async fn list(&self, prefix: &str, start_after: Option<&str>) -> Result<Vec<Object>, StoreError> {
         let mut objects = Vec::new();
         self.each_page(prefix, start_after, None, |page| {
-            objects.extend(page.contents().iter().map(|object| Object {
-                key: object.key().unwrap_or_default().to_owned(),
-                bytes: object.size().unwrap_or_default() as u64,
-                modified_s: object.last_modified().map(|time| time.as_secs_f64()).unwrap_or_default(),
-            }));
+            objects.extend(page.contents().iter().map(Object::of));
+            true
         })
         .await?;
+        Ok(objects)
+    }
+
+    /// The first `count` of [`Self::list`], in little more requests than they take.
+    pub async fn list_some(
+        &self,
+        prefix: &str,
+        start_after: Option<&str>,
+        count: usize,
+    ) -> Result<Vec<Object>, StoreError> {
+        let mut objects = Vec::new();
+        self.each_page(prefix, start_after, None, |page| {
+            objects.extend(page.contents().iter().map(Object::of));
+            objects.len() < count
+        })
+        .await?;
+        objects.truncate(count);
         Ok(objects)
     }
 
@@ -277,17 +325,19 @@ impl Store {
         let mut folders = Vec::new();
         self.each_page(prefix, None, Some("/"), |page| {
             folders.extend(page.common_prefixes().iter().filter_map(|folder| folder.prefix().map(str::to_owned)));
+            true
         })
         .await?;
         Ok(folders)
     }
 
+    /// Calls `take` with each page, until it wants no more.
     async fn each_page(
         &self,
         prefix: &str,
         start_after: Option<&str>,
         delimiter: Option<&str>,
-        mut take: impl FnMut(&ListObjectsV2Output),
+        mut take: impl FnMut(&ListObjectsV2Output) -> bool,
     ) -> Result<(), StoreError> {
         let mut token: Option<String> = None;
         loop {
@@ -302,9 +352,9 @@ impl Store {
                 .send()
                 .await
                 .map_err(|error| StoreError::new("list", prefix, error))?;
-            take(&page);
+            let more = take(&page);
             match page.next_continuation_token() {
-                Some(next) if page.is_truncated() == Some(true) => token = Some(next.to_owned()),
+                Some(next) if more && page.is_truncated() == Some(true) => token = Some(next.to_owned()),
                 _ => return Ok(()),
             }
         }

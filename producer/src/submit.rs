@@ -82,12 +82,26 @@ pub async fn submit(
 ) -> Result<Submitted, SubmitError> {
     what.spec.check()?;
     let access = signer.access_token(&[Scope::JobsSubmit]).await?;
-    let tenant = access.tenant.clone();
-    let prepared = prepare(store, &tenant, &what.spec, &what.corpus, report.clone()).await?;
-    let status = JobStatus::read(store, &tenant, &prepared.job).await?;
+    let prepared = prepare(store, &access.tenant, &what.spec, &what.corpus, report.clone()).await?;
+    enter(store, signer, broker, &access.tenant, &prepared, what.window_s, what.republish, report).await
+}
+
+/// Submits a job whose corpus lies on S3 in chunks, or takes it up again where it was.
+#[expect(clippy::too_many_arguments, reason = "the servers, the job, and how: none of them belongs to another")]
+pub async fn enter(
+    store: &Store,
+    signer: &SignerClient,
+    broker: &BrokerSettings,
+    tenant: &TenantId,
+    prepared: &Prepared,
+    window_s: u64,
+    republish: bool,
+    report: impl Fn(Event),
+) -> Result<Submitted, SubmitError> {
+    let status = JobStatus::read(store, tenant, &prepared.job).await?;
     let mut submitted = Submitted {
         job: prepared.job.clone(),
-        tenant,
+        tenant: tenant.clone(),
         rows: prepared.manifest.rows,
         rejected: prepared.manifest.rejected,
         chunks: prepared.manifest.chunk_count(),
@@ -96,13 +110,13 @@ pub async fn submit(
     };
     let takes_up = match status.state {
         JobState::Completed => false,
-        JobState::Queued | JobState::Running | JobState::Finalizing => what.republish,
+        JobState::Queued | JobState::Running | JobState::Finalizing => republish,
         JobState::Validating | JobState::Failed | JobState::Expired | JobState::Cancelled => true,
     };
     if !takes_up {
         return Ok(submitted);
     }
-    submitted.published = take_up(store, signer, broker, &prepared, what.window_s, report).await?;
+    submitted.published = take_up(store, signer, broker, prepared, window_s, report).await?;
     Ok(submitted)
 }
 
@@ -171,21 +185,23 @@ async fn take_up(
         expires_at: jiff::Timestamp::from_second(grant.expires_at as i64).unwrap_or(jiff::Timestamp::MAX),
         published: false,
         name: prepared.name.clone(),
+        lane: Some(grant.lane),
     };
     store.put_json(&prepared.keys.submission(), &submission).await?;
 
-    report(Event::Publishing(missing.len() as u32));
+    let published = missing.len() as u32;
+    report(Event::Publishing(published));
     let url = broker.amqp_url.as_deref().unwrap_or_default();
     let connection = connect(url, "vecmill submit", &broker.tls).await.map_err(PublishError::from)?;
     let publisher = Publisher::open(&connection).await.map_err(PublishError::from)?;
     let topology = broker.topology();
     publisher.declare(&topology).await.map_err(PublishError::from)?;
-    let messages = missing.iter().map(|&chunk| message(manifest, chunk, &grant.grant).to_bytes());
+    let messages = missing.into_iter().map(|chunk| message(manifest, chunk, &grant.grant).to_bytes());
     let lane = topology.lane_key_of(grant.lane);
     publisher.publish_all(&topology.jobs_exchange(), &lane, messages, || report(Event::Published)).await?;
     submission.published = true;
     store.put_json(&prepared.keys.submission(), &submission).await?;
-    Ok(missing.len() as u32)
+    Ok(published)
 }
 
 /// The message of one chunk.
@@ -212,6 +228,7 @@ pub async fn clear_the_way(store: &Store, prepared: &Prepared) -> Result<Vec<u32
         store.delete(&keys.final_manifest()).await?;
     }
     store.delete(&keys.cancelled()).await?;
+    store.delete(&keys.paused()).await?;
     let done = store.list(&keys.done_prefix(), None).await?;
     let done: HashSet<u32> = done.iter().filter_map(|object| crate::contract::chunk_of_key(&object.key)).collect();
     Ok((0..prepared.manifest.chunk_count()).filter(|chunk| !done.contains(chunk)).collect())

@@ -84,12 +84,18 @@ impl ClientError {
     }
 }
 
-/// A client of one signer with one API key. Clones share connections.
+/// A client of one signer with one API key, or one access token. Clones share connections.
 #[derive(Debug, Clone)]
 pub struct SignerClient {
     http: Client,
     base: Url,
-    key: ApiKey,
+    credential: Credential,
+}
+
+#[derive(Debug, Clone)]
+enum Credential {
+    Key(ApiKey),
+    Token(AccessToken),
 }
 
 impl SignerClient {
@@ -101,11 +107,26 @@ impl SignerClient {
 
     /// The same, trusting and showing what `tls` says.
     pub fn with_tls(base_url: &str, key: ApiKey, tls: &ClientTls) -> Result<Self, AddressError> {
-        Ok(Self { base: http::base_url(base_url, tls)?, http: http::client(tls)?, key })
+        Self::with(base_url, Credential::Key(key), tls)
     }
 
-    /// Gets an access token with `scopes`, or with all that the key's role has if `scopes` is empty.
+    /// The same for somebody who has an access token and no key: once it has expired, the signer refuses what it is shown
+    /// for.
+    pub fn with_access_token(base_url: &str, token: AccessToken, tls: &ClientTls) -> Result<Self, AddressError> {
+        Self::with(base_url, Credential::Token(token), tls)
+    }
+
+    fn with(base_url: &str, credential: Credential, tls: &ClientTls) -> Result<Self, AddressError> {
+        Ok(Self { base: http::base_url(base_url, tls)?, http: http::client(tls)?, credential })
+    }
+
+    /// Gets an access token with `scopes`, or with all that the key's role has if `scopes` is empty. A client that was made
+    /// with a token gives that one.
     pub async fn access_token(&self, scopes: &[Scope]) -> Result<AccessToken, ClientError> {
+        let key = match &self.credential {
+            Credential::Key(key) => key,
+            Credential::Token(token) => return Ok(token.clone()),
+        };
         let scope = Scope::join(scopes);
         let mut form = vec![("grant_type", "client_credentials")];
         if !scope.is_empty() {
@@ -113,7 +134,7 @@ impl SignerClient {
         }
         let asked_at = unix_now();
         let url = http::join(&self.base, "oauth/token");
-        let request = || self.http.post(url.clone()).basic_auth(self.key.id(), Some(self.key.expose())).form(&form);
+        let request = || self.http.post(url.clone()).basic_auth(key.id(), Some(key.expose())).form(&form);
         let answer: TokenResponse = self.send(request).await?;
         if !answer.token_type.eq_ignore_ascii_case("bearer") {
             return Err(ClientError::Protocol("the token is not a bearer token"));

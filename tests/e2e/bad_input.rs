@@ -11,9 +11,9 @@ use std::{
 use arrow_array::{ArrayRef, Int64Array, RecordBatch, StringArray};
 use parquet::arrow::ArrowWriter;
 use serde_json::{Value, json};
+use vecmill_producer::part;
 use vecmill_signer::claims::JobId;
 use vecmill_tests::{Cluster, Tenant, WorkerOptions};
-use vecmill_worker::part;
 
 const LIMIT: Duration = Duration::from_secs(60);
 

@@ -13,6 +13,7 @@ use bytes::Bytes;
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use serde_json::{Value, json};
 use tempfile::TempDir;
+use vecmill_producer::part;
 use vecmill_tests::{
     cluster::release_dir,
     corpus::{texts, write_jsonl},
@@ -20,7 +21,6 @@ use vecmill_tests::{
 use vecmill_worker::{
     audit::AuditRecord,
     engine::synthetic::{self, Shape},
-    part,
 };
 
 /// SIGABRT, by which a kill point ends the process: as sudden as `kill -9`, and told apart from it.

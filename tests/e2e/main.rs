@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that panics has failed, as it should")]
 
 mod bad_input;
+mod batches;
 mod cli;
 mod crashes;
 mod embeddings;

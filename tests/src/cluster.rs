@@ -181,6 +181,7 @@ impl Cluster {
             // Short rungs, so that what waits is seen to come back.
             ("VECMILL_WAIT_LADDER", "1,2,3".to_owned()),
             ("VECMILL_MODEL", MODEL.to_owned()),
+            ("VECMILL_MODEL_DIMENSIONS", "64".to_owned()),
             ("VECMILL_MODEL_DIR", model.display().to_string()),
             ("VECMILL_DIMENSIONS", "32".to_owned()),
             ("VECMILL_SIGNER_DATABASE", dir.path().join("signer.db").display().to_string()),

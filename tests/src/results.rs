@@ -4,13 +4,13 @@ use std::{collections::HashSet, path::Path, time::Duration};
 
 use vecmill_producer::{
     contract::{ChunkResult, FinalManifest, JobKeys, Manifest, chunk_of_key},
+    part,
     store::Store,
 };
 use vecmill_signer::claims::Digest;
 use vecmill_worker::{
     audit::{AuditRecord, Decision},
     engine::Tokenizer,
-    part,
 };
 
 use crate::{Tenant, eventually};

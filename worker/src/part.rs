@@ -7,16 +7,12 @@
 use std::io::Write;
 use std::sync::Arc;
 
-use arrow_array::cast::AsArray;
-use arrow_array::types::{Float16Type, Float32Type, UInt32Type};
 use arrow_array::{
     ArrayRef, BooleanArray, FixedSizeListArray, Float16Array, Float32Array, RecordBatch, StringArray, UInt32Array,
 };
 use arrow_schema::{ArrowError, DataType, Field, FieldRef, Schema, SchemaRef};
-use bytes::Bytes;
 use half::f16;
 use parquet::arrow::ArrowWriter;
-use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use parquet::basic::{Compression, ZstdLevel};
 use parquet::errors::ParquetError;
 use parquet::file::metadata::KeyValue;
@@ -24,9 +20,6 @@ use parquet::file::properties::{EnabledStatistics, WriterProperties};
 use parquet::schema::types::ColumnPath;
 use sha2::{Digest, Sha256};
 use vecmill_producer::contract::Dtype;
-
-/// Rows decoded at once: 1,024 rows of 4,096 floats are 16 MiB.
-const DECODE_ROWS: usize = 1_024;
 
 /// What a file that grows row by row holds back before it writes: readers like large row groups, memory small ones.
 const ROW_GROUP_BYTES: usize = 64 << 20;
@@ -43,7 +36,7 @@ pub struct Part {
     pub vectors_sha256: [u8; 32],
 }
 
-/// Why a part can't be written or read.
+/// Why a part can't be written.
 #[derive(thiserror::Error, Debug)]
 pub enum PartError {
     /// The columns differ in length.
@@ -77,17 +70,11 @@ pub enum PartError {
         /// Its row, from 0.
         row: usize,
     },
-    /// The file is Parquet, but not a part.
-    #[error("not a part: column {column:?} is missing or of another type")]
-    Schema {
-        /// The first column that is not as it must be.
-        column: &'static str,
-    },
     /// Arrow refused the columns: more dimensions, or bytes of ids, than its 31-bit lengths hold.
     #[error("the columns can't be put together")]
     Arrow(#[from] ArrowError),
-    /// The file can't be written or read.
-    #[error("the Parquet file can't be written or read")]
+    /// The file can't be written.
+    #[error("the Parquet file can't be written")]
     Parquet(#[from] ParquetError),
 }
 
@@ -163,29 +150,6 @@ impl<W: Write + Send> PartFile<W> {
     }
 }
 
-/// Reads a part back: id, vector (16-bit numbers widened) and tokens of each row, in the file's order.
-///
-/// # Errors
-/// When the bytes are not a part.
-pub fn decode(bytes: Bytes) -> Result<Vec<(String, Vec<f32>, u32)>, PartError> {
-    let reader = ParquetRecordBatchReaderBuilder::try_new(bytes)?.with_batch_size(DECODE_ROWS).build()?;
-    let mut rows = Vec::new();
-    for batch in reader {
-        let batch = batch?;
-        let bad = |column| PartError::Schema { column };
-        let ids = batch.column_by_name("id").and_then(|column| column.as_string_opt::<i32>()).ok_or(bad("id"))?;
-        let vectors = batch.column_by_name("embedding").and_then(|column| column.as_fixed_size_list_opt());
-        let vectors = vectors.ok_or(bad("embedding"))?;
-        let tokens = batch.column_by_name("tokens").and_then(|column| column.as_primitive_opt::<UInt32Type>());
-        let tokens = tokens.ok_or(bad("tokens"))?;
-        for row in 0..batch.num_rows() {
-            let vector = floats(&vectors.value(row)).ok_or(bad("embedding"))?;
-            rows.push((ids.value(row).to_owned(), vector, tokens.value(row)));
-        }
-    }
-    Ok(rows)
-}
-
 /// Rows, column by column.
 #[derive(Clone, Copy)]
 struct Rows<'a> {
@@ -255,15 +219,6 @@ fn flatten<N: Copy, const BYTES: usize>(
         digest.update(&row_bytes);
     }
     Ok((flat, digest.finalize().into()))
-}
-
-/// One vector's numbers, whichever way they are stored.
-fn floats(vector: &ArrayRef) -> Option<Vec<f32>> {
-    if let Some(numbers) = vector.as_primitive_opt::<Float32Type>() {
-        return Some(numbers.values().to_vec());
-    }
-    let numbers = vector.as_primitive_opt::<Float16Type>()?;
-    Some(numbers.values().iter().map(|number| number.to_f32()).collect())
 }
 
 /// Arrow's width of a fixed-size list.

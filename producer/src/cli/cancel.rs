@@ -7,7 +7,7 @@ use super::{
     output::{Failure, print_json},
 };
 use crate::{
-    contract::Cancelled,
+    control::cancel,
     status::{JobState, Watch},
 };
 
@@ -30,8 +30,7 @@ pub(super) async fn run(args: Args) -> Result<(), Failure> {
     }
     let mut status = watch.look().await?;
     if !status.state.is_final() {
-        let cancelled = Cancelled { at: jiff::Timestamp::now() };
-        store.put_json(&watch.keys().cancelled(), &cancelled).await?;
+        cancel(&store, watch.keys()).await?;
         status = watch.look().await?;
     }
     if args.json {

@@ -57,6 +57,11 @@ impl JobKeys {
         format!("{}cancelled.json", self.prefix)
     }
 
+    /// Present while the tenant holds the job up.
+    pub fn paused(&self) -> String {
+        format!("{}paused.json", self.prefix)
+    }
+
     /// A chunk's vectors.
     pub fn part(&self, chunk: u32) -> String {
         format!("{}vectors/part-{chunk:06}.parquet", self.prefix)

@@ -12,6 +12,7 @@ mod manifest;
 mod message;
 mod outcome;
 mod spec;
+mod usage;
 
 pub use chunk::{CHUNK_TEXT_BYTES_MAX, ChunkError, ChunkRow, ChunkWriter, RowInput, read_chunk};
 pub use embed::{
@@ -21,8 +22,9 @@ pub use embed::{
 pub use layout::{JobKeys, chunk_of_key, job_of_key, refusal_key, tenant_jobs_prefix};
 pub use manifest::{CHUNKS_MAX, ChunkEntry, Input, MANIFEST_BYTES_MAX, Manifest, ManifestError};
 pub use message::{ATTEMPT_HEADER, ChunkMessage, MESSAGE_BYTES_MAX, MessageError, REASON_HEADER, RUNG_HEADER};
-pub use outcome::{Cancelled, ChunkResult, DeadChunk, FinalManifest, PartEntry, RowError, Submission};
+pub use outcome::{Cancelled, ChunkResult, DeadChunk, FinalManifest, PartEntry, Paused, RowError, Submission};
 pub use spec::{Dtype, JobSpec, SpecError, Truncate};
+pub use usage::{USAGE_DAYS, usage_field, usage_key};
 
 /// The version of every document in this module. A reader refuses any other: a later version comes with
 /// its own reader, never with a guess.

@@ -18,11 +18,21 @@ pub struct Submission {
     pub published: bool,
     /// What the submitter called the input.
     pub name: String,
+    /// The lane its messages went to, as the grant numbers it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lane: Option<u32>,
 }
 
 /// `cancelled.json`: the tenant wants no more of the job.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Cancelled {
+    /// When, as RFC 3339.
+    pub at: jiff::Timestamp,
+}
+
+/// `paused.json`: the tenant wants nothing more of the job computed for now.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Paused {
     /// When, as RFC 3339.
     pub at: jiff::Timestamp,
 }

@@ -10,7 +10,7 @@ use axum::http::HeaderMap;
 use axum::http::header::AUTHORIZATION;
 use sha2::{Digest as _, Sha256};
 use vecmill_signer::claims::Scope;
-use vecmill_signer::client::{ApiKey, ClientError, SignerClient};
+use vecmill_signer::client::{AccessToken, ApiKey, ClientError, SignerClient};
 use vecmill_signer::edge::{ClientTls, FailedLogins};
 use vecmill_signer::verify::{VerifiedAccess, Verifier};
 use zeroize::Zeroizing;
@@ -44,6 +44,9 @@ struct Kept {
 pub(super) struct Caller {
     pub(super) access: VerifiedAccess,
     pub(super) token: Zeroizing<String>,
+    /// The API key, where it was one: for work that outlives the token.
+    key: Option<ApiKey>,
+    peer: SocketAddr,
 }
 
 impl Auth {
@@ -68,9 +71,10 @@ impl Auth {
             return Err(ApiError::unauthorized());
         }
         let credential = credential.trim_matches(' ');
-        let token = match credential.parse::<ApiKey>() {
-            Ok(key) => self.exchanged(key, peer).await?,
-            Err(_) => Zeroizing::new(credential.to_owned()),
+        let key = credential.parse::<ApiKey>().ok();
+        let token = match key.clone() {
+            Some(key) => self.exchanged(key, peer).await?,
+            None => Zeroizing::new(credential.to_owned()),
         };
         let access = self.verifier.access(&token).await.map_err(|refusal| {
             if refusal.is_transient() {
@@ -88,7 +92,33 @@ impl Auth {
             let sentence = format!("the API key's role lacks the scope {scope}");
             return Err(ApiError::forbidden("insufficient_scope", sentence));
         }
-        Ok(Caller { access, token })
+        Ok(Caller { access, token, key, peer })
+    }
+
+    /// Whether a caller who was let in once still would be.
+    pub(super) async fn still_good(&self, caller: &Caller) -> Result<(), ApiError> {
+        let token = match &caller.key {
+            Some(key) => self.exchanged(key.clone(), caller.peer).await?,
+            None => caller.token.clone(),
+        };
+        self.verifier.access(&token).await.map(drop).map_err(|_| ApiError::unauthorized())
+    }
+
+    /// The signer, asked in the caller's name.
+    pub(super) fn signer(&self, caller: &Caller) -> Result<SignerClient, ApiError> {
+        let client = match &caller.key {
+            Some(key) => SignerClient::with_tls(&self.signer_url, key.clone(), &self.tls),
+            None => {
+                let token = AccessToken {
+                    token: caller.token.clone(),
+                    tenant: caller.access.tenant().clone(),
+                    scopes: caller.access.scope().split(' ').filter_map(|scope| scope.parse().ok()).collect(),
+                    expires_at: caller.access.expires_at(),
+                };
+                SignerClient::with_access_token(&self.signer_url, token, &self.tls)
+            }
+        };
+        client.map_err(|_| ApiError::unavailable("signer_unavailable", "the signer can't be asked at the moment"))
     }
 
     /// An access token for the key: the one kept, or a new one from the signer.

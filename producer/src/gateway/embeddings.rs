@@ -9,10 +9,11 @@ use axum::body::Bytes;
 use axum::extract::State;
 use axum::extract::rejection::BytesRejection;
 use axum::http::header::CONTENT_TYPE;
-use axum::response::{IntoResponse, Response};
+use axum::response::{IntoResponse as _, Response};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use utoipa::ToSchema;
 
@@ -44,7 +45,8 @@ pub(super) struct Body {
     user: Option<String>,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq, Deserialize, ToSchema)]
+/// How a vector is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 #[schema(as = EncodingFormat)]
 pub(super) enum Encoding {
@@ -140,34 +142,7 @@ pub(super) async fn embeddings(
     Extension(RequestId(id)): Extension<RequestId>,
     body: Result<Bytes, BytesRejection>,
 ) -> Result<Response, ApiError> {
-    // Before a look at the body: who is over its limit costs no more than this.
-    let standing = app.limits.count(caller.access.tenant(), caller.access.limits()).await?;
-    let answered = answered(&app, &caller, id, body).await;
-    let mut response = answered.unwrap_or_else(|refusal| refusal.into_response());
-    standing.tell(response.headers_mut());
-    Ok(response)
-}
-
-async fn answered(
-    app: &App,
-    caller: &Caller,
-    id: String,
-    body: Result<Bytes, BytesRejection>,
-) -> Result<Response, ApiError> {
-    let bytes = body.map_err(|rejection| match rejection.status().as_u16() {
-        413 => ApiError::too_large(format!("the body may have {} bytes", super::BODY_LEN_MAX)),
-        _ => ApiError::invalid("invalid_body", None, "the body could not be read"),
-    })?;
-    let body: Body = serde_json::from_slice(&bytes).map_err(|error| {
-        // The library's words name fields and types, never values, once what it quotes of them is cut off.
-        let told = error.to_string();
-        let param = told.split('`').nth(1).filter(|_| told.contains("field")).map(str::to_owned);
-        ApiError::invalid(
-            "invalid_body",
-            param.as_deref(),
-            format!("the body is not a request for embeddings: {}", unquoted(&told)),
-        )
-    })?;
+    let body: Body = parsed(body, "a request for embeddings")?;
     if body.model != app.model {
         let sentence = format!("the model {} is not served here; {} is", printable(&body.model), app.model);
         return Err(ApiError::not_found("model_not_found", sentence));
@@ -180,7 +155,7 @@ async fn answered(
         inputs: inputs(body.input)?,
         dimensions: body.dimensions,
         instruction: body.instruction,
-        deadline_ms: deadline_ms(app),
+        deadline_ms: deadline_ms(&app),
     };
     let answer = app.workers.ask(&request).await.map_err(|error| {
         let code = match error {
@@ -201,6 +176,21 @@ async fn answered(
             Ok(([(CONTENT_TYPE, "application/json")], text).into_response())
         }
     }
+}
+
+/// A JSON body, or what is wrong with it; `what` it should be.
+pub(super) fn parsed<T: DeserializeOwned>(body: Result<Bytes, BytesRejection>, what: &str) -> Result<T, ApiError> {
+    let bytes = body.map_err(|rejection| match rejection.status().as_u16() {
+        413 => ApiError::too_large(format!("the body may have {} bytes", super::BODY_LEN_MAX)),
+        _ => ApiError::invalid("invalid_body", None, "the body could not be read"),
+    })?;
+    serde_json::from_slice(&bytes).map_err(|error| {
+        // The library's words name fields and types, never values, once what it quotes of them is cut off.
+        let told = error.to_string();
+        let param = told.split('`').nth(1).filter(|_| told.contains("field")).map(str::to_owned);
+        let sentence = format!("the body is not {what}: {}", unquoted(&told));
+        ApiError::invalid("invalid_body", param.as_deref(), sentence)
+    })
 }
 
 fn deadline_ms(app: &App) -> u64 {
@@ -244,6 +234,19 @@ fn inputs(input: Value) -> Result<Vec<EmbedInput>, ApiError> {
 /// The answer, written out directly: as `serde_json` values, a thousand vectors of 2,560 numbers would take 200 MB.
 fn rendered(model: &str, tokens: &[u32], dimensions: u32, vectors: &[u8], encoding: Encoding) -> String {
     let mut text = String::with_capacity(vectors.len() * if encoding == Encoding::Float { 4 } else { 2 } + 256);
+    render(&mut text, model, tokens, dimensions, vectors, encoding);
+    text
+}
+
+/// The same, appended to a text: a batch's lines have one each.
+pub(super) fn render(
+    text: &mut String,
+    model: &str,
+    tokens: &[u32],
+    dimensions: u32,
+    vectors: &[u8],
+    encoding: Encoding,
+) {
     text.push_str("{\"object\":\"list\",\"data\":[");
     for (index, vector) in vectors.chunks_exact(4 * dimensions as usize).enumerate() {
         let comma = if index == 0 { "" } else { "," };
@@ -252,7 +255,7 @@ fn rendered(model: &str, tokens: &[u32], dimensions: u32, vectors: &[u8], encodi
         match encoding {
             Encoding::Base64 => {
                 text.push('"');
-                STANDARD.encode_string(vector, &mut text);
+                STANDARD.encode_string(vector, text);
                 text.push('"');
             }
             Encoding::Float => {
@@ -270,7 +273,6 @@ fn rendered(model: &str, tokens: &[u32], dimensions: u32, vectors: &[u8], encodi
     let total: u64 = tokens.iter().map(|&tokens| u64::from(tokens)).sum();
     let model = serde_json::to_string(model).unwrap_or_default();
     let _ = write!(text, "],\"model\":{model},\"usage\":{{\"prompt_tokens\":{total},\"total_tokens\":{total}}}}}");
-    text
 }
 
 /// A library's sentence without what it quotes of the caller's text.
@@ -279,7 +281,7 @@ fn unquoted(sentence: &str) -> String {
 }
 
 /// A name for a sentence: of a bounded length, nothing that a terminal would take for a command.
-fn printable(name: &str) -> String {
+pub(super) fn printable(name: &str) -> String {
     name.chars().filter(|c| !c.is_control()).take(100).collect()
 }
 

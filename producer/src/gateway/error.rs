@@ -1,6 +1,7 @@
 //! Refusals in OpenAI's envelope: a code that a program can act on, a sentence that a person can.
 
 use axum::Json;
+use axum::extract::rejection::QueryRejection;
 use axum::http::header::{RETRY_AFTER, WWW_AUTHENTICATE};
 use axum::http::{HeaderName, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
@@ -10,6 +11,8 @@ use vecmill_signer::client::ClientError;
 
 use super::limits::Standing;
 use crate::contract::{EmbedRefusal, RefusalKind};
+use crate::status::StatusError;
+use crate::store::StoreError;
 
 /// Milliseconds until a retry may succeed; OpenAI's clients read it before `Retry-After`.
 const RETRY_AFTER_MS: HeaderName = HeaderName::from_static("retry-after-ms");
@@ -93,6 +96,25 @@ impl ApiError {
         Self::new(StatusCode::PAYLOAD_TOO_LARGE, "invalid_request_error", "request_too_large", message)
     }
 
+    /// 409: not as things stand. `passes` where the same request may do later: OpenAI's clients then ask again.
+    pub(super) fn conflict(code: &str, message: impl Into<String>, passes: bool) -> Self {
+        let refusal = Self::new(StatusCode::CONFLICT, "invalid_request_error", code, message);
+        // Longer than clients wait by themselves.
+        Self { retry_after_ms: Some(if passes { 500 } else { u64::from(u32::MAX) }), ..refusal }
+    }
+
+    /// 400: the query string.
+    pub(super) fn bad_query(error: &QueryRejection) -> Self {
+        let told = error.body_text();
+        let param = told.split('`').nth(1).map(str::to_owned);
+        Self::invalid("invalid_query", param.as_deref(), "the query string is not one that this address takes")
+    }
+
+    /// The same, with the parameter at fault.
+    pub(super) fn at(self, param: &str) -> Self {
+        Self { param: Some(param.to_owned()), ..self }
+    }
+
     /// 429: over a limit.
     pub(super) fn limited(code: &str, message: impl Into<String>, retry_after_ms: u64) -> Self {
         let refusal = Self::new(StatusCode::TOO_MANY_REQUESTS, "rate_limit_error", code, message);
@@ -113,6 +135,32 @@ impl ApiError {
     /// 500, for what should not happen.
     pub(super) fn internal(code: &str, message: impl Into<String>) -> Self {
         Self::new(StatusCode::INTERNAL_SERVER_ERROR, "server_error", code, message)
+    }
+}
+
+impl std::fmt::Display for ApiError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} [{}]", self.message, self.code)
+    }
+}
+
+/// S3 is away.
+impl From<StoreError> for ApiError {
+    fn from(error: StoreError) -> Self {
+        tracing::warn!(%error, "S3 failed");
+        Self::unavailable("storage_unavailable", "the storage can't be asked at the moment; ask again")
+    }
+}
+
+impl From<StatusError> for ApiError {
+    fn from(error: StatusError) -> Self {
+        match error {
+            StatusError::Store(error) => error.into(),
+            error @ StatusError::Manifest(_) => {
+                tracing::error!(%error, "a job's manifest is not one");
+                Self::internal("bad_manifest", "the job's manifest can't be read: submit its corpus again")
+            }
+        }
     }
 }
 
@@ -163,7 +211,9 @@ impl IntoResponse for ApiError {
         if let Some(standing) = standing {
             standing.tell(headers);
         }
-        if let Some(wait_ms) = retry_after_ms {
+        if status == StatusCode::CONFLICT && retry_after_ms.is_some_and(|wait_ms| wait_ms > RETRIED_MS_MAX) {
+            headers.insert(SHOULD_RETRY, HeaderValue::from_static("false"));
+        } else if let Some(wait_ms) = retry_after_ms {
             headers.insert(RETRY_AFTER, HeaderValue::from(wait_ms.div_ceil(1000)));
             headers.insert(RETRY_AFTER_MS, HeaderValue::from(wait_ms));
             if wait_ms > RETRIED_MS_MAX {

@@ -1,22 +1,20 @@
 //! Requests a minute of each tenant, counted in Redis, so exact over any number of gateways; and what answers say of it.
 
-use std::time::Duration;
-
 use axum::http::{HeaderMap, HeaderName, HeaderValue};
 use deadpool_redis::Pool;
-use deadpool_redis::redis::Script;
+use deadpool_redis::redis::{Script, pipe};
 use vecmill_signer::claims::{Limits, TenantId};
-use vecmill_signer::edge::ClientTls;
 
 use super::error::ApiError;
-use crate::redis::{ASK_MS, SetupError, pool};
+use super::shared::bounded;
+use crate::status::WaitReason;
 
-/// Connections: an ask holds one for well under a millisecond.
-const POOL_SIZE: usize = 16;
 /// What the bucket's arithmetic in Lua holds exactly: a thousand times what a fleet of gateways answers in a minute.
 const REQUESTS_MAX: u64 = 1_000_000_000;
-/// As the workers' script has it.
+/// As the workers' script has them.
 const TOKENS_MAX: u64 = 70_000_000_000;
+const UNITS_PER_TOKEN: u64 = 60_000;
+const DAY_MS: u64 = 86_400_000;
 
 /// The counters of all tenants.
 pub(super) struct RequestLimits {
@@ -31,11 +29,12 @@ pub(super) struct Standing {
     tokens: Left,
 }
 
+/// What is left of one limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Left {
-    limit: u64,
-    remaining: u64,
-    reset_ms: u64,
+pub(super) struct Left {
+    pub(super) limit: u64,
+    pub(super) remaining: u64,
+    pub(super) reset_ms: u64,
 }
 
 impl std::fmt::Debug for RequestLimits {
@@ -45,14 +44,61 @@ impl std::fmt::Debug for RequestLimits {
 }
 
 impl RequestLimits {
-    /// Connects to nothing yet.
-    pub(super) fn new(url: &str, tls: &ClientTls) -> Result<Self, SetupError> {
-        Ok(Self { pool: pool(url, tls, POOL_SIZE)?, script: Script::new(include_str!("limits.lua")) })
+    pub(super) fn new(pool: Pool) -> Self {
+        Self { pool, script: Script::new(include_str!("limits.lua")) }
+    }
+
+    /// Tokens that the tenant has used today.
+    pub(super) async fn day_tokens(&self, tenant: &TenantId) -> Result<u64, ApiError> {
+        let (_, quota) = self.quota(tenant).await?;
+        Ok(quota.map_or(0, |quota| quota.day_tokens))
+    }
+
+    /// The limit that `tokens` more are over, and for how many milliseconds; `None` where they would be admitted, or nobody
+    /// can tell.
+    pub(super) async fn wait(
+        &self,
+        tenant: &TenantId,
+        limits: Limits,
+        tokens: u64,
+    ) -> Option<(WaitReason, &'static str, u64)> {
+        let (now_ms, quota) = self.quota(tenant).await.ok()?;
+        let quota = quota?;
+        // As the workers' script has it.
+        let day = tokens.min(limits.tokens_per_day);
+        if quota.day_tokens + day > limits.tokens_per_day {
+            return Some((WaitReason::TokensPerDay, "tokens_per_day", DAY_MS - now_ms % DAY_MS));
+        }
+        let rate = limits.tokens_per_minute.clamp(1, TOKENS_MAX);
+        let elapsed_ms = now_ms.saturating_sub(quota.at_ms);
+        let level =
+            quota.level.saturating_add_unsigned(elapsed_ms.saturating_mul(rate)).min(units(limits.tokens_burst));
+        let lacking = units(tokens.min(limits.tokens_burst)) - level;
+        let wait_ms = u64::try_from(lacking).ok()?.div_ceil(rate);
+        (wait_ms > 0).then_some((WaitReason::TokensPerMinute, "tokens_per_minute", wait_ms))
+    }
+
+    /// Redis' time, and the tenant's quota as the workers keep it; none where the bucket is full and the day fresh.
+    async fn quota(&self, tenant: &TenantId) -> Result<(u64, Option<Quota>), ApiError> {
+        let key = format!("vecmill:{{{tenant}}}:quota");
+        bounded(async {
+            let mut connection = self.pool.get().await.map_err(|error| error.to_string())?;
+            let mut asks = pipe();
+            asks.cmd("TIME").cmd("HMGET").arg(&key).arg(&["level", "at_ms", "day", "day_tokens"]);
+            let ((seconds, micros), fields): ((u64, u64), Vec<Option<i64>>) =
+                asks.query_async(&mut connection).await.map_err(|error| error.to_string())?;
+            let now_ms = seconds * 1000 + micros / 1000;
+            let [Some(level), Some(at_ms), Some(day), Some(day_tokens)] = fields[..] else { return Ok((now_ms, None)) };
+            let today = day.unsigned_abs() >= now_ms / DAY_MS;
+            let day_tokens = if today { day_tokens.unsigned_abs() } else { 0 };
+            Ok((now_ms, Some(Quota { level, at_ms: at_ms.unsigned_abs(), day_tokens })))
+        })
+        .await
     }
 
     /// Counts a request of the tenant, or refuses it. Without Redis the answer is no.
     pub(super) async fn count(&self, tenant: &TenantId, limits: Limits) -> Result<Standing, ApiError> {
-        let asking = async {
+        let (counted, requests, requests_ms, wait_ms, tokens, tokens_ms) = bounded(async {
             let mut connection = self.pool.get().await.map_err(|error| error.to_string())?;
             let mut invocation = self.script.prepare_invoke();
             invocation
@@ -66,16 +112,8 @@ impl RequestLimits {
                 .invoke_async::<(u8, u64, u64, u64, u64, u64)>(&mut connection)
                 .await
                 .map_err(|error| error.to_string())
-        };
-        let answered = tokio::time::timeout(Duration::from_millis(ASK_MS), asking).await;
-        let answered = answered.unwrap_or_else(|_| Err(format!("no answer in {ASK_MS} ms")));
-        let (counted, requests, requests_ms, wait_ms, tokens, tokens_ms) = answered.map_err(|reason| {
-            tracing::warn!(reason, "Redis can't be asked");
-            ApiError::unavailable(
-                "quota_unavailable",
-                "the limits can't be asked at the moment, and nothing is served without them",
-            )
-        })?;
+        })
+        .await?;
         let standing = Standing {
             requests: Left { limit: limits.requests_per_minute, remaining: requests, reset_ms: requests_ms },
             tokens: Left { limit: limits.tokens_burst, remaining: tokens, reset_ms: tokens_ms },
@@ -91,7 +129,25 @@ impl RequestLimits {
     }
 }
 
+/// A tenant's tokens, as the workers keep them.
+struct Quota {
+    /// In units; less than none while a large chunk is paid off.
+    level: i64,
+    at_ms: u64,
+    day_tokens: u64,
+}
+
+/// Tokens in the bucket's units.
+fn units(tokens: u64) -> i64 {
+    tokens.min(TOKENS_MAX).saturating_mul(UNITS_PER_TOKEN).cast_signed()
+}
+
 impl Standing {
+    /// What is left, by the limits' names.
+    pub(super) fn lefts(&self) -> [(&'static str, Left); 2] {
+        [("requests_per_minute", self.requests), ("tokens_per_minute", self.tokens)]
+    }
+
     /// OpenAI's headers.
     pub(super) fn tell(&self, headers: &mut HeaderMap) {
         let names = [

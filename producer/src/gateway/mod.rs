@@ -1,13 +1,20 @@
 //! `vecmill-gateway`: the tenants' door. What a stock OpenAI client asks for, answered by the workers.
 
 mod auth;
+mod batches;
 mod embeddings;
 mod error;
+mod files;
+mod ids;
+mod jobs;
 mod limits;
 mod models;
 mod openapi;
 mod routes;
 mod settings;
+mod shared;
+mod storage;
+mod usage;
 mod workers;
 
 use std::io::IsTerminal as _;
@@ -23,7 +30,7 @@ use axum::middleware::{self, Next};
 use axum::response::{IntoResponse as _, Response};
 use clap::{CommandFactory as _, Parser, Subcommand};
 use tokio::net::TcpListener;
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tracing_subscriber::EnvFilter;
 use vecmill_signer::edge;
 use vecmill_signer::server::shutdown_signal;
@@ -32,10 +39,15 @@ use self::auth::Auth;
 use self::error::ApiError;
 use self::limits::RequestLimits;
 use self::settings::{Config, Settings};
+use self::shared::Shared;
 use self::workers::Workers;
+use crate::store::Store;
+use crate::topology::BrokerSettings;
 
 /// The largest request: 300,000 tokens are below 2 MiB of most texts. The message that carries it adds a token.
 const BODY_LEN_MAX: usize = 7 << 20;
+/// Batches that wait to be prepared: each is some KiB. The next ones wait until they are asked for.
+const WAITING_BATCHES_MAX: usize = 1_000;
 /// Longest wait for open requests at shutdown: below Kubernetes' 30 s before it kills.
 const DRAIN_MAX: Duration = Duration::from_secs(25);
 /// The id of a request: in the answer, in the logs of gateway and worker, and in the audit.
@@ -89,9 +101,30 @@ struct App {
     auth: Auth,
     workers: Workers,
     limits: RequestLimits,
+    shared: Shared,
+    store: Store,
+    broker: BrokerSettings,
     model: String,
+    model_dimensions: u32,
     answer_within: Duration,
     in_flight: Semaphore,
+    /// Uploads, downloads and watches under way.
+    transfers: Arc<Semaphore>,
+    file_bytes_max: u64,
+    /// Batches that are prepared now.
+    preparing: Semaphore,
+    /// Those, and the ones that wait for it.
+    waiting_batches: Arc<Semaphore>,
+}
+
+impl App {
+    /// A place for what takes longer than a request: an upload, a download, a watch.
+    fn transfer(&self) -> Result<OwnedSemaphorePermit, ApiError> {
+        Arc::clone(&self.transfers).try_acquire_owned().map_err(|_| {
+            let sentence = "the gateway has all the uploads, downloads and watches it serves at once; ask again";
+            ApiError::unavailable("overloaded", sentence)
+        })
+    }
 }
 
 /// The id of the request at hand.
@@ -146,11 +179,19 @@ async fn listen(config: Config) -> std::io::Result<()> {
     tracing::info!(address = %listener.local_addr()?, model = config.model, tls = config.listen_tls.is_some(), "listening");
     let app = Arc::new(App {
         auth: Auth::new(config.signer_url, config.tls, config.verifier, config.failed_logins_per_minute),
-        workers: Workers::connect(config.broker),
-        limits: config.limits,
+        workers: Workers::connect(config.broker.clone()),
+        limits: RequestLimits::new(config.redis.clone()),
+        shared: Shared::new(config.redis),
+        store: Store::connect(&config.store).await,
+        broker: config.broker,
         model: config.model,
+        model_dimensions: config.model_dimensions,
         answer_within: config.answer_within,
         in_flight: Semaphore::new(config.in_flight as usize),
+        transfers: Arc::new(Semaphore::new(config.transfers as usize)),
+        file_bytes_max: config.file_bytes_max,
+        preparing: Semaphore::new(config.preparing as usize),
+        waiting_batches: Arc::new(Semaphore::new(WAITING_BATCHES_MAX)),
     });
     let shutdown = async {
         shutdown.await;

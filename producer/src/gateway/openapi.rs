@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use utoipa::openapi::security::{Http, HttpAuthScheme, SecurityScheme};
 use utoipa::{Modify, OpenApi};
 
-use super::{App, embeddings, error, models};
+use super::{App, batches, embeddings, error, files, jobs, models, usage};
 
 #[derive(OpenApi)]
 #[openapi(
@@ -17,7 +17,14 @@ use super::{App, embeddings, error, models};
         description = "Qwen3 embeddings over OpenAI's API. Every answer has an x-request-id.",
         license(name = "Apache-2.0", identifier = "Apache-2.0"),
     ),
-    paths(embeddings::embeddings, models::list, models::model),
+    paths(
+        embeddings::embeddings, models::list, models::model,
+        files::upload, files::list, files::get, files::delete, files::content,
+        batches::create, batches::list, batches::get, batches::cancel,
+        jobs::list, jobs::get, jobs::events, jobs::parts, jobs::part, jobs::errors,
+        jobs::cancel, jobs::pause, jobs::resume, jobs::retry,
+        usage::usage, usage::limits,
+    ),
     components(responses(error::ErrorEnvelope), schemas(error::ErrorDetail)),
     modifiers(&Bearer),
 )]

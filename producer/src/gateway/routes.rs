@@ -4,14 +4,14 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use axum::Router;
-use axum::extract::{ConnectInfo, Request, State};
+use axum::extract::{ConnectInfo, DefaultBodyLimit, Request, State};
 use axum::http::StatusCode;
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse as _, Response};
-use axum::routing::{MethodRouter, get, post};
+use axum::routing::{MethodRouter, delete, get, post};
 use vecmill_signer::claims::Scope;
 
-use super::{App, embeddings, models, openapi};
+use super::{App, batches, embeddings, files, jobs, models, openapi, usage};
 
 /// Who may use a route.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -32,6 +32,28 @@ fn routes() -> Vec<(&'static str, Access, MethodRouter<Arc<App>>)> {
         // A model's name has a slash in it, which most clients leave as it is.
         ("/v1/models/{*model}", Access::Scope(Scope::Embed), get(models::model)),
         ("/v1/embeddings", Access::Scope(Scope::Embed), post(embeddings::embeddings)),
+        // As long as its own bound allows.
+        ("/v1/files", Access::Scope(Scope::JobsSubmit), post(files::upload).layer(DefaultBodyLimit::disable())),
+        ("/v1/files", Access::Scope(Scope::JobsRead), get(files::list)),
+        ("/v1/files/{file_id}", Access::Scope(Scope::JobsRead), get(files::get)),
+        ("/v1/files/{file_id}", Access::Scope(Scope::JobsDelete), delete(files::delete)),
+        ("/v1/files/{file_id}/content", Access::Scope(Scope::VectorsRead), get(files::content)),
+        ("/v1/batches", Access::Scope(Scope::JobsSubmit), post(batches::create)),
+        ("/v1/batches", Access::Scope(Scope::JobsRead), get(batches::list)),
+        ("/v1/batches/{batch_id}", Access::Scope(Scope::JobsRead), get(batches::get)),
+        ("/v1/batches/{batch_id}/cancel", Access::Scope(Scope::JobsCancel), post(batches::cancel)),
+        ("/v1/jobs", Access::Scope(Scope::JobsRead), get(jobs::list)),
+        ("/v1/jobs/{job}", Access::Scope(Scope::JobsRead), get(jobs::get)),
+        ("/v1/jobs/{job}/events", Access::Scope(Scope::JobsRead), get(jobs::events)),
+        ("/v1/jobs/{job}/parts", Access::Scope(Scope::JobsRead), get(jobs::parts)),
+        ("/v1/jobs/{job}/parts/{part}", Access::Scope(Scope::VectorsRead), get(jobs::part)),
+        ("/v1/jobs/{job}/errors", Access::Scope(Scope::JobsRead), get(jobs::errors)),
+        ("/v1/jobs/{job}/cancel", Access::Scope(Scope::JobsCancel), post(jobs::cancel)),
+        ("/v1/jobs/{job}/pause", Access::Scope(Scope::JobsCancel), post(jobs::pause)),
+        ("/v1/jobs/{job}/resume", Access::Scope(Scope::JobsCancel), post(jobs::resume)),
+        ("/v1/jobs/{job}/retry", Access::Scope(Scope::JobsSubmit), post(jobs::retry)),
+        ("/v1/usage", Access::Scope(Scope::JobsRead), get(usage::usage)),
+        ("/v1/limits", Access::Scope(Scope::JobsRead), get(usage::limits)),
     ]
 }
 
@@ -49,13 +71,21 @@ async fn guard(
     mut request: Request,
     next: Next,
 ) -> Response {
-    if let Access::Scope(scope) = access {
-        match app.auth.caller(request.headers(), scope, peer).await {
-            Ok(caller) => _ = request.extensions_mut().insert(caller),
-            Err(refusal) => return refusal.into_response(),
-        }
-    }
-    next.run(request).await
+    let Access::Scope(scope) = access else { return next.run(request).await };
+    let caller = match app.auth.caller(request.headers(), scope, peer).await {
+        Ok(caller) => caller,
+        Err(refusal) => return refusal.into_response(),
+    };
+    // Before a look at the body: who is over its limit costs no more than this.
+    let standing = match app.limits.count(caller.access.tenant(), caller.access.limits()).await {
+        Ok(standing) => standing,
+        Err(refusal) => return refusal.into_response(),
+    };
+    request.extensions_mut().insert(caller);
+    request.extensions_mut().insert(standing);
+    let mut response = next.run(request).await;
+    standing.tell(response.headers_mut());
+    response
 }
 
 /// `GET /readyz`: whether credentials can be checked and workers asked.

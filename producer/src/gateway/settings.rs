@@ -5,13 +5,18 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, value_parser};
+use deadpool_redis::Pool;
 use vecmill_signer::claims::DEFAULT_ISSUER;
 use vecmill_signer::edge::{self, ClientTls, ClientTlsArgs, ServerTls};
 use vecmill_signer::secret::secret;
 use vecmill_signer::verify::{Keys, RemoteKeys, STALENESS_MAX, Verifier};
 
-use super::limits::RequestLimits;
+use crate::redis::pool;
+use crate::store::StoreSettings;
 use crate::topology::BrokerSettings;
+
+/// Connections: an ask holds one for well under a millisecond.
+const REDIS_CONNECTIONS: usize = 16;
 
 /// The settings as given.
 #[derive(Clone, Debug, Args)]
@@ -34,12 +39,24 @@ pub(super) struct Settings {
     /// The model that the workers serve
     #[arg(long, env = "VECMILL_MODEL", value_name = "NAME", default_value = "Qwen/Qwen3-Embedding-4B")]
     model: String,
+    /// Length of the model's own vectors; known of Qwen's models
+    #[arg(long, env = "VECMILL_MODEL_DIMENSIONS", value_name = "N", value_parser = value_parser!(u32).range(32..=65_536))]
+    model_dimensions: Option<u32>,
     /// Seconds within which a request for embeddings is answered, one way or the other
     #[arg(long, env = "VECMILL_GATEWAY_ANSWER_WITHIN_S", value_name = "S", default_value_t = 30, value_parser = value_parser!(u64).range(1..=120))]
     answer_within_s: u64,
     /// Requests worked on at once; the next is told to come back
     #[arg(long, env = "VECMILL_GATEWAY_IN_FLIGHT", value_name = "N", default_value_t = 512, value_parser = value_parser!(u32).range(1..=100_000))]
     in_flight: u32,
+    /// Uploads, downloads and watches at once; the next is told to come back. Each takes up to 16 MiB
+    #[arg(long, env = "VECMILL_GATEWAY_TRANSFERS", value_name = "N", default_value_t = 64, value_parser = value_parser!(u32).range(1..=100_000))]
+    transfers: u32,
+    /// Bytes of an uploaded file
+    #[arg(long, env = "VECMILL_GATEWAY_FILE_BYTES_MAX", value_name = "BYTES", default_value_t = 16 << 30, value_parser = value_parser!(u64).range(1..=160 << 30))]
+    file_bytes_max: u64,
+    /// Batches cut into chunks at once, each of a file in the folder that TMPDIR names
+    #[arg(long, env = "VECMILL_GATEWAY_PREPARING", value_name = "N", default_value_t = 4, value_parser = value_parser!(u32).range(1..=1_000))]
+    preparing: u32,
     /// Failed logins a minute, for each address and for each API key, before the answer is 429
     #[arg(long, env = "VECMILL_GATEWAY_FAILED_LOGINS_PER_MINUTE", value_name = "N", default_value_t = 30, value_parser = value_parser!(u32).range(1..=1_000_000))]
     failed_logins_per_minute: u32,
@@ -56,6 +73,8 @@ pub(super) struct Settings {
     tls: ClientTlsArgs,
     #[command(flatten)]
     broker: BrokerSettings,
+    #[command(flatten)]
+    store: StoreSettings,
 }
 
 /// Settings that can work.
@@ -70,13 +89,19 @@ pub(super) struct Config {
     pub(super) tls: ClientTls,
     pub(super) verifier: Verifier,
     pub(super) broker: BrokerSettings,
-    pub(super) limits: RequestLimits,
+    pub(super) store: StoreSettings,
+    pub(super) redis: Pool,
+    pub(super) model_dimensions: u32,
+    pub(super) transfers: u32,
+    pub(super) file_bytes_max: u64,
+    pub(super) preparing: u32,
 }
 
 impl Settings {
     /// Checks everything; gives all mistakes, a sentence each.
     pub(super) fn check(mut self) -> Result<Config, Vec<String>> {
         let mut mistakes = self.broker.mistakes();
+        mistakes.extend(self.store.mistakes());
         let mut keep = |mistake: String| mistakes.push(mistake);
         let tls = self.tls.load().map_err(|error| keep(error.to_string())).unwrap_or_default();
         self.broker.tls = tls.clone();
@@ -102,29 +127,52 @@ impl Settings {
             exposed.into_iter().for_each(&mut keep);
         }
         let unset = "VECMILL_REDIS_URL is not set: give Redis' URL, for example redis://:password@127.0.0.1:6379";
-        let limits = secret("VECMILL_REDIS_URL")
+        let redis = secret("VECMILL_REDIS_URL")
             .ok_or_else(|| unset.to_owned())
             .and_then(|url| {
-                let limits = RequestLimits::new(&url, &tls);
-                limits.map_err(|error| format!("VECMILL_REDIS_URL: {}", edge::explain(&error)))
+                let redis = pool(&url, &tls, REDIS_CONNECTIONS);
+                redis.map_err(|error| format!("VECMILL_REDIS_URL: {}", edge::explain(&error)))
             })
             .map_err(&mut keep);
-        match (keys, listen_tls, listen, limits) {
-            (Ok(keys), Ok(listen_tls), Ok(listen), Ok(limits)) if mistakes.is_empty() => Ok(Config {
-                listen,
-                listen_tls,
-                model: self.model,
-                answer_within: Duration::from_secs(self.answer_within_s),
-                in_flight: self.in_flight,
-                failed_logins_per_minute: self.failed_logins_per_minute,
-                signer_url: self.signer_url,
-                tls,
-                verifier: Verifier::new(self.issuer, Keys::Remote(keys))
-                    .with_staleness_max(Duration::from_secs(self.revocations_max_age_s)),
-                broker: self.broker,
-                limits,
-            }),
+        let model_dimensions = self.model_dimensions.or_else(|| known_dimensions(&self.model)).ok_or_else(|| {
+            keep(format!(
+                "--model-dimensions (VECMILL_MODEL_DIMENSIONS) is not set, and the length of {}'s vectors is not known here",
+                self.model
+            ));
+        });
+        match (keys, listen_tls, listen, redis, model_dimensions) {
+            (Ok(keys), Ok(listen_tls), Ok(listen), Ok(redis), Ok(model_dimensions)) if mistakes.is_empty() => {
+                Ok(Config {
+                    listen,
+                    listen_tls,
+                    model: self.model,
+                    answer_within: Duration::from_secs(self.answer_within_s),
+                    in_flight: self.in_flight,
+                    failed_logins_per_minute: self.failed_logins_per_minute,
+                    signer_url: self.signer_url,
+                    tls,
+                    verifier: Verifier::new(self.issuer, Keys::Remote(keys))
+                        .with_staleness_max(Duration::from_secs(self.revocations_max_age_s)),
+                    broker: self.broker,
+                    store: self.store,
+                    redis,
+                    model_dimensions,
+                    transfers: self.transfers,
+                    file_bytes_max: self.file_bytes_max,
+                    preparing: self.preparing,
+                })
+            }
             _ => Err(mistakes),
         }
+    }
+}
+
+/// The lengths on the model cards.
+fn known_dimensions(model: &str) -> Option<u32> {
+    match model {
+        "Qwen/Qwen3-Embedding-0.6B" => Some(1024),
+        "Qwen/Qwen3-Embedding-4B" => Some(2560),
+        "Qwen/Qwen3-Embedding-8B" => Some(4096),
+        _ => None,
     }
 }

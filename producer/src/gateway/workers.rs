@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use futures_util::StreamExt;
 use lapin::options::{BasicConsumeOptions, BasicPublishOptions, ConfirmSelectOptions};
 use lapin::types::FieldTable;
-use lapin::{BasicProperties, Channel, Confirmation};
+use lapin::{BasicProperties, Channel, Confirmation, Connection};
 use tokio::sync::{oneshot, watch};
 use vecmill_signer::edge;
 
@@ -46,9 +46,16 @@ pub(super) struct Workers(Arc<Shared>);
 #[derive(Debug)]
 struct Shared {
     topology: Topology,
-    channel: watch::Receiver<Option<Channel>>,
+    session: watch::Receiver<Option<Session>>,
     /// Who waits for which answer. Bounded by the requests in flight.
     waiting: Arc<Mutex<Waiting>>,
+}
+
+/// The connection, and the channel of requests and answers on it.
+#[derive(Clone, Debug)]
+struct Session {
+    connection: Arc<Connection>,
+    channel: Channel,
 }
 
 type Waiting = HashMap<String, oneshot::Sender<Vec<u8>>>;
@@ -56,16 +63,22 @@ type Waiting = HashMap<String, oneshot::Sender<Vec<u8>>>;
 impl Workers {
     /// Connects, and again whenever the connection is lost.
     pub(super) fn connect(broker: BrokerSettings) -> Self {
-        let (channel, channels) = watch::channel(None);
+        let (session, sessions) = watch::channel(None);
         let waiting: Arc<Mutex<Waiting>> = Arc::default();
         let topology = broker.topology();
-        tokio::spawn(follow(broker, channel, Arc::clone(&waiting)));
-        Self(Arc::new(Shared { topology, channel: channels, waiting }))
+        tokio::spawn(follow(broker, session, Arc::clone(&waiting)));
+        Self(Arc::new(Shared { topology, session: sessions, waiting }))
     }
 
     /// Whether RabbitMQ is there.
     pub(super) fn ready(&self) -> bool {
-        self.0.channel.borrow().is_some()
+        self.0.session.borrow().is_some()
+    }
+
+    /// A channel for a question of its own: one that is refused closes the channel, and must not close that of requests.
+    pub(super) async fn channel(&self) -> Option<Channel> {
+        let session = self.0.session.borrow().clone()?;
+        session.connection.create_channel().await.ok()
     }
 
     /// Asks a worker and waits for its answer, until the request's deadline. Dropped before it resolves, the workers are told
@@ -73,7 +86,7 @@ impl Workers {
     pub(super) async fn ask(&self, request: &EmbedRequest) -> Result<EmbedAnswer, AskError> {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let left = Duration::from_millis(request.deadline_ms).saturating_sub(now);
-        let channel = self.0.channel.borrow().clone().ok_or(AskError::Away)?;
+        let Session { channel, .. } = self.0.session.borrow().clone().ok_or(AskError::Away)?;
         let (answer, answered) = oneshot::channel();
         let mut place = Place { shared: &self.0, channel: channel.clone(), id: request.id.clone(), answered: false };
         self.0.waiting.lock().unwrap_or_else(PoisonError::into_inner).insert(request.id.clone(), answer);
@@ -130,10 +143,10 @@ impl Drop for Place<'_> {
     }
 }
 
-async fn follow(broker: BrokerSettings, channels: watch::Sender<Option<Channel>>, waiting: Arc<Mutex<Waiting>>) {
-    while !channels.is_closed() {
-        let ended = session(&broker, &channels, &waiting).await;
-        channels.send_replace(None);
+async fn follow(broker: BrokerSettings, sessions: watch::Sender<Option<Session>>, waiting: Arc<Mutex<Waiting>>) {
+    while !sessions.is_closed() {
+        let ended = session(&broker, &sessions, &waiting).await;
+        sessions.send_replace(None);
         // Their answers went to a channel that is gone.
         waiting.lock().unwrap_or_else(PoisonError::into_inner).clear();
         if let Err(error) = ended {
@@ -145,7 +158,7 @@ async fn follow(broker: BrokerSettings, channels: watch::Sender<Option<Channel>>
 
 async fn session(
     broker: &BrokerSettings,
-    channels: &watch::Sender<Option<Channel>>,
+    sessions: &watch::Sender<Option<Session>>,
     waiting: &Mutex<Waiting>,
 ) -> Result<(), lapin::Error> {
     let opening = async {
@@ -162,8 +175,8 @@ async fn session(
         tracing::warn!("RabbitMQ did not set up the queues in {} s", OPEN_WITHIN.as_secs());
         return Ok(());
     };
-    let (_connection, channel, mut answers) = opened?;
-    channels.send_replace(Some(channel));
+    let (connection, channel, mut answers) = opened?;
+    sessions.send_replace(Some(Session { connection: Arc::new(connection), channel }));
     tracing::info!("connected to RabbitMQ");
     while let Some(answer) = answers.next().await {
         let answer = answer?;

@@ -123,6 +123,10 @@ impl Line<'_> {
 
     fn same_dimensions(self, dimensions: Option<Value<'_>>) -> Result<(), BadRow> {
         match (dimensions, self.options.dimensions) {
+            (None | Some(Value::Null), Some(ours)) if self.options.dimensions_in_every_line => self.bad(
+                "wrong_dimensions",
+                format!("body.dimensions is missing where other lines have {ours}: a job has one length of vectors"),
+            ),
             (None | Some(Value::Null), _) => Ok(()),
             (Some(Value::Unsigned(asked)), Some(ours)) if asked == u64::from(ours) => Ok(()),
             (_, Some(ours)) => self.bad("wrong_dimensions", format!("body.dimensions must be the job's, {ours}")),

@@ -67,6 +67,9 @@ pub struct ReadOptions {
     /// The job's dimensions: an OpenAI batch line that asks for others is a bad row. Where this is `None`, so is one
     /// that asks for any: it would not get them.
     pub dimensions: Option<u32>,
+    /// Whether an OpenAI batch line must ask for dimensions: where one does and another does not, they ask for vectors of
+    /// different lengths.
+    pub dimensions_in_every_line: bool,
     /// The job's model: an OpenAI batch line that asks for another is a bad row. `None` takes any.
     pub model: Option<String>,
 }
@@ -78,6 +81,7 @@ impl Default for ReadOptions {
             text_field: TEXT_FIELD.to_owned(),
             text_bytes_max: TEXT_BYTES_MAX,
             dimensions: None,
+            dimensions_in_every_line: false,
             model: None,
         }
     }

@@ -130,6 +130,7 @@ impl Local {
             expires_at: jiff::Timestamp::now() + Duration::from_secs(WINDOW_S),
             published: true,
             name: prepared.name.clone(),
+            lane: None,
         };
         self.store.put_json(&prepared.keys.submission(), &submission).await?;
         let mut given_up = Vec::new();

@@ -1,9 +1,9 @@
 //! Nearest passages by brute force: for a first look at a few hundred or thousand vectors.
 
 use anyhow::Context;
-use vecmill_producer::{contract::JobKeys, store::Store};
+use vecmill_producer::{contract::JobKeys, part, store::Store};
 
-use crate::{engine::finish, part, schedule::Class};
+use crate::{engine::finish, schedule::Class};
 
 use super::run::Local;
 

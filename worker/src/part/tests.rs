@@ -9,8 +9,9 @@ use proptest::prelude::*;
 use sha2::{Digest, Sha256};
 
 use vecmill_producer::contract::Dtype;
+use vecmill_producer::part::{self, OneFile, decode};
 
-use super::{Part, PartError, decode, encode};
+use super::{Part, PartError, encode};
 
 fn metadata() -> Vec<(String, String)> {
     [("model", "m"), ("dimensions", "3"), ("job", "j"), ("chunk", "7")].map(|(k, v)| (k.into(), v.into())).to_vec()
@@ -111,10 +112,29 @@ fn what_does_not_fit_is_refused() {
 
 #[test]
 fn what_is_not_a_part_is_refused() {
-    assert!(matches!(decode(Bytes::from_static(b"PAR1 no")), Err(PartError::Parquet(_))));
+    assert!(matches!(decode(Bytes::from_static(b"PAR1 no")), Err(part::PartError::Parquet(_))));
     let mut cut = three_rows(Dtype::F32).bytes;
     cut.truncate(cut.len() / 2);
-    assert!(matches!(decode(cut.into()), Err(PartError::Parquet(_))));
+    assert!(matches!(decode(cut.into()), Err(part::PartError::Parquet(_))));
+}
+
+#[test]
+fn many_parts_are_one_file() {
+    let parts =
+        [three_rows(Dtype::F16), encode(&[], &[], &[], &[], 3, Dtype::F16, &[]).unwrap(), three_rows(Dtype::F16)];
+    let mut bytes = Vec::new();
+    let mut file = OneFile::new(&mut bytes);
+    for part in &parts {
+        file.append(&Bytes::copy_from_slice(&part.bytes)).unwrap();
+    }
+    assert!(file.finish().unwrap());
+    let one = decode(three_rows(Dtype::F16).bytes.into()).unwrap();
+    assert_eq!(decode(Bytes::from(bytes)).unwrap(), [one.clone(), one].concat());
+
+    let mut file = OneFile::new(Vec::new());
+    file.append(&Bytes::from(three_rows(Dtype::F16).bytes)).unwrap();
+    assert!(file.append(&Bytes::from(three_rows(Dtype::F32).bytes)).is_err(), "another schema");
+    assert!(!OneFile::new(Vec::new()).finish().unwrap(), "a file of no part is none");
 }
 
 proptest! {

@@ -4,7 +4,7 @@
 use std::{sync::Arc, time::Duration};
 
 use vecmill_producer::{
-    contract::{ChunkEntry, ChunkMessage, ChunkRow, JobKeys, Manifest, Submission, read_chunk},
+    contract::{ChunkEntry, ChunkMessage, ChunkRow, JobKeys, Manifest, Submission, read_chunk, usage_field},
     store::StoreError,
 };
 use vecmill_signer::{
@@ -184,6 +184,7 @@ impl Pipeline {
                 tokens_burst: limits.tokens_burst,
                 tokens_per_day: limits.tokens_per_day,
             },
+            usage: usage_field(Some(claim.grant.job().as_str()), claim.grant.key_id()),
             keep_s: claim.grant.expires_at().saturating_sub(claim.grant.issued_at()),
         };
         let asking = self.patiently(Need::Quota, || async {

@@ -37,10 +37,10 @@ use crate::{
 const PATIENCE: Duration = Duration::from_secs(20);
 /// Between two tries in that time.
 const TRY_EVERY: Duration = Duration::from_millis(500);
-/// How long a job is known not to be cancelled. A cancellation takes effect within this time.
-const NOT_CANCELLED_FOR: Duration = Duration::from_secs(2);
+/// How long a job is known to be wanted. A cancellation or a pause takes effect within this time.
+const WANTED_FOR: Duration = Duration::from_secs(2);
 /// Jobs of which that is remembered.
-const NOT_CANCELLED_MAX: usize = 1024;
+const WANTED_MAX: usize = 1024;
 
 /// What the pipeline is made of.
 pub struct Parts {
@@ -76,8 +76,16 @@ pub struct Pipeline {
     tokenizing: Arc<Semaphore>,
     /// Read by chunks that are computed together, written by one that must be alone.
     turns: RwLock<()>,
-    /// When each job was last asked about and not cancelled.
-    not_cancelled: Mutex<HashMap<String, Instant>>,
+    /// When each job was last asked about and wanted.
+    wanted: Mutex<HashMap<String, Instant>>,
+}
+
+/// What a tenant has said of a job that is under way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Word {
+    Go,
+    Wait,
+    Stop,
 }
 
 impl Pipeline {
@@ -88,7 +96,7 @@ impl Pipeline {
             finisher: Finisher::start(parts.store.clone()),
             tokenizing: Arc::new(Semaphore::new(parts.tokenizers)),
             turns: RwLock::default(),
-            not_cancelled: Mutex::default(),
+            wanted: Mutex::default(),
             parts,
         })
     }
@@ -134,28 +142,34 @@ impl Pipeline {
         }
     }
 
-    /// Whether the tenant has cancelled the job. Only a no is remembered: a job that is cancelled and submitted again at
-    /// once must not have its new messages dropped.
-    async fn is_cancelled(&self, keys: &JobKeys) -> Result<bool, vecmill_producer::store::StoreError> {
-        let known = self.not_cancelled().get(keys.prefix()).copied();
-        if known.is_some_and(|asked| asked.elapsed() < NOT_CANCELLED_FOR) {
-            return Ok(false);
+    /// Whether the tenant has cancelled the job or holds it up. Only that it wants it is remembered: a job that is cancelled
+    /// and submitted again at once must not have its new messages dropped.
+    async fn tenants_word(&self, keys: &JobKeys) -> Result<Word, vecmill_producer::store::StoreError> {
+        let known = self.wanted().get(keys.prefix()).copied();
+        if known.is_some_and(|asked| asked.elapsed() < WANTED_FOR) {
+            return Ok(Word::Go);
         }
         let asked = Instant::now();
-        let cancelled = self.parts.store.exists(&keys.cancelled()).await?;
-        let mut not_cancelled = self.not_cancelled();
-        if cancelled {
-            not_cancelled.remove(keys.prefix());
-        } else {
-            if not_cancelled.len() >= NOT_CANCELLED_MAX {
-                not_cancelled.clear();
+        let (cancelled, paused) = (keys.cancelled(), keys.paused());
+        let (cancelled, paused) = tokio::join!(self.parts.store.exists(&cancelled), self.parts.store.exists(&paused));
+        let word = match (cancelled?, paused?) {
+            (true, _) => Word::Stop,
+            (false, true) => Word::Wait,
+            (false, false) => Word::Go,
+        };
+        let mut wanted = self.wanted();
+        if word == Word::Go {
+            if wanted.len() >= WANTED_MAX {
+                wanted.clear();
             }
-            not_cancelled.insert(keys.prefix().to_owned(), asked);
+            wanted.insert(keys.prefix().to_owned(), asked);
+        } else {
+            wanted.remove(keys.prefix());
         }
-        Ok(cancelled)
+        Ok(word)
     }
 
-    fn not_cancelled(&self) -> std::sync::MutexGuard<'_, HashMap<String, Instant>> {
-        self.not_cancelled.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    fn wanted(&self) -> std::sync::MutexGuard<'_, HashMap<String, Instant>> {
+        self.wanted.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 }

@@ -14,7 +14,7 @@ use vecmill_producer::{
 use vecmill_signer::claims::Digest;
 
 use super::{
-    Pipeline,
+    Pipeline, Word,
     admit::{Admitted, Claim, Stop},
     write::Encoded,
 };
@@ -31,6 +31,8 @@ use crate::{
 /// Attempts before a chunk is given up. Down the default ladder of 5 s, 30 s, 2 min, 10 min and then every 10 min,
 /// that is an outage of about an hour and a half.
 const ATTEMPTS_MAX: u32 = 12;
+/// How long a chunk of a job that is held up waits between two looks: resumed, it goes on within this time.
+const PAUSED_WAIT: Duration = Duration::from_secs(30);
 /// How long a chunk waits when even its end can't be recorded.
 const UNRECORDED_WAIT: Duration = Duration::from_secs(30);
 
@@ -95,7 +97,11 @@ impl Pipeline {
             self.end(claim, manifest).await?;
             return Ok(Ended::AlreadyDone);
         }
-        if self.is_cancelled(&claim.keys).await? {
+        let word = self.tenants_word(&claim.keys).await?;
+        if word == Word::Wait {
+            return Err(Stop::Later { wait: PAUSED_WAIT });
+        }
+        if word == Word::Stop {
             let audit = AuditRecord::of_chunk(&self.parts.worker, Decision::Cancelled, &claim.grant, claim.chunk);
             audit.write_for(store, &claim.keys, claim.chunk).await?;
             return Ok(Ended::Cancelled);

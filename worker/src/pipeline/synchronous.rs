@@ -5,6 +5,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use vecmill_producer::contract::{
     ChunkRow, EMBED_INPUTS_MAX, EMBED_TOKENS_MAX, EmbedAnswer, EmbedRefusal, EmbedRequest, RefusalKind, Truncate,
+    usage_field,
 };
 use vecmill_signer::{claims::Scope, verify::VerifiedAccess};
 
@@ -154,6 +155,7 @@ impl Pipeline {
                 tokens_burst: limits.tokens_burst,
                 tokens_per_day: limits.tokens_per_day,
             },
+            usage: usage_field(None, access.key_id()),
             keep_s: CHARGE_KEPT_S,
         };
         let (reply, answer) = tokio::sync::oneshot::channel();

@@ -3,7 +3,9 @@
 -- KEYS[1]  hash: level (units), at_ms (when level was true), day (UTC, since 1970), day_tokens.
 --          Absent is the same as a full bucket on a fresh day, so it expires when both are true again.
 -- KEYS[2]  bitmap: which chunks of this job, in one page of chunk numbers, are charged
--- ARGV     tokens, tokens a minute, burst tokens, tokens a day, bit in KEYS[2], ms to remember the charge
+-- KEYS[3]  hash: the day's tokens by what they were spent on, for the tenant to see
+-- ARGV     tokens, tokens a minute, burst tokens, tokens a day, bit in KEYS[2], ms to remember the charge, field of KEYS[3],
+--          ms to keep KEYS[3]
 -- Answers  {'charged', 0}, {'already', 0}, {'minute', wait_ms} or {'day', wait_ms}
 --
 -- A unit is 1/60,000 token: tokens a minute are the same number in units a millisecond, so all numbers here are integers.
@@ -82,4 +84,6 @@ redis.call('SETBIT', KEYS[2], bit, 1)
 if redis.call('PTTL', KEYS[2]) < keep_ms then
   redis.call('PEXPIRE', KEYS[2], string.format('%.0f', keep_ms))
 end
+redis.call('HINCRBY', KEYS[3], ARGV[7], ARGV[1])
+redis.call('PEXPIRE', KEYS[3], ARGV[8])
 return {'charged', 0}

@@ -75,6 +75,8 @@ pub struct Charge {
     pub tokens: u64,
     /// The tenant's limits now.
     pub limits: Limits,
+    /// Under what the tokens are counted for the tenant to see: [`vecmill_producer::contract::usage_field`].
+    pub usage: String,
     /// Seconds for which the charge must be remembered: until the grant expires.
     pub keep_s: u64,
 }

@@ -1,6 +1,6 @@
 //! The quota in Redis: one Lua script, so that checking and writing are one step for all workers.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use deadpool_redis::redis::{Script, ScriptInvocation, cmd};
 use deadpool_redis::{Connection, Pool};
@@ -8,11 +8,12 @@ use futures_util::{StreamExt, stream};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
+use vecmill_producer::contract::{USAGE_DAYS, usage_key};
 pub use vecmill_producer::redis::SetupError;
 use vecmill_producer::redis::{ASK_MS, pool};
 use vecmill_signer::edge::ClientTls;
 
-use super::{Ask, Cause, Charge, Over, QuotaError, TOKENS_MAX, Verdict, keep_ms};
+use super::{Ask, Cause, Charge, DAY_MS, Over, QuotaError, TOKENS_MAX, Verdict, keep_ms};
 
 /// The rules as Redis runs them. Its header says what it takes and answers.
 pub(super) const CHARGE_LUA: &str = include_str!("charge.lua");
@@ -84,7 +85,7 @@ impl RedisQuota {
 
     /// The script's call for a charge. All keys of a tenant share its hash tag, so they lie on one node of a cluster.
     fn invocation(&self, charge: &Charge) -> ScriptInvocation<'_> {
-        let Charge { tenant, job, chunk, tokens, keep_s, .. } = charge;
+        let Charge { tenant, job, chunk, tokens, usage, keep_s, .. } = charge;
         let limits = charge.limits.clamped();
         let page = chunk >> PAGE_BITS;
         let bit = chunk & ((1 << PAGE_BITS) - 1);
@@ -92,14 +93,23 @@ impl RedisQuota {
         invocation
             .key(format!("vecmill:{{{tenant}}}:quota"))
             .key(format!("vecmill:{{{tenant}}}:charged:{job}:{page}"))
+            .key(usage_key(tenant, unix_day()))
             .arg((*tokens).min(TOKENS_MAX))
             .arg(limits.tokens_per_minute)
             .arg(limits.tokens_burst)
             .arg(limits.tokens_per_day)
             .arg(bit)
-            .arg(keep_ms(*keep_s));
+            .arg(keep_ms(*keep_s))
+            .arg(usage)
+            .arg(USAGE_DAYS * DAY_MS);
         invocation
     }
+}
+
+/// The UTC day, from 1970. By this machine's clock: which day a chunk at midnight is counted under decides nothing.
+fn unix_day() -> u64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(now.as_millis()).unwrap_or_default() / DAY_MS
 }
 
 /// Answers asks until all senders are gone.

@@ -4,7 +4,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::sync::mpsc;
 use std::time::Duration;
 
-use vecmill_worker::part;
+use vecmill_producer::part;
 
 use crate::support::{Folder, assert_near, json_lines, numbers, path, program, run, stderr};
 

@@ -10,7 +10,15 @@ use super::{Charge, Limits};
 
 /// A charge to the tenant "acme" for the first chunks of a job.
 fn charge(chunk: u32, tokens: u64, limits: Limits) -> Charge {
-    Charge { tenant: "acme".to_owned(), job: "job".to_owned(), chunk, tokens, limits, keep_s: 3_600 }
+    Charge {
+        tenant: "acme".to_owned(),
+        job: "job".to_owned(),
+        chunk,
+        tokens,
+        limits,
+        usage: "job key".to_owned(),
+        keep_s: 3_600,
+    }
 }
 
 /// Limits in tokens a minute, burst and tokens a day.

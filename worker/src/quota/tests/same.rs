@@ -65,7 +65,15 @@ fn the_script_and_the_memory_agree() {
                 now_ms = now_ms.saturating_add_signed(clock_ms);
                 // A year: real expiries in Redis follow its own clock, not the test's.
                 let keep_s = 365 * 86_400;
-                let charge = Charge { tenant: tenant.clone(), job: "j".to_owned(), chunk, tokens, limits, keep_s };
+                let charge = Charge {
+                    tenant: tenant.clone(),
+                    job: "j".to_owned(),
+                    chunk,
+                    tokens,
+                    limits,
+                    usage: String::new(),
+                    keep_s,
+                };
                 let in_redis = runtime.block_on(async {
                     set_clock(&mut redis.clone(), now_ms).await;
                     quota.charge(&charge).await.unwrap()

@@ -1,0 +1,409 @@
+//! `/v1/batches`: the same jobs that `vecmill submit` makes, from an uploaded file and in OpenAI's words.
+
+mod content;
+mod prepare;
+mod record;
+mod view;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use axum::body::Bytes;
+use axum::extract::rejection::{BytesRejection, PathRejection, QueryRejection};
+use axum::extract::{Path, Query, State};
+use axum::http::HeaderMap;
+use axum::{Extension, Json};
+use futures_util::{StreamExt, TryStreamExt, stream};
+use serde::{Deserialize, Serialize};
+use utoipa::{IntoParams, ToSchema};
+use vecmill_signer::claims::Digest;
+
+use super::auth::Caller;
+use super::embeddings::{parsed, printable};
+use super::error::{ApiError, ErrorEnvelope};
+use super::files::FileRecord;
+use super::{App, ids, storage};
+use crate::contract::{CONTRACT_VERSION, JobKeys, Truncate};
+use crate::control;
+
+pub(super) use content::content;
+pub(super) use record::BatchRecord;
+use record::{InputOptions, Order, OutputOptions, PREFIX};
+pub(super) use view::Batch;
+
+/// The one endpoint of a batch.
+const ENDPOINT: &str = "/v1/embeddings";
+/// OpenAI's bounds of `metadata`.
+const METADATA_MAX: usize = 16;
+const METADATA_KEY_MAX: usize = 64;
+const METADATA_VALUE_MAX: usize = 512;
+/// Longest completion window: a week, as `vecmill submit` has it. What a tenant may have is the signer's to say.
+const WINDOW_S: std::ops::RangeInclusive<u64> = 3600..=7 * 24 * 3600;
+/// Most batches of a list, and how many where nobody says.
+const LIST_MAX: usize = 100;
+const LIST_DEFAULT: usize = 20;
+/// Batches looked at at once for a list; each that runs is a handful of S3 requests.
+const LOOKS_MAX: usize = 8;
+/// How long a batch that is asked for again without an idempotency key is the same: OpenAI's clients ask up to three times.
+const SAME_S: u64 = 60;
+/// How long one with a key is.
+const SAME_KEY_S: u64 = 24 * 3600;
+/// Longest idempotency key.
+const KEY_MAX: usize = 255;
+
+/// A batch to make. A field that is not known is refused by name.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct CreateBatch {
+    /// The file, uploaded with purpose `batch`.
+    input_file_id: String,
+    /// `/v1/embeddings`.
+    #[schema(pattern = "^/v1/embeddings$")]
+    endpoint: String,
+    /// How long it may take: hours or days, such as `1h`, `24h` or `7d`.
+    #[schema(pattern = "^([1-9][0-9]{0,2}h|[1-7]d)$")]
+    completion_window: String,
+    /// Up to 16 names of up to 64 characters, each with a text of up to 512.
+    metadata: Option<BTreeMap<String, String>>,
+    /// The model; what the first line names where this is left out.
+    model: Option<String>,
+    /// The task of Qwen3's query prompt, for all lines.
+    instruction: Option<String>,
+    /// How the file is read.
+    input: Option<InputOptions>,
+    /// What is made of the vectors.
+    output: Option<OutputOptions>,
+    /// What becomes of a text that is too long: `none`, its line fails, or `end`, it is cut off.
+    #[schema(value_type = Option<String>, pattern = "^(none|end)$")]
+    truncate: Option<Truncate>,
+    /// Make nothing of a file with a bad line. Where this is left out, the good lines go on.
+    strict: Option<bool>,
+    /// Publish a running job's messages again, for a broker that lost its queues.
+    republish: Option<bool>,
+    /// Most texts in a chunk.
+    #[schema(minimum = 1, maximum = 100_000)]
+    chunk_rows: Option<u32>,
+    /// Most bytes of text in a chunk.
+    #[schema(minimum = 1_024, maximum = 4_194_304)]
+    chunk_bytes: Option<u32>,
+}
+
+/// Which batches to list.
+#[derive(Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Page {
+    /// The id after which the list begins.
+    after: Option<String>,
+    /// How many, 1 to 100; 20 where this is left out.
+    #[param(minimum = 1, maximum = 100)]
+    limit: Option<usize>,
+}
+
+/// Some batches.
+#[derive(Serialize, ToSchema)]
+pub(super) struct BatchList {
+    /// `list`.
+    object: &'static str,
+    /// The batches, the newest first.
+    data: Vec<Batch>,
+    /// The first's id.
+    first_id: Option<String>,
+    /// The last's id: `after` it come the next.
+    last_id: Option<String>,
+    /// Whether there are more.
+    has_more: bool,
+}
+
+impl CreateBatch {
+    fn check(self) -> Result<BatchRecord, ApiError> {
+        let wrong = |param: &str, sentence: String| ApiError::invalid("invalid_body", Some(param), sentence);
+        if self.endpoint != ENDPOINT {
+            return Err(wrong("endpoint", format!("endpoint must be {ENDPOINT:?}: nothing else is computed here")));
+        }
+        let window_s = window(&self.completion_window)?;
+        for (name, value) in self.metadata.iter().flatten() {
+            if name.chars().count() > METADATA_KEY_MAX || value.chars().count() > METADATA_VALUE_MAX {
+                let sentence =
+                    format!("a name of metadata may have {METADATA_KEY_MAX} characters, its text {METADATA_VALUE_MAX}");
+                return Err(wrong("metadata", sentence));
+            }
+        }
+        if self.metadata.as_ref().is_some_and(|metadata| metadata.len() > METADATA_MAX) {
+            return Err(wrong("metadata", format!("metadata may have {METADATA_MAX} names")));
+        }
+        if self.chunk_rows.is_some_and(|rows| !(1..=100_000).contains(&rows)) {
+            return Err(wrong("chunk_rows", "chunk_rows must be 1 to 100,000".to_owned()));
+        }
+        if self.chunk_bytes.is_some_and(|bytes| !(1024..=4 << 20).contains(&bytes)) {
+            return Err(wrong("chunk_bytes", "chunk_bytes must be 1,024 to 4,194,304".to_owned()));
+        }
+        let order = Order {
+            model: self.model,
+            instruction: self.instruction,
+            input: self.input.unwrap_or_default(),
+            output: self.output.unwrap_or_default(),
+            truncate: self.truncate.unwrap_or_default(),
+            strict: self.strict.unwrap_or_default(),
+            republish: self.republish.unwrap_or_default(),
+            chunk_rows: self.chunk_rows,
+            chunk_bytes: self.chunk_bytes,
+        };
+        let record = BatchRecord {
+            version: CONTRACT_VERSION,
+            id: ids::new(PREFIX),
+            created_at: ids::unix_s(),
+            input_file_id: self.input_file_id,
+            completion_window: self.completion_window,
+            window_s,
+            metadata: self.metadata,
+            order,
+            job: None,
+            in_progress_at: None,
+            expires_at: None,
+            bad_lines: Vec::new(),
+            failed_at: None,
+            ended: None,
+        };
+        Ok(record)
+    }
+}
+
+/// A completion window in seconds.
+pub(super) fn window(text: &str) -> Result<u64, ApiError> {
+    window_s(text).filter(|seconds| WINDOW_S.contains(seconds)).ok_or_else(|| {
+        let sentence = "completion_window must be hours or days, from 1h to 7d, for example 24h";
+        ApiError::invalid("invalid_body", Some("completion_window"), sentence)
+    })
+}
+
+/// `24h` or `7d` in seconds.
+fn window_s(text: &str) -> Option<u64> {
+    let (number, unit_s) = match text.strip_suffix('h') {
+        Some(hours) => (hours, 3600),
+        None => (text.strip_suffix('d')?, 86_400),
+    };
+    let plain = number.len() <= 3 && number.bytes().all(|byte| byte.is_ascii_digit());
+    plain.then(|| number.parse::<u64>().ok().map(|number| number * unit_s)).flatten()
+}
+
+/// Makes a batch. It is `validating` at first: its lines are read, cut into chunks and signed in the background.
+#[utoipa::path(
+    post,
+    path = "/v1/batches",
+    request_body = CreateBatch,
+    params(("Idempotency-Key" = Option<String>, Header, description = "The same key within a day is the same batch", max_length = 255, pattern = "^[ -~]*$")),
+    responses(
+        (status = 200, description = "The batch", body = Batch),
+        (status = 400, response = ErrorEnvelope),
+        (status = 401, response = ErrorEnvelope),
+        (status = 403, response = ErrorEnvelope),
+        (status = 404, response = ErrorEnvelope),
+        (status = 409, response = ErrorEnvelope),
+        (status = 413, response = ErrorEnvelope),
+        (status = 429, response = ErrorEnvelope),
+        (status = 503, response = ErrorEnvelope),
+    ),
+    security(("bearer" = [])),
+)]
+pub(super) async fn create(
+    State(app): State<Arc<App>>,
+    Extension(caller): Extension<Caller>,
+    headers: HeaderMap,
+    body: Result<Bytes, BytesRejection>,
+) -> Result<Json<Batch>, ApiError> {
+    let tenant = caller.access.tenant().clone();
+    let body: CreateBatch = parsed(body, "a batch")?;
+    let idempotency_key = match headers.get("idempotency-key").map(|key| key.to_str()) {
+        None => None,
+        Some(Ok(key)) if (1..=KEY_MAX).contains(&key.len()) => Some(key.to_owned()),
+        Some(_) => {
+            let sentence = format!("Idempotency-Key must be 1 to {KEY_MAX} plain characters");
+            return Err(ApiError::invalid("invalid_header", Some("Idempotency-Key"), sentence));
+        }
+    };
+    let record = body.check()?;
+    let file = FileRecord::read(&app, &tenant, &record.input_file_id).await?.ok_or_else(|| {
+        let id = printable(&record.input_file_id);
+        ApiError::not_found("file_not_found", format!("there is no file {id} of this tenant: upload it"))
+            .at("input_file_id")
+    })?;
+    if file.sha256.is_none() {
+        let sentence = "that file is what a batch came to: upload one with purpose batch";
+        return Err(ApiError::invalid("invalid_file", Some("input_file_id"), sentence));
+    }
+    let asked = (&record.input_file_id, record.window_s, &record.metadata, &record.order);
+    let asked = Digest::of(&serde_json::to_vec(&asked).unwrap_or_default()).to_string();
+    let (name, kept_s) = match &idempotency_key {
+        Some(key) => (Digest::of(key.as_bytes()).to_string(), SAME_KEY_S),
+        None => (asked.clone(), SAME_S),
+    };
+    let known = app.shared.remember(&tenant, &name, &format!("{} {asked}", record.id), kept_s).await?;
+    if let Some(known) = known {
+        let (id, was_asked) = known.split_once(' ').unwrap_or_default();
+        if was_asked != asked {
+            let sentence = "that Idempotency-Key was given with another batch: use a new key for a new batch";
+            return Err(ApiError::conflict("idempotency_key_reused", sentence, false).at("Idempotency-Key"));
+        }
+        let Some(record) = BatchRecord::read(&app, &tenant, id).await? else {
+            let sentence = "the same batch is being made by a request beside this one: ask again";
+            return Err(ApiError::conflict("in_progress", sentence, true));
+        };
+        return Ok(Json(view::look(&app, &tenant, record).await?));
+    }
+    if let Err(refusal) = record.write(&app, &tenant).await {
+        app.shared.forget(&tenant, &name).await;
+        return Err(refusal);
+    }
+    tracing::info!(%tenant, key_id = caller.access.key_id(), batch = record.id, file = record.input_file_id, "batch made");
+    let batch = view::look(&app, &tenant, record.clone()).await?;
+    prepare::start(&app, &caller, record);
+    Ok(Json(batch))
+}
+
+type Id = Result<Path<String>, PathRejection>;
+
+async fn found(app: &App, caller: &Caller, id: Id) -> Result<BatchRecord, ApiError> {
+    let id = id.map(|Path(id)| id).unwrap_or_default();
+    BatchRecord::read(app, caller.access.tenant(), &id).await?.ok_or_else(|| {
+        let sentence = format!("there is no batch {} of this tenant", printable(&id));
+        ApiError::not_found("batch_not_found", sentence).at("batch_id")
+    })
+}
+
+/// One batch.
+#[utoipa::path(
+    get,
+    path = "/v1/batches/{batch_id}",
+    params(("batch_id" = String, Path, description = "Its id")),
+    responses(
+        (status = 200, description = "The batch", body = Batch),
+        (status = 401, response = ErrorEnvelope),
+        (status = 403, response = ErrorEnvelope),
+        (status = 404, response = ErrorEnvelope),
+        (status = 429, response = ErrorEnvelope),
+        (status = 503, response = ErrorEnvelope),
+    ),
+    security(("bearer" = [])),
+)]
+pub(super) async fn get(
+    State(app): State<Arc<App>>,
+    Extension(caller): Extension<Caller>,
+    id: Id,
+) -> Result<Json<Batch>, ApiError> {
+    let record = found(&app, &caller, id).await?;
+    let batch = view::look(&app, caller.access.tenant(), record.clone()).await?;
+    if batch.is_validating() {
+        // Whoever prepared it may be gone, and with it the credentials it had: these do as well.
+        prepare::start(&app, &caller, record);
+    }
+    Ok(Json(batch))
+}
+
+/// The tenant's batches.
+#[utoipa::path(
+    get,
+    path = "/v1/batches",
+    params(Page),
+    responses(
+        (status = 200, description = "The batches", body = BatchList),
+        (status = 400, response = ErrorEnvelope),
+        (status = 401, response = ErrorEnvelope),
+        (status = 403, response = ErrorEnvelope),
+        (status = 429, response = ErrorEnvelope),
+        (status = 503, response = ErrorEnvelope),
+    ),
+    security(("bearer" = [])),
+)]
+pub(super) async fn list(
+    State(app): State<Arc<App>>,
+    Extension(caller): Extension<Caller>,
+    page: Result<Query<Page>, QueryRejection>,
+) -> Result<Json<BatchList>, ApiError> {
+    let Query(page) = page.map_err(|error| ApiError::bad_query(&error))?;
+    let limit = page.limit.unwrap_or(LIST_DEFAULT);
+    if !(1..=LIST_MAX).contains(&limit) {
+        return Err(ApiError::invalid("invalid_query", Some("limit"), format!("limit must be 1 to {LIST_MAX}")));
+    }
+    if page.after.as_ref().is_some_and(|after| !ids::is_good(PREFIX, after)) {
+        return Err(ApiError::invalid("invalid_query", Some("after"), "after must be the id of a batch"));
+    }
+    let tenant = caller.access.tenant();
+    let start_after = page.after.map(|after| storage::batch(tenant, &after));
+    // One more than asked for tells whether there are more.
+    let objects = app.store.list_some(&storage::batches(tenant), start_after.as_deref(), limit + 1).await?;
+    let has_more = objects.len() > limit;
+    let data: Vec<Batch> = stream::iter(objects.into_iter().take(limit))
+        .map(|object| {
+            let app = &app;
+            async move {
+                let record = BatchRecord::read(app, tenant, storage::id_of_key(&object.key)).await?;
+                match record {
+                    Some(record) => view::look(app, tenant, record).await.map(Some),
+                    None => Ok(None),
+                }
+            }
+        })
+        .buffered(LOOKS_MAX)
+        .try_filter_map(async |batch| Ok::<_, ApiError>(batch))
+        .try_collect()
+        .await?;
+    let id = |batch: Option<&Batch>| batch.map(|batch| batch.id().to_owned());
+    let (first_id, last_id) = (id(data.first()), id(data.last()));
+    Ok(Json(BatchList { object: "list", data, first_id, last_id, has_more }))
+}
+
+/// Cancels a batch; what is finished stays.
+#[utoipa::path(
+    post,
+    path = "/v1/batches/{batch_id}/cancel",
+    params(("batch_id" = String, Path, description = "Its id")),
+    responses(
+        (status = 200, description = "The batch", body = Batch),
+        (status = 401, response = ErrorEnvelope),
+        (status = 403, response = ErrorEnvelope),
+        (status = 404, response = ErrorEnvelope),
+        (status = 409, response = ErrorEnvelope),
+        (status = 429, response = ErrorEnvelope),
+        (status = 503, response = ErrorEnvelope),
+    ),
+    security(("bearer" = [])),
+)]
+pub(super) async fn cancel(
+    State(app): State<Arc<App>>,
+    Extension(caller): Extension<Caller>,
+    id: Id,
+) -> Result<Json<Batch>, ApiError> {
+    let record = found(&app, &caller, id).await?;
+    let tenant = caller.access.tenant();
+    let batch = view::look(&app, tenant, record.clone()).await?;
+    if batch.has_ended() {
+        let sentence = format!("the batch is {} already", batch.state());
+        return Err(ApiError::conflict("already_ended", sentence, false));
+    }
+    // First the mark, then a look at the job: whoever prepares the batch does it the other way round, so that one of the two
+    // sees the other.
+    let cancelled = crate::contract::Cancelled { at: jiff::Timestamp::now() };
+    app.store.put_json(&storage::batch_cancelled(tenant, &record.id), &cancelled).await?;
+    let record = BatchRecord::read(&app, tenant, &record.id).await?.unwrap_or(record);
+    if let Some(job) = &record.job {
+        control::cancel(&app.store, &JobKeys::new(tenant, job)).await?;
+        app.shared.give_back(tenant, job).await;
+    }
+    tracing::info!(%tenant, key_id = caller.access.key_id(), batch = record.id, "batch cancelled");
+    Ok(Json(view::look(&app, tenant, record).await?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn windows_are_hours_or_days() {
+        for (text, seconds) in [("1h", 3600), ("24h", 86_400), ("7d", 604_800), ("168h", 604_800)] {
+            assert_eq!(window_s(text), Some(seconds), "{text}");
+        }
+        for text in ["", "h", "24", "24m", "-1h", "+1h", "1.5h", "9999h", "1 h", "٣h"] {
+            assert_eq!(window_s(text), None, "{text}");
+        }
+    }
+}

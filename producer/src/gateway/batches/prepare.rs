@@ -1,0 +1,391 @@
+//! From a batch's file to a queued job, in the background: the same path as `vecmill submit` takes.
+//!
+//! What is under way is in nobody's memory alone. A gateway that dies leaves a batch that is still `validating`; the next
+//! request for it, at any gateway, takes it up with the credentials that it brings. Every step gives the same when it is
+//! done twice.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use vecmill_signer::claims::{Scope, TenantId};
+use vecmill_signer::client::ClientError;
+
+use super::super::auth::Caller;
+use super::super::error::ApiError;
+use super::super::files::FileRecord;
+use super::super::{App, ids, storage};
+use super::record::{BAD_LINES_MAX, BadLine, BatchRecord, InputOptions, OutputOptions};
+use crate::contract::{JobKeys, JobSpec, RowError};
+use crate::control;
+use crate::prepare::{Corpus, Event, PrepareError, Prepared, prepare};
+use crate::read::{BadRow, InputFormat, ReadOptions};
+use crate::source::{Source, SourceError};
+use crate::split::{Cut, SplitError};
+use crate::submit::{SubmitError, enter};
+
+/// Tries of one gateway; then the batch waits for the next that is asked for it.
+const TRIES: u32 = 5;
+/// Before the second try; it doubles from there.
+const BACKOFF: Duration = Duration::from_secs(2);
+/// Where chunks are cut, if the tenant does not say: as `vecmill submit` does.
+const CUT: Cut = Cut { chunk_rows: 1000, chunk_bytes: 256 << 10 };
+/// Bytes of a block of rejected rows; the writer cuts far below.
+const REJECTED_BYTES_MAX: usize = 16 << 20;
+
+/// Why a batch is not a job yet.
+enum Trouble {
+    /// It never will be.
+    Failed { code: &'static str, message: String, bad_lines: Vec<BadLine> },
+    /// Something is away.
+    Passing(String),
+    /// The credentials at hand do no more.
+    Credentials,
+    /// The tenant wants no more of it.
+    Cancelled,
+}
+
+impl From<ApiError> for Trouble {
+    fn from(error: ApiError) -> Self {
+        Self::Passing(error.to_string())
+    }
+}
+
+/// Takes a batch up, unless another gateway is at it or the caller may not submit.
+pub(super) fn start(app: &Arc<App>, caller: &Caller, record: BatchRecord) {
+    if !caller.access.has_scope(Scope::JobsSubmit) {
+        return;
+    }
+    let (app, caller) = (Arc::clone(app), caller.clone());
+    // How many wait is bounded: those that find no place are taken up when they are asked for next.
+    let Ok(place) = Arc::clone(&app.waiting_batches).try_acquire_owned() else { return };
+    tokio::spawn(async move {
+        let _place = place;
+        let tenant = caller.access.tenant().clone();
+        let Some(held) = app.shared.hold(&tenant, &record.id).await else { return };
+        tokio::select! {
+            () = run(&app, &caller, &tenant, &record.id) => {}
+            () = held.keep() => {}
+        }
+        held.release().await;
+    });
+}
+
+async fn run(app: &App, caller: &Caller, tenant: &TenantId, id: &str) {
+    let _turn = app.preparing.acquire().await;
+    for tried in 0..TRIES {
+        if tried > 0 {
+            tokio::time::sleep(BACKOFF * 2_u32.pow(tried - 1)).await;
+        }
+        let outcome = match BatchRecord::read(app, tenant, id).await {
+            Ok(Some(record)) if record.job.is_none() && record.failed_at.is_none() => {
+                Box::pin(attempt(app, caller, tenant, record)).await
+            }
+            Ok(_) => return,
+            Err(error) => Err(Trouble::from(error)),
+        };
+        match outcome {
+            Ok(()) | Err(Trouble::Cancelled) => return,
+            Err(Trouble::Credentials) => {
+                tracing::warn!(%tenant, batch = id, "the credentials do no more: the batch waits for the next request for it");
+                return;
+            }
+            Err(Trouble::Passing(reason)) => {
+                tracing::warn!(%tenant, batch = id, tried, reason, "a batch can't be prepared yet")
+            }
+            Err(Trouble::Failed { code, message, bad_lines }) => {
+                tracing::info!(%tenant, batch = id, code, "a batch failed");
+                if write_failure(app, tenant, id, code, &message, bad_lines).await.is_ok() {
+                    return;
+                }
+            }
+        }
+    }
+}
+
+async fn write_failure(
+    app: &App,
+    tenant: &TenantId,
+    id: &str,
+    code: &str,
+    message: &str,
+    bad_lines: Vec<BadLine>,
+) -> Result<(), ApiError> {
+    let Some(mut record) = BatchRecord::read(app, tenant, id).await? else { return Ok(()) };
+    record.fail(code, message.to_owned(), bad_lines);
+    record.write(app, tenant).await
+}
+
+async fn attempt(app: &App, caller: &Caller, tenant: &TenantId, mut record: BatchRecord) -> Result<(), Trouble> {
+    let signer = app.auth.signer(caller)?;
+    let file = FileRecord::read(app, tenant, &record.input_file_id).await?.ok_or_else(|| Trouble::Failed {
+        code: "file_not_found",
+        message: "the input file was deleted before it was read".to_owned(),
+        bad_lines: Vec::new(),
+    })?;
+    let corpus = corpus(app, tenant, &mut record, &file).await?;
+    let spec = spec(app, &record);
+    spec.check().map_err(|error| failed("invalid_parameters", error.to_string()))?;
+    let prepared = prepared(app, tenant, &spec, &corpus).await?;
+    record.bad_lines = match prepared.manifest.rejected {
+        0 => Vec::new(),
+        _ => rejected(app, &prepared.keys).await?,
+    };
+    let expires_at = ids::unix_s() + record.window_s;
+    app.shared.reserve(&app.store, tenant, caller.access.limits(), &prepared, expires_at).await.map_err(|over| {
+        match over {
+            Ok(over) => failed("token_limit_exceeded", over),
+            Err(away) => Trouble::from(away),
+        }
+    })?;
+    if is_cancelled(app, tenant, &record.id).await? {
+        app.shared.give_back(tenant, &prepared.job).await;
+        return Err(Trouble::Cancelled);
+    }
+    let entered =
+        enter(&app.store, &signer, &app.broker, tenant, &prepared, record.window_s, record.order.republish, |_| {})
+            .await;
+    if let Err(error) = entered {
+        let trouble = refused(error);
+        if matches!(trouble, Trouble::Failed { .. }) {
+            app.shared.give_back(tenant, &prepared.job).await;
+        }
+        return Err(trouble);
+    }
+    record.job = Some(prepared.job.clone());
+    record.in_progress_at = Some(ids::unix_s());
+    record.expires_at = Some(expires_at);
+    record.write(app, tenant).await?;
+    tracing::info!(%tenant, batch = record.id, job = %prepared.job, rows = prepared.manifest.rows, "batch queued");
+    // Cancelled since then: the other side may have seen no job yet.
+    if is_cancelled(app, tenant, &record.id).await? {
+        let cancelled = control::cancel(&app.store, &prepared.keys).await;
+        cancelled.map_err(|error| Trouble::Passing(error.to_string()))?;
+    }
+    Ok(())
+}
+
+async fn is_cancelled(app: &App, tenant: &TenantId, id: &str) -> Result<bool, ApiError> {
+    Ok(app.store.exists(&storage::batch_cancelled(tenant, id)).await?)
+}
+
+fn failed(code: &'static str, message: String) -> Trouble {
+    Trouble::Failed { code, message, bad_lines: Vec::new() }
+}
+
+/// How the file is read. What its first line asks for is what all must ask for, where the batch itself says nothing.
+async fn corpus(app: &App, tenant: &TenantId, record: &mut BatchRecord, file: &FileRecord) -> Result<Corpus, Trouble> {
+    let order = &mut record.order;
+    let InputOptions { format, id_field, text_field } = &order.input;
+    let format = format.or_else(|| InputFormat::from_name(&file.filename)).unwrap_or(InputFormat::Jsonl);
+    let key = storage::content(tenant, &file.id);
+    let first = match format {
+        InputFormat::Jsonl => first_line::of(app, &key).await?,
+        _ => first_line::Body::default(),
+    };
+    let asked = order.output.dimensions.is_some();
+    let OutputOptions { dimensions, encoding_format, .. } = &mut order.output;
+    // Lines then differ from one another where one says nothing and another does: that is for `read` to find.
+    let every_line = !asked && first.dimensions.is_some();
+    *dimensions = dimensions.or(first.dimensions).or(Some(app.model_dimensions));
+    *encoding_format = encoding_format.or(first.encoding_format);
+    order.model = order.model.take().or(first.model).or_else(|| Some(app.model.clone()));
+    if order.model.as_ref() != Some(&app.model) {
+        let message = format!("the model asked for is not served here; {} is", app.model);
+        return Err(failed("model_not_found", message));
+    }
+    let defaults = ReadOptions::default();
+    let options = ReadOptions {
+        id_field: id_field.clone().unwrap_or(defaults.id_field),
+        text_field: text_field.clone().unwrap_or(defaults.text_field),
+        dimensions: order.output.dimensions,
+        dimensions_in_every_line: every_line,
+        model: order.model.clone(),
+        ..ReadOptions::default()
+    };
+    let cut = Cut {
+        chunk_rows: order.chunk_rows.unwrap_or(CUT.chunk_rows),
+        chunk_bytes: order.chunk_bytes.unwrap_or(CUT.chunk_bytes),
+    };
+    let source = Source::Stored { key, name: file.filename.clone() };
+    Ok(Corpus { source, format, options, cut, strict: order.strict })
+}
+
+fn spec(app: &App, record: &BatchRecord) -> JobSpec {
+    let order = &record.order;
+    JobSpec {
+        model: order.model.clone().unwrap_or_else(|| app.model.clone()),
+        dimensions: order.output.dimensions.unwrap_or(app.model_dimensions),
+        dtype: order.output.dtype,
+        instruction: order.instruction.clone(),
+        truncate: order.truncate,
+    }
+}
+
+/// Cuts the file into chunks on S3.
+async fn prepared(app: &App, tenant: &TenantId, spec: &JobSpec, corpus: &Corpus) -> Result<Prepared, Trouble> {
+    let bad: Arc<Mutex<Vec<BadLine>>> = Arc::default();
+    let report = {
+        let bad = Arc::clone(&bad);
+        move |event| {
+            if let Event::Rejected(row) = event {
+                let mut bad = bad.lock().unwrap_or_else(PoisonError::into_inner);
+                if bad.len() < BAD_LINES_MAX {
+                    bad.push(BadLine::of(&row));
+                }
+            }
+        }
+    };
+    prepare(&app.store, tenant, spec, corpus, report).await.map_err(|error| {
+        let bad_lines = std::mem::take(&mut *bad.lock().unwrap_or_else(PoisonError::into_inner));
+        match error {
+            PrepareError::Strict { bad, .. } => Trouble::Failed {
+                code: "invalid_lines",
+                message: format!("{bad} lines can't be used and strict was asked for: nothing was made of the file"),
+                bad_lines,
+            },
+            PrepareError::Empty { bad, .. } => Trouble::Failed {
+                code: "empty_file",
+                message: format!("the file has no line that can be embedded ({bad} bad ones)"),
+                bad_lines,
+            },
+            PrepareError::Read(_) | PrepareError::Split(SplitError::Read(_) | SplitError::TooManyChunks) => {
+                Trouble::Failed { code: "unreadable_file", message: told(&error), bad_lines }
+            }
+            PrepareError::Source(SourceError::Store(_) | SourceError::Read { .. } | SourceError::Spool { .. })
+            | PrepareError::Split(_)
+            | PrepareError::Store(_)
+            | PrepareError::Manifest(_) => Trouble::Passing(error.to_string()),
+        }
+    })
+}
+
+/// A sentence about the file without the place at which the gateway held it.
+fn told(error: &PrepareError) -> String {
+    let sentence = error.to_string();
+    if sentence.contains(std::env::temp_dir().to_string_lossy().as_ref()) {
+        "the file can't be read".to_owned()
+    } else {
+        sentence
+    }
+}
+
+/// The lines that were not used, as far as a batch names them.
+async fn rejected(app: &App, keys: &JobKeys) -> Result<Vec<BadLine>, Trouble> {
+    let passing = |error: crate::store::StoreError| Trouble::Passing(error.to_string());
+    let mut lines = Vec::new();
+    for block in app.store.list(&keys.rejected_prefix(), None).await.map_err(passing)? {
+        let Some(bytes) = app.store.get(&block.key, REJECTED_BYTES_MAX).await.map_err(passing)? else { continue };
+        let errors =
+            bytes.split(|byte| *byte == b'\n').filter_map(|line| serde_json::from_slice::<RowError>(line).ok());
+        lines.extend(errors.map(|error| BadLine {
+            code: error.code,
+            line: Some(error.line),
+            message: error.message,
+            param: None,
+        }));
+        if lines.len() >= BAD_LINES_MAX {
+            lines.truncate(BAD_LINES_MAX);
+            break;
+        }
+    }
+    Ok(lines)
+}
+
+impl BadLine {
+    fn of(row: &BadRow) -> Self {
+        Self { code: row.code.to_owned(), line: Some(row.line), message: row.reason.clone(), param: None }
+    }
+}
+
+fn refused(error: SubmitError) -> Trouble {
+    match error {
+        SubmitError::Signer(ClientError::Refused { status: 401, .. }) => Trouble::Credentials,
+        SubmitError::Signer(ClientError::Refused { status, description, .. })
+            if (400..500).contains(&status) && status != 429 =>
+        {
+            failed("access_denied", description)
+        }
+        SubmitError::Spec(error) => failed("invalid_parameters", error.to_string()),
+        error => Trouble::Passing(error.to_string()),
+    }
+}
+
+/// What the first line of a file asks for.
+mod first_line {
+    use std::io::{BufRead, BufReader, Read};
+
+    use serde::Deserialize;
+
+    use super::super::super::App;
+    use super::super::super::embeddings::Encoding;
+    use super::Trouble;
+
+    /// Read of the file in search of it: longer than any line may be.
+    const BYTES_MAX: u64 = 8 << 20;
+
+    /// Read before the first look: most lines are shorter.
+    const LOOK_AT_BYTES: usize = 64 << 10;
+
+    #[derive(Default, Deserialize)]
+    pub(super) struct Body {
+        pub(super) model: Option<String>,
+        pub(super) dimensions: Option<u32>,
+        pub(super) encoding_format: Option<Encoding>,
+    }
+
+    #[derive(Deserialize)]
+    struct Line {
+        body: Body,
+    }
+
+    /// The first line that is one of OpenAI's; nothing where none of the first is.
+    pub(super) async fn of(app: &App, key: &str) -> Result<Body, Trouble> {
+        let passing = |error: &dyn std::fmt::Display| Trouble::Passing(error.to_string());
+        let opened = app.store.open(key).await.map_err(|error| passing(&error))?;
+        let Some((_, mut stream)) = opened else { return Ok(Body::default()) };
+        let mut head = Vec::new();
+        // Twice as much before each look: a long line must not be read from its start at every piece.
+        let mut enough = LOOK_AT_BYTES;
+        while (head.len() as u64) < BYTES_MAX {
+            let Some(piece) = stream.try_next().await.map_err(|error| passing(&error))? else { break };
+            head.extend_from_slice(&piece);
+            if head.len() >= enough {
+                enough = 2 * head.len();
+                if let Some(body) = look(&head) {
+                    return Ok(body);
+                }
+            }
+        }
+        Ok(look(&head).unwrap_or_default())
+    }
+
+    fn look(head: &[u8]) -> Option<Body> {
+        let plain: Box<dyn Read + '_> = match head {
+            [0x1f, 0x8b, ..] => Box::new(flate2::read::MultiGzDecoder::new(head)),
+            [0x28, 0xb5, 0x2f, 0xfd, ..] => Box::new(zstd::Decoder::new(head).ok()?),
+            _ => Box::new(head),
+        };
+        let mut line = Vec::new();
+        // What is cut off is no JSON.
+        BufReader::new(plain.take(BYTES_MAX)).read_until(b'\n', &mut line).ok()?;
+        serde_json::from_slice::<Line>(&line).ok().map(|line| line.body)
+    }
+
+    #[cfg(test)]
+    mod tests {
+        use super::*;
+
+        #[test]
+        fn the_first_line_is_seen_through_compression() {
+            let line =
+                br#"{"custom_id":"a","body":{"input":"x","model":"m","dimensions":64,"encoding_format":"base64"}}"#;
+            let compressed = zstd::encode_all(&line[..], 3).expect("a write to memory");
+            for head in [&line[..], &compressed] {
+                let body = look(head).expect("a body");
+                assert_eq!((body.model.as_deref(), body.dimensions), (Some("m"), Some(64)));
+                assert!(body.encoding_format == Some(Encoding::Base64));
+            }
+            assert!(look(&line[..40]).is_none() && look(b"{\"id\":\"a\",\"text\":\"x\"}\n").is_none());
+        }
+    }
+}

@@ -1,0 +1,168 @@
+//! A batch as it lies on S3.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+use vecmill_signer::claims::{JobId, TenantId};
+
+use super::super::error::ApiError;
+use super::super::{App, ids, storage};
+use crate::contract::{Dtype, Truncate};
+use crate::read::InputFormat;
+
+/// How a batch's id begins.
+pub(super) const PREFIX: &str = "batch_";
+/// Bad lines that a batch names; the error file has all.
+pub(super) const BAD_LINES_MAX: usize = 1_000;
+
+/// What was asked for, and what has become of it as far as the job itself does not tell.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(in super::super) struct BatchRecord {
+    pub(super) version: u32,
+    pub(super) id: String,
+    pub(super) created_at: u64,
+    pub(super) input_file_id: String,
+    pub(super) completion_window: String,
+    pub(super) window_s: u64,
+    pub(super) metadata: Option<BTreeMap<String, String>>,
+    pub(super) order: Order,
+    /// Once its chunks are queued.
+    pub(in super::super) job: Option<JobId>,
+    pub(super) in_progress_at: Option<u64>,
+    pub(super) expires_at: Option<u64>,
+    pub(super) bad_lines: Vec<BadLine>,
+    /// It never became a job.
+    pub(super) failed_at: Option<u64>,
+    /// Read off the job once it had ended, so that what is done with the job later does not change this batch.
+    pub(super) ended: Option<Ended>,
+}
+
+/// How the file is read and what is made of it, beyond OpenAI's own parameters.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Order {
+    pub(super) model: Option<String>,
+    pub(super) instruction: Option<String>,
+    #[serde(default)]
+    pub(super) input: InputOptions,
+    #[serde(default)]
+    pub(super) output: OutputOptions,
+    #[serde(default)]
+    pub(super) truncate: Truncate,
+    #[serde(default)]
+    pub(super) strict: bool,
+    #[serde(default)]
+    pub(super) republish: bool,
+    pub(super) chunk_rows: Option<u32>,
+    pub(super) chunk_bytes: Option<u32>,
+}
+
+/// How the input file is read.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(in super::super) struct InputOptions {
+    /// `jsonl`, `parquet`, `csv` or `lines`; what the file's name says where this is left out, else `jsonl`.
+    #[schema(value_type = Option<String>, pattern = "^(jsonl|parquet|csv|lines)$")]
+    pub(super) format: Option<InputFormat>,
+    /// Field or column of the ids: `id` where this is left out.
+    pub(super) id_field: Option<String>,
+    /// Field or column of the texts: `text` where this is left out.
+    pub(super) text_field: Option<String>,
+}
+
+/// What is made of the vectors.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(in super::super) struct OutputOptions {
+    /// The output file: OpenAI's lines, which it is where this is left out, or one Parquet file.
+    #[serde(default)]
+    pub(super) format: OutputFormat,
+    /// How each number is stored: `f32`, which it is where this is left out, or `f16`.
+    #[serde(default)]
+    #[schema(value_type = Option<String>, pattern = "^(f32|f16)$")]
+    pub(super) dtype: Dtype,
+    /// Length of the vectors; what the first line asks for where this is left out, else the model's own.
+    #[schema(minimum = 32)]
+    pub(super) dimensions: Option<u32>,
+    /// How a line writes a vector; what the first line asks for where this is left out, else numbers.
+    pub(super) encoding_format: Option<super::super::embeddings::Encoding>,
+}
+
+/// The form of an output file.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub(in super::super) enum OutputFormat {
+    /// A line of JSON a vector.
+    #[default]
+    Jsonl,
+    /// Columns `id`, `embedding`, `tokens` and `truncated`.
+    Parquet,
+}
+
+/// A line of the input that can't be used, or a reason why there is no job.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub(in super::super) struct BadLine {
+    /// For programs.
+    pub(super) code: String,
+    /// Which line, from 1.
+    pub(super) line: Option<u64>,
+    /// For people.
+    pub(super) message: String,
+    /// The parameter at fault.
+    pub(super) param: Option<String>,
+}
+
+/// The end of a batch.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(super) struct Ended {
+    pub(super) state: End,
+    pub(super) at: u64,
+    pub(super) counts: Counts,
+    pub(super) tokens: u64,
+    pub(super) output_file_id: Option<String>,
+    pub(super) error_file_id: Option<String>,
+}
+
+/// Ways for a job to end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum End {
+    Completed,
+    Failed,
+    Expired,
+    Cancelled,
+}
+
+/// How many requests have come to what.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[schema(as = RequestCounts)]
+pub(in super::super) struct Counts {
+    /// Lines of the input.
+    pub(super) total: u64,
+    /// Those that have a vector.
+    pub(super) completed: u64,
+    /// Those that never will.
+    pub(super) failed: u64,
+}
+
+impl BatchRecord {
+    /// Reads a record.
+    pub(in super::super) async fn read(app: &App, tenant: &TenantId, id: &str) -> Result<Option<Self>, ApiError> {
+        if !ids::is_good(PREFIX, id) {
+            return Ok(None);
+        }
+        Ok(app.store.get_json(&storage::batch(tenant, id), storage::RECORD_BYTES_MAX).await?)
+    }
+
+    pub(super) async fn write(&self, app: &App, tenant: &TenantId) -> Result<(), ApiError> {
+        Ok(app.store.put_json(&storage::batch(tenant, &self.id), self).await?)
+    }
+
+    /// That it never became a job, and why.
+    pub(super) fn fail(&mut self, code: &str, message: String, bad_lines: Vec<BadLine>) {
+        self.failed_at = Some(ids::unix_s());
+        self.bad_lines = vec![BadLine { code: code.to_owned(), line: None, message, param: None }];
+        self.bad_lines.extend(bad_lines);
+        self.bad_lines.truncate(BAD_LINES_MAX);
+    }
+}

@@ -1,0 +1,571 @@
+//! `/v1/files`: what tenants upload for batches, and what batches come to, streamed from and to S3.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::body::Body;
+use axum::extract::multipart::{Field, MultipartError};
+use axum::extract::rejection::{PathRejection, QueryRejection};
+use axum::extract::{Multipart, Path, Query, State};
+use axum::http::header::{CONTENT_DISPOSITION, CONTENT_LENGTH, CONTENT_TYPE};
+use axum::response::{IntoResponse, Response};
+use axum::{Extension, Json};
+use futures_util::{StreamExt, TryStreamExt, stream};
+use serde::{Deserialize, Serialize};
+use tokio::sync::OwnedSemaphorePermit;
+use utoipa::{IntoParams, ToSchema};
+use vecmill_signer::claims::{Digest, TenantId};
+
+use super::auth::Caller;
+use super::error::{ApiError, ErrorEnvelope};
+use super::{App, batches, ids, storage};
+use crate::contract::{CONTRACT_VERSION, JobKeys};
+use crate::store::{ByteStream, Upload};
+
+/// How a file's id begins.
+pub(super) const PREFIX: &str = "file-";
+/// The purpose of what is uploaded.
+const BATCH: &str = "batch";
+/// The purpose of what batches come to.
+const BATCH_OUTPUT: &str = "batch_output";
+/// Longest field of a form that is not the file.
+const FIELD_BYTES_MAX: usize = 1024;
+/// Longest time without a byte of an upload.
+const IDLE_MAX: Duration = Duration::from_secs(60);
+/// Seconds that a file may be kept: an hour to thirty days, as OpenAI has it.
+const KEPT_S: std::ops::RangeInclusive<u64> = 3600..=2_592_000;
+/// Records read at once for a list.
+const READS_MAX: usize = 32;
+/// Most files of a list.
+const LIST_MAX: usize = 10_000;
+
+/// A file's record on S3.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(super) struct FileRecord {
+    version: u32,
+    pub(super) id: String,
+    pub(super) bytes: u64,
+    created_at: u64,
+    pub(super) filename: String,
+    pub(super) purpose: String,
+    pub(super) sha256: Option<Digest>,
+    expires_at: Option<u64>,
+    /// Of what a batch came to: made from the job whenever it is read.
+    made_from: Option<MadeFrom>,
+}
+
+/// Which batch a file is made from, and what of it.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(super) struct MadeFrom {
+    pub(super) batch: String,
+    pub(super) what: What,
+}
+
+/// One of the two files of a batch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum What {
+    /// The vectors.
+    Output,
+    /// The rows that have none.
+    Errors,
+}
+
+/// A file.
+#[derive(Serialize, ToSchema)]
+pub(super) struct FileObject {
+    /// Its id.
+    id: String,
+    /// `file`.
+    object: &'static str,
+    /// Its length. Of what a batch came to: of the vectors as they are stored; the file is made of them as it is read.
+    bytes: u64,
+    /// When it was made, in Unix seconds.
+    created_at: u64,
+    /// When it is deleted, in Unix seconds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    expires_at: Option<u64>,
+    /// Its name.
+    filename: String,
+    /// `batch` or `batch_output`.
+    purpose: String,
+    /// `processed`.
+    status: &'static str,
+    /// SHA-256 of an uploaded file, in hex.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    sha256: Option<Digest>,
+}
+
+/// Some files.
+#[derive(Serialize, ToSchema)]
+pub(super) struct FileList {
+    /// `list`.
+    object: &'static str,
+    /// The files.
+    data: Vec<FileObject>,
+    /// The first's id.
+    first_id: Option<String>,
+    /// The last's id: `after` it come the next.
+    last_id: Option<String>,
+    /// Whether there are more.
+    has_more: bool,
+}
+
+/// That a file is gone.
+#[derive(Serialize, ToSchema)]
+pub(super) struct Deleted {
+    /// Its id.
+    id: String,
+    /// `file`.
+    object: &'static str,
+    /// `true`.
+    deleted: bool,
+}
+
+/// A file to upload; for the description only.
+#[derive(ToSchema)]
+#[expect(dead_code, reason = "read piece by piece")]
+pub(super) struct FileForm {
+    /// `batch`.
+    #[schema(pattern = "^batch$")]
+    purpose: String,
+    /// The file: lines as OpenAI's batches have them, or a corpus as `vecmill submit` takes it.
+    #[schema(value_type = String, format = Binary, min_length = 1)]
+    file: Vec<u8>,
+}
+
+/// Which files to list.
+#[derive(Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Page {
+    /// The id after which the list begins.
+    after: Option<String>,
+    /// How many, 1 to 10,000, which it is where this is left out.
+    #[param(minimum = 1, maximum = 10_000)]
+    limit: Option<usize>,
+    /// `desc`, the newest first, or `asc`.
+    order: Option<Order>,
+    /// Only those of this purpose.
+    purpose: Option<String>,
+}
+
+/// Which comes first.
+#[derive(Clone, Copy, PartialEq, Eq, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum Order {
+    /// The oldest.
+    Asc,
+    /// The newest.
+    Desc,
+}
+
+impl FileRecord {
+    /// The record of what a batch came to.
+    pub(super) fn made(id: String, bytes: u64, created_at: u64, filename: String, made_from: MadeFrom) -> Self {
+        let (purpose, made_from) = (BATCH_OUTPUT.to_owned(), Some(made_from));
+        Self {
+            version: CONTRACT_VERSION,
+            id,
+            bytes,
+            created_at,
+            filename,
+            purpose,
+            sha256: None,
+            expires_at: None,
+            made_from,
+        }
+    }
+
+    fn object(self) -> FileObject {
+        let Self { id, bytes, created_at, filename, purpose, sha256, expires_at, .. } = self;
+        FileObject { id, object: "file", bytes, created_at, expires_at, filename, purpose, status: "processed", sha256 }
+    }
+
+    /// Reads a record; one whose time is over is gone.
+    pub(super) async fn read(app: &App, tenant: &TenantId, id: &str) -> Result<Option<Self>, ApiError> {
+        if !ids::is_good(PREFIX, id) {
+            return Ok(None);
+        }
+        let record: Option<Self> = app.store.get_json(&storage::file(tenant, id), storage::RECORD_BYTES_MAX).await?;
+        let Some(record) = record else { return Ok(None) };
+        if record.expires_at.is_some_and(|at| at <= ids::unix_s()) {
+            remove(app, tenant, &record).await?;
+            return Ok(None);
+        }
+        Ok(Some(record))
+    }
+
+    pub(super) async fn write(&self, app: &App, tenant: &TenantId) -> Result<(), ApiError> {
+        Ok(app.store.put_json(&storage::file(tenant, &self.id), self).await?)
+    }
+}
+
+/// Removes a file. With a batch's output goes the job it is made from: its chunks, its vectors, its records.
+async fn remove(app: &App, tenant: &TenantId, record: &FileRecord) -> Result<(), ApiError> {
+    match &record.made_from {
+        None => app.store.delete(&storage::content(tenant, &record.id)).await?,
+        Some(MadeFrom { what: What::Errors, .. }) => {}
+        Some(MadeFrom { batch, what: What::Output }) => {
+            let batch = batches::BatchRecord::read(app, tenant, batch).await?;
+            if let Some(job) = batch.and_then(|batch| batch.job) {
+                for object in app.store.list(JobKeys::new(tenant, &job).prefix(), None).await? {
+                    app.store.delete(&object.key).await?;
+                }
+            }
+        }
+    }
+    // Last: what is left of a deletion that failed can be deleted again.
+    Ok(app.store.delete(&storage::file(tenant, &record.id)).await?)
+}
+
+fn no_such_file(id: &str) -> ApiError {
+    let id = super::embeddings::printable(id);
+    ApiError::not_found("file_not_found", format!("there is no file {id} of this tenant")).at("file_id")
+}
+
+/// Uploads a file. It may be of any length up to the gateway's bound, and is never held as a whole.
+#[utoipa::path(
+    post,
+    path = "/v1/files",
+    request_body(content = FileForm, content_type = "multipart/form-data"),
+    responses(
+        (status = 200, description = "The file", body = FileObject),
+        (status = 400, response = ErrorEnvelope),
+        (status = 401, response = ErrorEnvelope),
+        (status = 403, response = ErrorEnvelope),
+        (status = 413, response = ErrorEnvelope),
+        (status = 429, response = ErrorEnvelope),
+        (status = 503, response = ErrorEnvelope),
+    ),
+    security(("bearer" = [])),
+)]
+pub(super) async fn upload(
+    State(app): State<Arc<App>>,
+    Extension(caller): Extension<Caller>,
+    form: Result<Multipart, axum::extract::multipart::MultipartRejection>,
+) -> Result<Json<FileObject>, ApiError> {
+    let mut form = form.map_err(|_| {
+        ApiError::invalid("invalid_body", None, "the body must be multipart/form-data with the fields purpose and file")
+    })?;
+    let _place = app.transfer()?;
+    let tenant = caller.access.tenant();
+    let id = ids::new(PREFIX);
+    let mut given = Form::default();
+    let read = given.read(&app, &mut form, &storage::content(tenant, &id)).await;
+    let checked = read.and_then(|()| given.check());
+    let (expires_after_s, (filename, bytes, sha256)) = match checked {
+        Ok(checked) => checked,
+        Err(refusal) => {
+            // The form was wrong beside the file.
+            app.store.delete(&storage::content(tenant, &id)).await?;
+            return Err(refusal);
+        }
+    };
+    let created_at = ids::unix_s();
+    let record = FileRecord {
+        version: CONTRACT_VERSION,
+        id,
+        bytes,
+        created_at,
+        filename,
+        purpose: BATCH.to_owned(),
+        sha256: Some(sha256),
+        expires_at: expires_after_s.map(|seconds| created_at + seconds),
+        made_from: None,
+    };
+    record.write(&app, tenant).await?;
+    tracing::info!(%tenant, key_id = caller.access.key_id(), file = record.id, bytes, "file uploaded");
+    Ok(Json(record.object()))
+}
+
+/// A file's name, length and digest.
+type Received = (String, u64, Digest);
+
+/// What a form has brought so far.
+#[derive(Default)]
+struct Form {
+    purpose: Option<String>,
+    anchor: Option<String>,
+    seconds: Option<String>,
+    file: Option<Received>,
+}
+
+impl Form {
+    async fn read(&mut self, app: &App, form: &mut Multipart, key: &str) -> Result<(), ApiError> {
+        while let Some(field) = in_time(form.next_field()).await? {
+            let name = field.name().unwrap_or_default().to_owned();
+            match name.as_str() {
+                "purpose" => self.purpose = Some(text(field).await?),
+                "expires_after[anchor]" => self.anchor = Some(text(field).await?),
+                "expires_after[seconds]" => self.seconds = Some(text(field).await?),
+                "file" if self.file.is_some() => {
+                    return Err(ApiError::invalid("invalid_body", Some("file"), "the form has two fields named file"));
+                }
+                "file" => {
+                    let filename: String =
+                        field.file_name().unwrap_or("file").chars().filter(|c| !c.is_control()).take(255).collect();
+                    let (bytes, sha256) = received(app, field, key).await?;
+                    self.file = Some((filename, bytes, sha256));
+                }
+                other => {
+                    let name = super::embeddings::printable(other);
+                    let sentence =
+                        format!("the form has a field {name:?}; it may have purpose, expires_after and file");
+                    return Err(ApiError::invalid("invalid_body", None, sentence));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The seconds to keep the file, if it is not for ever; and its name, length and digest.
+    fn check(&mut self) -> Result<(Option<u64>, Received), ApiError> {
+        let wrong = |param: &str, sentence: String| Err(ApiError::invalid("invalid_body", Some(param), sentence));
+        match self.purpose.as_deref() {
+            Some(BATCH) => {}
+            Some(_) => return wrong("purpose", "purpose must be \"batch\": files are for batches here".to_owned()),
+            None => return wrong("purpose", "the form lacks the field purpose: it must be \"batch\"".to_owned()),
+        }
+        let expires_after_s = match (self.anchor.as_deref(), self.seconds.as_deref()) {
+            (None, None) => None,
+            (Some("created_at"), Some(seconds)) => match seconds.parse() {
+                Ok(seconds) if KEPT_S.contains(&seconds) => Some(seconds),
+                _ => {
+                    let (from, to) = (KEPT_S.start(), KEPT_S.end());
+                    return wrong("expires_after", format!("expires_after[seconds] must be {from} to {to}"));
+                }
+            },
+            _ => {
+                let sentence = "expires_after must have both anchor, \"created_at\", and seconds".to_owned();
+                return wrong("expires_after", sentence);
+            }
+        };
+        match self.file.take() {
+            None => wrong("file", "the form lacks the field file".to_owned()),
+            Some((_, 0, _)) => wrong("file", "the file is empty".to_owned()),
+            Some(file) => Ok((expires_after_s, file)),
+        }
+    }
+}
+
+/// Streams the file to S3; gives its length and digest. Nothing stays there of one that does not come whole.
+async fn received(app: &App, mut field: Field<'_>, key: &str) -> Result<(u64, Digest), ApiError> {
+    let mut upload = app.store.upload(key);
+    let streamed = pieces(app, &mut field, &mut upload).await;
+    match streamed {
+        Ok(()) => Ok(upload.finish().await?),
+        Err(refusal) => {
+            if let Err(error) = upload.abort().await {
+                tracing::warn!(%error, "a part of an upload that failed is left on S3");
+            }
+            Err(refusal)
+        }
+    }
+}
+
+async fn pieces(app: &App, field: &mut Field<'_>, upload: &mut Upload) -> Result<(), ApiError> {
+    let mut bytes = 0;
+    while let Some(piece) = in_time(field.chunk()).await? {
+        bytes += piece.len() as u64;
+        if bytes > app.file_bytes_max {
+            return Err(ApiError::too_large(format!("a file may have {} bytes here", app.file_bytes_max)));
+        }
+        upload.push(&piece).await?;
+    }
+    Ok(())
+}
+
+async fn text(mut field: Field<'_>) -> Result<String, ApiError> {
+    let mut text = Vec::new();
+    while let Some(piece) = in_time(field.chunk()).await? {
+        text.extend_from_slice(&piece);
+        if text.len() > FIELD_BYTES_MAX {
+            return Err(ApiError::too_large(format!("a field of the form may have {FIELD_BYTES_MAX} bytes")));
+        }
+    }
+    String::from_utf8(text).map_err(|_| ApiError::invalid("invalid_body", None, "a field of the form is not UTF-8"))
+}
+
+async fn in_time<T>(step: impl Future<Output = Result<T, MultipartError>>) -> Result<T, ApiError> {
+    match tokio::time::timeout(IDLE_MAX, step).await {
+        Ok(Ok(value)) => Ok(value),
+        Ok(Err(_)) => {
+            Err(ApiError::invalid("invalid_body", None, "the form ends too early or is not multipart/form-data"))
+        }
+        Err(_) => {
+            let sentence = format!("no byte of the upload came in {} s: upload it again", IDLE_MAX.as_secs());
+            Err(ApiError::invalid("upload_stalled", None, sentence))
+        }
+    }
+}
+
+/// The tenant's files.
+#[utoipa::path(
+    get,
+    path = "/v1/files",
+    params(Page),
+    responses(
+        (status = 200, description = "The files", body = FileList),
+        (status = 400, response = ErrorEnvelope),
+        (status = 401, response = ErrorEnvelope),
+        (status = 403, response = ErrorEnvelope),
+        (status = 429, response = ErrorEnvelope),
+        (status = 503, response = ErrorEnvelope),
+    ),
+    security(("bearer" = [])),
+)]
+pub(super) async fn list(
+    State(app): State<Arc<App>>,
+    Extension(caller): Extension<Caller>,
+    page: Result<Query<Page>, QueryRejection>,
+) -> Result<Json<FileList>, ApiError> {
+    let Query(page) = page.map_err(|error| ApiError::bad_query(&error))?;
+    let limit = page.limit.unwrap_or(LIST_MAX);
+    if !(1..=LIST_MAX).contains(&limit) {
+        return Err(ApiError::invalid("invalid_query", Some("limit"), format!("limit must be 1 to {LIST_MAX}")));
+    }
+    let tenant = caller.access.tenant();
+    let after = page.after.as_deref();
+    if after.is_some_and(|after| !ids::is_good(PREFIX, after)) {
+        return Err(ApiError::invalid("invalid_query", Some("after"), "after must be the id of a file"));
+    }
+    let ids = match page.order.unwrap_or(Order::Desc) {
+        Order::Desc => {
+            let start_after = after.map(|after| storage::file(tenant, after));
+            app.store.list(&storage::files(tenant), start_after.as_deref()).await?
+        }
+        Order::Asc => {
+            let mut objects = app.store.list(&storage::files(tenant), None).await?;
+            objects.reverse();
+            let passed = after.and_then(|after| objects.iter().position(|file| storage::id_of_key(&file.key) == after));
+            objects.split_off(passed.map_or(0, |at| at + 1))
+        }
+    };
+    // One more than asked for tells whether there are more.
+    let found: Vec<FileRecord> = stream::iter(ids)
+        .map(|object| {
+            let (app, tenant) = (&app, tenant);
+            async move { FileRecord::read(app, tenant, storage::id_of_key(&object.key)).await }
+        })
+        .buffered(READS_MAX)
+        .try_filter_map(async |record| Ok(record))
+        .try_filter(|record| std::future::ready(page.purpose.as_ref().is_none_or(|purpose| *purpose == record.purpose)))
+        .take(limit + 1)
+        .try_collect()
+        .await?;
+    let has_more = found.len() > limit;
+    let data: Vec<FileObject> = found.into_iter().take(limit).map(FileRecord::object).collect();
+    let id = |file: Option<&FileObject>| file.map(|file| file.id.clone());
+    let (first_id, last_id) = (id(data.first()), id(data.last()));
+    Ok(Json(FileList { object: "list", data, first_id, last_id, has_more }))
+}
+
+type Id = Result<Path<String>, PathRejection>;
+
+async fn found(app: &App, caller: &Caller, id: Id) -> Result<FileRecord, ApiError> {
+    let Path(id) = id.map_err(|_| no_such_file(""))?;
+    FileRecord::read(app, caller.access.tenant(), &id).await?.ok_or_else(|| no_such_file(&id))
+}
+
+/// One file.
+#[utoipa::path(
+    get,
+    path = "/v1/files/{file_id}",
+    params(("file_id" = String, Path, description = "Its id")),
+    responses(
+        (status = 200, description = "The file", body = FileObject),
+        (status = 401, response = ErrorEnvelope),
+        (status = 403, response = ErrorEnvelope),
+        (status = 404, response = ErrorEnvelope),
+        (status = 429, response = ErrorEnvelope),
+        (status = 503, response = ErrorEnvelope),
+    ),
+    security(("bearer" = [])),
+)]
+pub(super) async fn get(
+    State(app): State<Arc<App>>,
+    Extension(caller): Extension<Caller>,
+    id: Id,
+) -> Result<Json<FileObject>, ApiError> {
+    Ok(Json(found(&app, &caller, id).await?.object()))
+}
+
+/// Deletes a file; with what a batch came to, the job's vectors.
+#[utoipa::path(
+    delete,
+    path = "/v1/files/{file_id}",
+    params(("file_id" = String, Path, description = "Its id")),
+    responses(
+        (status = 200, description = "It is gone", body = Deleted),
+        (status = 401, response = ErrorEnvelope),
+        (status = 403, response = ErrorEnvelope),
+        (status = 404, response = ErrorEnvelope),
+        (status = 429, response = ErrorEnvelope),
+        (status = 503, response = ErrorEnvelope),
+    ),
+    security(("bearer" = [])),
+)]
+pub(super) async fn delete(
+    State(app): State<Arc<App>>,
+    Extension(caller): Extension<Caller>,
+    id: Id,
+) -> Result<Json<Deleted>, ApiError> {
+    let record = found(&app, &caller, id).await?;
+    remove(&app, caller.access.tenant(), &record).await?;
+    tracing::info!(tenant = %caller.access.tenant(), key_id = caller.access.key_id(), file = record.id, "file deleted");
+    Ok(Json(Deleted { id: record.id, object: "file", deleted: true }))
+}
+
+/// A file's bytes.
+#[utoipa::path(
+    get,
+    path = "/v1/files/{file_id}/content",
+    params(("file_id" = String, Path, description = "Its id")),
+    responses(
+        (status = 200, description = "The bytes", content_type = "application/octet-stream"),
+        (status = 401, response = ErrorEnvelope),
+        (status = 403, response = ErrorEnvelope),
+        (status = 404, response = ErrorEnvelope),
+        (status = 429, response = ErrorEnvelope),
+        (status = 503, response = ErrorEnvelope),
+    ),
+    security(("bearer" = [])),
+)]
+pub(super) async fn content(
+    State(app): State<Arc<App>>,
+    Extension(caller): Extension<Caller>,
+    id: Id,
+) -> Result<Response, ApiError> {
+    let record = found(&app, &caller, id).await?;
+    let place = app.transfer()?;
+    let tenant = caller.access.tenant();
+    let Some(made_from) = &record.made_from else {
+        let object = app.store.open(&storage::content(tenant, &record.id)).await?;
+        let (bytes, stream) = object.ok_or_else(|| no_such_file(&record.id))?;
+        let mut response = named(&record.filename, streamed(stream, place));
+        response.headers_mut().insert(CONTENT_LENGTH, bytes.into());
+        return Ok(response);
+    };
+    let batch = batches::BatchRecord::read(&app, tenant, &made_from.batch).await?;
+    let batch = batch.ok_or_else(|| no_such_file(&record.id))?;
+    let body = batches::content(Arc::clone(&app), tenant.clone(), batch, made_from.what, place);
+    Ok(named(&record.filename, body))
+}
+
+/// A response that saves as `filename`.
+pub(super) fn named(filename: &str, body: Body) -> Response {
+    // What a header can't hold, a file's name can do without.
+    let plain: String =
+        filename.chars().map(|c| if c.is_ascii_graphic() && c != '"' && c != '\\' { c } else { '_' }).collect();
+    let disposition = format!("attachment; filename=\"{plain}\"");
+    ([(CONTENT_TYPE, "application/octet-stream".to_owned()), (CONTENT_DISPOSITION, disposition)], body).into_response()
+}
+
+/// An object as a body. The place is held until its end.
+pub(super) fn streamed(bytes: ByteStream, place: OwnedSemaphorePermit) -> Body {
+    Body::from_stream(stream::try_unfold((bytes, place), async |(mut bytes, place)| {
+        let piece = bytes.try_next().await.map_err(std::io::Error::other)?;
+        Ok::<_, std::io::Error>(piece.map(|piece| (piece, (bytes, place))))
+    }))
+}

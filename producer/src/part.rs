@@ -1,0 +1,159 @@
+//! Reading a job's parts: the rows of one, and many as one file. Workers write them; columns `id` (string), `embedding`
+//! (fixed-size list of 32- or 16-bit floats), `tokens` (unsigned 32-bit) and `truncated` (boolean), none of them null.
+
+use std::io::Write;
+use std::sync::Arc;
+
+use arrow_array::cast::AsArray;
+use arrow_array::types::{Float16Type, Float32Type, UInt32Type};
+use arrow_array::{ArrayRef, RecordBatch};
+use bytes::Bytes;
+use parquet::arrow::arrow_reader::{ParquetRecordBatchReader, ParquetRecordBatchReaderBuilder};
+use parquet::column::writer::ColumnCloseResult;
+use parquet::errors::ParquetError;
+use parquet::file::metadata::ParquetMetaDataReader;
+use parquet::file::properties::WriterProperties;
+use parquet::file::reader::ChunkReader;
+use parquet::file::writer::SerializedFileWriter;
+
+/// Rows decoded at once: 256 rows of 4,096 floats are 4 MiB.
+const DECODE_ROWS: usize = 256;
+
+/// A row of a part: the tenant's id for the text, its vector (16-bit numbers widened), and its tokens.
+pub type PartRow = (String, Vec<f32>, u32);
+
+/// Why a part can't be read.
+#[derive(Debug, thiserror::Error)]
+pub enum PartError {
+    /// The file is Parquet, but not a part.
+    #[error("not a part: column {column:?} is missing or of another type")]
+    Schema {
+        /// The first column that is not as it must be.
+        column: &'static str,
+    },
+    /// The file can't be read or written.
+    #[error("the Parquet file can't be read or written")]
+    Parquet(#[from] ParquetError),
+    /// A page can't be decoded.
+    #[error("the Parquet file is damaged")]
+    Arrow(#[from] arrow_schema::ArrowError),
+}
+
+/// The rows of a part in the file's order, some at a time.
+pub struct PartRows(ParquetRecordBatchReader);
+
+impl PartRows {
+    /// Opens a part. Blocks, as does each step.
+    ///
+    /// # Errors
+    /// When it is not Parquet.
+    pub fn open(part: impl ChunkReader + 'static) -> Result<Self, PartError> {
+        Ok(Self(ParquetRecordBatchReaderBuilder::try_new(part)?.with_batch_size(DECODE_ROWS).build()?))
+    }
+}
+
+impl Iterator for PartRows {
+    type Item = Result<Vec<PartRow>, PartError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        Some(self.0.next()?.map_err(PartError::from).and_then(|batch| rows(&batch)))
+    }
+}
+
+/// Every row of a part that lies in memory.
+///
+/// # Errors
+/// When the bytes are not a part.
+pub fn decode(part: Bytes) -> Result<Vec<PartRow>, PartError> {
+    PartRows::open(part)?.try_fold(Vec::new(), |mut all, rows| {
+        all.extend(rows?);
+        Ok(all)
+    })
+}
+
+fn rows(batch: &RecordBatch) -> Result<Vec<PartRow>, PartError> {
+    let bad = |column| PartError::Schema { column };
+    let ids = batch.column_by_name("id").and_then(|column| column.as_string_opt::<i32>()).ok_or(bad("id"))?;
+    let vectors = batch.column_by_name("embedding").and_then(|column| column.as_fixed_size_list_opt());
+    let vectors = vectors.ok_or(bad("embedding"))?;
+    let tokens = batch.column_by_name("tokens").and_then(|column| column.as_primitive_opt::<UInt32Type>());
+    let tokens = tokens.ok_or(bad("tokens"))?;
+    let row = |row| {
+        let vector = floats(&vectors.value(row)).ok_or(bad("embedding"))?;
+        Ok((ids.value(row).to_owned(), vector, tokens.value(row)))
+    };
+    (0..batch.num_rows()).map(row).collect()
+}
+
+/// One vector's numbers, whichever way they are stored.
+fn floats(vector: &ArrayRef) -> Option<Vec<f32>> {
+    if let Some(numbers) = vector.as_primitive_opt::<Float32Type>() {
+        return Some(numbers.values().to_vec());
+    }
+    let numbers = vector.as_primitive_opt::<Float16Type>()?;
+    Some(numbers.values().iter().map(|number| number.to_f32()).collect())
+}
+
+/// Many parts of one job as one Parquet file: each part's row groups, byte for byte, one after the other. Nothing is decoded,
+/// and of what has been written only the footer's entries are kept.
+pub struct OneFile<W: Write + Send> {
+    out: Option<W>,
+    writer: Option<SerializedFileWriter<W>>,
+}
+
+impl<W: Write + Send> OneFile<W> {
+    /// An empty file; its schema is that of the first part.
+    pub fn new(out: W) -> Self {
+        Self { out: Some(out), writer: None }
+    }
+
+    /// Appends a part.
+    ///
+    /// # Errors
+    /// When it is not Parquet, has another schema, or can't be written.
+    pub fn append(&mut self, part: &impl ChunkReader) -> Result<(), PartError> {
+        let metadata = ParquetMetaDataReader::new().parse_and_finish(part)?;
+        let file = metadata.file_metadata();
+        let writer = match (&mut self.writer, self.out.take()) {
+            (Some(writer), _) => writer,
+            (empty, Some(out)) => {
+                let properties = WriterProperties::builder()
+                    .set_created_by("vecmill".to_owned())
+                    .set_key_value_metadata(file.key_value_metadata().cloned())
+                    .build();
+                let schema = file.schema_descr().root_schema_ptr();
+                empty.insert(SerializedFileWriter::new(out, schema, Arc::new(properties))?)
+            }
+            (None, None) => return Err(ParquetError::General("the file could not be begun".to_owned()).into()),
+        };
+        if writer.schema_descr().root_schema() != file.schema_descr().root_schema() {
+            return Err(ParquetError::General("the parts are not of one schema".to_owned()).into());
+        }
+        for group in metadata.row_groups() {
+            let mut row_group = writer.next_row_group()?;
+            for column in group.columns() {
+                let close = ColumnCloseResult {
+                    bytes_written: column.compressed_size() as u64,
+                    rows_written: group.num_rows() as u64,
+                    metadata: column.clone(),
+                    bloom_filter: None,
+                    column_index: None,
+                    offset_index: None,
+                };
+                row_group.append_column(part, close)?;
+            }
+            row_group.close()?;
+        }
+        Ok(())
+    }
+
+    /// Ends the file; gives whether there was any part.
+    ///
+    /// # Errors
+    /// When it can't be written.
+    pub fn finish(self) -> Result<bool, PartError> {
+        let Some(writer) = self.writer else { return Ok(false) };
+        writer.close()?;
+        Ok(true)
+    }
+}
