@@ -144,7 +144,8 @@ pub async fn prepare(
     if let Some(bytes) = store.get(&keys.manifest(), MANIFEST_BYTES_MAX).await? {
         let manifest = Manifest::parse(&bytes)?;
         if corpus.strict && manifest.rejected > 0 {
-            return Err(PrepareError::Strict { name, bad: manifest.rejected });
+            // They are told again: who asks now may not be who asked then.
+            refuse_bad_rows(&spooled, corpus, report).await?;
         }
         return Ok(Prepared { job, keys, name, manifest, manifest_sha256: Digest::of(&bytes), known: true });
     }

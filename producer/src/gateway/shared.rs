@@ -16,9 +16,9 @@ use crate::status::JobStatus;
 use crate::store::Store;
 
 /// How long a gateway that has died is waited for.
-const HELD_S: u64 = 30;
+const HELD_S: u64 = 15;
 /// How often one that lives says so.
-const HOLD_AGAIN: Duration = Duration::from_secs(10);
+const HOLD_AGAIN: Duration = Duration::from_secs(4);
 /// Bytes of a text that stand for a token until it is counted: fewer than most languages have, so that too much is reserved.
 const BYTES_PER_TOKEN: u64 = 4;
 

@@ -60,7 +60,8 @@ impl<'a> Caller<'a> {
     }
 
     async fn bytes(&self, path: &str) -> Vec<u8> {
-        let answer = self.client.get(format!("{}{path}", self.gateway.url)).bearer_auth(&self.key).send().await.unwrap();
+        let answer =
+            self.client.get(format!("{}{path}", self.gateway.url)).bearer_auth(&self.key).send().await.unwrap();
         assert_eq!(answer.status(), 200, "{path}");
         answer.bytes().await.unwrap().to_vec()
     }
@@ -209,8 +210,10 @@ async fn a_batch_and_a_submission_are_one_job() {
     // Held up, nothing of it is computed.
     caller.post(&format!("/v1/jobs/{job}/pause"), json!({})).await;
     let worker = cluster.worker(WorkerOptions::default()).await;
-    eventually("the worker sends chunks to wait", LIMIT, || async { (worker.settled("Later").await > 3).then_some(()) })
-        .await;
+    eventually("the worker sends chunks to wait", LIMIT, || async {
+        (worker.settled("Later").await > 3).then_some(())
+    })
+    .await;
     let status = caller.get(&format!("/v1/jobs/{job}")).await;
     assert_eq!((&status["rows_done"], &status["waiting"]["reason"]), (&json!(0), &json!("paused")), "{status}");
     caller.post(&format!("/v1/jobs/{job}/resume"), json!({})).await;
@@ -278,7 +281,8 @@ async fn a_batch_outlives_the_gateway_that_took_it() {
     // Nobody signs its job for now.
     cluster.stop_signer();
     let batch = caller.batch(&file, json!({"chunk_rows": 10, "output": {"dimensions": 32}})).await;
-    eventually("it is at work", LIMIT, || async { mortal.logged().contains("can't be prepared yet").then_some(()) }).await;
+    eventually("it is at work", LIMIT, || async { mortal.logged().contains("can't be prepared yet").then_some(()) })
+        .await;
     mortal.kill();
     cluster.start_signer_again().await;
 

@@ -93,7 +93,7 @@ say(
 parquet, _ = wait(batch_of(file, window="1h", extra_body={"output": {"format": "parquet", "dtype": "f16", "dimensions": 32}, "chunk_rows": 7}))
 (folder / "out.parquet").write_bytes(client.files.content(parquet.output_file_id).content)
 table = pyarrow.parquet.read_table(io.BytesIO((folder / "out.parquet").read_bytes()))
-rows = duckdb.sql(f"select count(*), count(distinct id), sum(tokens), min(len(embedding)) from '{folder}/out.parquet'").fetchone()
+rows = duckdb.sql(f"select count(*), count(distinct id), sum(tokens), min(len(embedding)) from '{folder}/out.parquet'").fetchall()[0]
 say(
     "parquet",
     columns=table.column_names,

@@ -502,6 +502,46 @@ async fn the_stock_sdk_works_unchanged() {
     assert!(step("retries")["seconds"].as_f64().unwrap() > 2.0, "it must have waited: {}", step("retries"));
 }
 
+/// A folder that has OpenAI's SDK for JavaScript; `infra/test` installs it and says where.
+const NODE: &str = "VECMILL_OPENAI_NODE";
+/// A Python that has LangChain; `infra/test` installs one and says where.
+const LANGCHAIN: &str = "VECMILL_LANGCHAIN_PYTHON";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn other_stock_clients_work_unchanged() {
+    let installed =
+        |name: &str| std::env::var_os(name).unwrap_or_else(|| panic!("{name} is not set: run ./infra/test"));
+    let cluster = Cluster::shared().await;
+    let tenant = cluster.tenant("a", &[]);
+    let _worker = cluster.worker(WorkerOptions::default()).await;
+    let gateway = cluster.gateway(&[]).await;
+    let key = cluster.dir.path().join("key");
+    std::fs::write(&key, &tenant.api_key).unwrap();
+    let clients = concat!(env!("CARGO_MANIFEST_DIR"), "/e2e/embeddings");
+    let url = format!("{}/v1", gateway.url);
+    let run = |program: std::ffi::OsString, script: &str, more: &[std::ffi::OsString]| -> Vec<Value> {
+        let mut command = std::process::Command::new(program);
+        command.arg(format!("{clients}/{script}")).arg(&url).arg(&key).arg(MODEL).args(more);
+        let output = command.env("NO_PROXY", "127.0.0.1").output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        output.stdout.split(|byte| *byte == b'\n').filter_map(|line| serde_json::from_slice(line).ok()).collect()
+    };
+    let ours = ask(&gateway, &tenant.api_key, &body(json!(["tide river copper", "lamp queue lane"]))).await;
+    let floats = |value: &Value| serde_json::from_value::<Vec<Vec<f32>>>(value.clone()).unwrap();
+
+    let steps = run("node".into(), "stock_client.mjs", &[installed(NODE)]);
+    assert_eq!(floats(&steps[0]["vectors"]), ours.vectors(), "to the bit");
+    assert_eq!(steps[0]["tokens"], ours.body["usage"]["total_tokens"]);
+    assert_eq!((&steps[1]["status"], &steps[1]["ids"]), (&json!("completed"), &json!(["c-0", "c-1"])));
+    assert_eq!(floats(&steps[1]["vectors"]), ours.vectors(), "to the bit");
+    assert_eq!(steps[2], json!({"step": "lists", "batches": 1, "mine": true}));
+    assert_eq!(steps[3], json!({"step": "error", "right": true, "code": "model_not_found"}));
+
+    let told = run(installed(LANGCHAIN), "langchain_client.py", &[]);
+    assert_eq!(floats(&told[0]["documents"]), ours.vectors(), "to the bit");
+    assert_eq!(floats(&json!([told[0]["query"]])), ours.vectors()[..1]);
+}
+
 /// Puts a service to the test of its own description; `infra/test` installs it and says where.
 const SCHEMATHESIS: &str = "VECMILL_SCHEMATHESIS";
 
@@ -524,7 +564,7 @@ async fn it_does_what_its_description_says_and_never_answers_500() {
         .unwrap();
     let told = String::from_utf8_lossy(&output.stdout);
     assert!(output.status.success(), "{told}");
-    assert!(told.contains("Tested: 3"), "{told}");
+    assert!(told.contains("Tested: 25"), "{told}");
     assert!(
         worker.counter("vecmill_worker_requests_total{answer=\"Embedded\"}").await > 20,
         "it got to the model: {told}"

@@ -196,8 +196,14 @@ async fn all_that_is_written_expires() {
         assert_eq!(quota.charge(&charge).await.unwrap(), Verdict::Charged);
         assert!(ttl_s(page).await >= at_least);
     }
+    let keys: Vec<String> = cmd("KEYS").arg("vecmill:{acme}:usage:*").query_async(&mut redis).await.unwrap();
+    let [usage] = &keys[..] else { panic!("a chunk at midnight is the one excuse: {keys:?}") };
+    let ttl: i64 = cmd("TTL").arg(usage).query_async(&mut redis).await.unwrap();
+    assert!((40 * 86_400 - 10..=40 * 86_400).contains(&ttl), "{ttl}");
+    let counted: u64 = cmd("HGET").arg(usage).arg("job key").query_async(&mut redis).await.unwrap();
+    assert_eq!(counted, 93, "90 tokens, and three times one");
     let keys: u64 = cmd("DBSIZE").query_async(&mut redis).await.unwrap();
-    assert_eq!(keys, 2);
+    assert_eq!(keys, 3);
 }
 
 #[tokio::test]
