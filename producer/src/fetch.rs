@@ -7,9 +7,10 @@ use std::{
 
 use futures_util::{StreamExt, TryStreamExt, stream};
 use serde::Serialize;
-use vecmill_signer::claims::Digest;
+use vecmill_signer::claims::{Digest, JobId};
 
 use crate::{
+    client::{GatewayClient, GatewayError, RemoteParts},
     contract::{FinalManifest, JobKeys, MANIFEST_BYTES_MAX},
     store::{Object, Store, StoreError},
 };
@@ -42,6 +43,9 @@ pub enum FetchError {
     /// S3 failed.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// The gateway failed.
+    #[error(transparent)]
+    Gateway(#[from] GatewayError),
     /// The folder can't be written.
     #[error("{path} can't be written: {error}")]
     Write {
@@ -95,11 +99,56 @@ pub async fn fetch(
     drop(downloads);
     fetched.errors = fetch_errors(store, keys, dir).await?;
     if let Some(summary) = summary {
-        let path = dir.join("_manifest.json");
-        let bytes = serde_json::to_vec_pretty(&summary).unwrap_or_default();
-        std::fs::write(&path, bytes).map_err(|error| FetchError::Write { path, error })?;
+        write_summary(dir, &summary)?;
     }
     Ok(fetched)
+}
+
+/// [`fetch`] through a gateway; `None` where there is no such job.
+pub async fn fetch_from_gateway(
+    client: &GatewayClient,
+    job: &JobId,
+    dir: &Path,
+    progress: impl Fn(usize, usize),
+) -> Result<Option<Fetched>, FetchError> {
+    std::fs::create_dir_all(dir).map_err(|error| FetchError::Write { path: dir.to_owned(), error })?;
+    let Some(RemoteParts { data: parts, complete }) = client.parts(job).await? else { return Ok(None) };
+    let mut fetched = Fetched { dir: dir.to_owned(), parts: parts.len(), kept: 0, bytes: 0, errors: 0, complete };
+    let mut downloads = stream::iter(&parts)
+        .map(|part| async move {
+            let name = format!("part-{:06}.parquet", part.part);
+            let download = async |path: &Path| Ok(client.part(job, part.part, path).await?);
+            place(dir, &name, name.clone(), Some(part.sha256), download).await
+        })
+        .buffer_unordered(DOWNLOADS_MAX);
+    let mut there = 0;
+    while let Some(bytes) = downloads.try_next().await? {
+        there += 1;
+        progress(there, parts.len());
+        match bytes {
+            Some(bytes) => fetched.bytes += bytes,
+            None => fetched.kept += 1,
+        }
+    }
+    drop(downloads);
+    let path = dir.join("errors.jsonl");
+    let write = |error| FetchError::Write { path: path.clone(), error };
+    if client.errors(job, &path).await? == 0 {
+        std::fs::remove_file(&path).map_err(write)?;
+    } else {
+        let lines = std::fs::read(&path).map_err(write)?;
+        fetched.errors = lines.iter().filter(|&&byte| byte == b'\n').count() as u64;
+    }
+    if let Some(summary) = client.manifest(job).await? {
+        write_summary(dir, &summary)?;
+    }
+    Ok(Some(fetched))
+}
+
+fn write_summary(dir: &Path, summary: &impl Serialize) -> Result<(), FetchError> {
+    let path = dir.join("_manifest.json");
+    let bytes = serde_json::to_vec_pretty(summary).unwrap_or_default();
+    std::fs::write(&path, bytes).map_err(|error| FetchError::Write { path, error })
 }
 
 /// Downloads one part unless it is there; gives the bytes downloaded.
@@ -110,6 +159,18 @@ async fn fetch_part(
     expected: Option<Digest>,
 ) -> Result<Option<u64>, FetchError> {
     let name = part.key.rsplit('/').next().unwrap_or_default();
+    place(dir, name, part.key.clone(), expected, async |path: &Path| Ok(store.download(None, &part.key, path).await?))
+        .await
+}
+
+/// Brings a file to its place unless it is there; gives the bytes downloaded. `key` is what it is called where it comes from.
+async fn place(
+    dir: &Path,
+    name: &str,
+    key: String,
+    expected: Option<Digest>,
+    download: impl AsyncFnOnce(&Path) -> Result<(u64, Digest), FetchError>,
+) -> Result<Option<u64>, FetchError> {
     let path = dir.join(name);
     if let (Some(expected), Ok(bytes)) = (expected, std::fs::read(&path))
         && Digest::of(&bytes) == expected
@@ -118,11 +179,11 @@ async fn fetch_part(
     }
     // Beside its place first, so that a part under its own name is always whole.
     let partial = dir.join(format!(".{name}.partial"));
-    let (bytes, found) = store.download(None, &part.key, &partial).await?;
+    let (bytes, found) = download(&partial).await?;
     if let Some(expected) = expected
         && expected != found
     {
-        return Err(FetchError::Digest { key: part.key.clone(), expected, found });
+        return Err(FetchError::Digest { key, expected, found });
     }
     std::fs::rename(&partial, &path).map_err(|error| FetchError::Write { path, error })?;
     Ok(Some(bytes))

@@ -3,9 +3,11 @@
 //! A corpus becomes a job in these steps, a module each: [`source`] brings it to local disk, [`read`] takes rows from
 //! it, [`split`](mod@split) cuts them into chunks on S3, [`prepare`](mod@prepare) writes the manifest, the signer
 //! vouches for it, and [`submit`](mod@submit) publishes a small message a chunk. [`status`] and
-//! [`fetch`](mod@fetch) look at what workers made of it. [`contract`] is what both sides agree on.
+//! [`fetch`](mod@fetch) look at what workers made of it. [`contract`] is what both sides agree on. [`gateway`] offers all of
+//! it over HTTP, and [`client`] asks it.
 
 pub mod cli;
+pub mod client;
 pub mod contract;
 pub mod control;
 pub mod digest;

@@ -17,7 +17,7 @@ use crate::{
 };
 
 /// What a submission came to.
-#[derive(Clone, Debug, serde::Serialize)]
+#[derive(Clone, Debug, serde::Serialize, serde::Deserialize)]
 pub struct Submitted {
     /// The job.
     pub job: JobId,

@@ -38,7 +38,7 @@ pub fn exposed(address: SocketAddr, has_tls: bool, insecure: bool, flag: &str, t
 }
 
 /// Whether `host`, as it stands in a URL, is this machine.
-pub(crate) fn is_loopback(host: &str) -> bool {
+pub fn is_loopback(host: &str) -> bool {
     let host = host.trim_start_matches('[').trim_end_matches(']');
     host.eq_ignore_ascii_case("localhost") || host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
 }

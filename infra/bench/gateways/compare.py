@@ -12,6 +12,8 @@ import time
 import urllib.error
 import urllib.request
 
+import peers
+
 arguments = argparse.ArgumentParser(description="answers a second of Vecmill's verifier, FastAPI and Nginx with Lua, interleaved")
 arguments.add_argument("--program", required=True, help="bench-signer")
 arguments.add_argument("--scratch", required=True, help="folder with venv/ and nginx/")
@@ -19,8 +21,6 @@ arguments.add_argument("--turns", type=int, default=int(os.environ.get("BENCH_TU
 arguments.add_argument("--seconds", type=int, default=int(os.environ.get("BENCH_SECONDS", 5)), help="of a turn (BENCH_SECONDS)")
 arguments.add_argument("--connections", type=int, default=int(os.environ.get("BENCH_CONNECTIONS", 32)))
 asked = arguments.parse_args()
-here = os.path.dirname(os.path.abspath(__file__))
-root = os.path.join(asked.scratch, "nginx")
 HERTZ = os.sysconf("SC_CLK_TCK")
 # The server has the first core to itself, the generator the last one.
 cores = sorted(os.sched_getaffinity(0))
@@ -49,47 +49,13 @@ def cpu_s(process):
     return ticks / HERTZ
 
 
-def nginx_conf(port):
-    # Debian's nginx in a folder of its own: one process, no log, connections that stay open.
-    libraries = f"{root}/usr/lib/x86_64-linux-gnu"
-    with open(path("nginx.conf"), "w") as conf:
-        conf.write(f"""
-load_module {root}/usr/lib/nginx/modules/ndk_http_module.so;
-load_module {root}/usr/lib/nginx/modules/ngx_http_lua_module.so;
-daemon off; master_process off; worker_processes 1; pid {path("nginx.pid")}; error_log {path("nginx.log")} warn;
-events {{ worker_connections 1024; }}
-http {{
-  access_log off; keepalive_requests 100000000; keepalive_timeout 300s; default_type text/plain;
-  client_body_temp_path {path("tmp")}; proxy_temp_path {path("tmp")}; fastcgi_temp_path {path("tmp")};
-  uwsgi_temp_path {path("tmp")}; scgi_temp_path {path("tmp")};
-  lua_package_path "{here}/?.lua;{root}/usr/share/lua/5.1/?.lua;{root}/usr/share/lua/5.1/?/init.lua;;";
-  lua_package_cpath "{libraries}/lua/5.1/?.so;;";
-  init_by_lua_block {{ require("jwt").set_up("{open(path("public.hex")).read()}", "{open(path("kid")).read()}", "bench") }}
-  server {{
-    listen 127.0.0.1:{port};
-    location = / {{ content_by_lua_block {{
-      local good = require("jwt").check(ngx.var.http_authorization)
-      ngx.status = good and 200 or 401
-      ngx.header.content_length = 3
-      ngx.print(good and "ok\\n" or "no\\n")
-    }} }}
-  }}
-}}
-""")
-    os.makedirs(path("tmp"), exist_ok=True)
-    return [f"{root}/usr/sbin/nginx", "-p", asked.scratch, "-e", path("nginx.log"), "-c", path("nginx.conf")], {"LD_LIBRARY_PATH": f"{libraries}:{root}/lib/x86_64-linux-gnu"}
-
-
 def start(name, port):
-    more = {}
     if name == "vecmill":
-        command = [asked.program, "serve", asked.scratch, f"127.0.0.1:{port}"]
+        command, more = [asked.program, "serve", asked.scratch, f"127.0.0.1:{port}"], {}
     elif name == "fastapi":
-        command = [path("venv/bin/python"), "-m", "uvicorn", "gateway:app", "--app-dir", here, "--port", str(port), "--workers", "1"]
-        command += ["--loop", "uvloop", "--http", "httptools", "--no-access-log", "--log-level", "warning"]
-        more = {"BENCH_KEYS": path("keys")}
+        command, more = peers.fastapi(asked.scratch, port)
     else:
-        command, more = nginx_conf(port)
+        command, more = peers.nginx(asked.scratch, port, "bench")
     process = subprocess.Popen(command, env=os.environ | more, preexec_fn=lambda: os.sched_setaffinity(0, server_core))
     deadline = time.monotonic() + 30
     while True:

@@ -1,20 +1,23 @@
 //! What every command needs to reach the cluster, checked together before anything connects.
 
 use vecmill_signer::{
-    claims::{JobId, Scope, TenantId},
     client::{ApiKey, SignerClient},
     edge::ClientTlsArgs,
     secret::secret,
 };
 
-use super::output::Failure;
+use super::{door::Door, output::Failure};
 use crate::{
+    client::GatewayClient,
     store::{Store, StoreSettings},
     topology::BrokerSettings,
 };
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Connection {
+    /// URL of a gateway, to go through it: then the API key is all that is needed beside
+    #[arg(long, env = "VECMILL_GATEWAY_URL", value_name = "URL")]
+    gateway: Option<String>,
     /// URL of the signer
     #[arg(long, env = "VECMILL_SIGNER_URL", value_name = "URL", default_value = "http://127.0.0.1:8700")]
     signer_url: String,
@@ -25,18 +28,14 @@ pub(super) struct Connection {
 }
 
 impl Connection {
-    /// Checks every setting, the broker's too where the command needs one, then sets the clients up. The broker's
-    /// settings get the TLS that all connections share.
-    pub(super) async fn open(&self, broker: Option<&mut BrokerSettings>) -> Result<(Store, SignerClient), Failure> {
-        let mut mistakes = self.store.mistakes();
-        mistakes.extend(broker.as_deref().map(BrokerSettings::mistakes).unwrap_or_default());
+    /// Checks every setting, the broker's too where the command needs one, then sets the clients up. Through a gateway, only
+    /// its own settings count.
+    pub(super) async fn door(&self, broker: Option<&BrokerSettings>) -> Result<Door, Failure> {
+        let mut mistakes = Vec::new();
         let tls = self.tls.load().unwrap_or_else(|error| {
             mistakes.push(error.to_string());
             <_>::default()
         });
-        if let Some(broker) = broker {
-            broker.tls = tls.clone();
-        }
         let key = match secret("VECMILL_API_KEY").map(|key| key.parse::<ApiKey>()) {
             Some(Ok(key)) => Some(key),
             Some(Err(error)) => {
@@ -48,6 +47,18 @@ impl Connection {
                 None
             }
         };
+        if let Some(url) = &self.gateway {
+            return match key.map(|key| GatewayClient::new(url, key, &tls)) {
+                Some(Ok(client)) if mistakes.is_empty() => Ok(Door::Gateway(client)),
+                Some(Err(error)) => {
+                    mistakes.push(format!("--gateway (VECMILL_GATEWAY_URL): {error}"));
+                    Err(Failure::Settings(mistakes))
+                }
+                _ => Err(Failure::Settings(mistakes)),
+            };
+        }
+        mistakes.extend(self.store.mistakes());
+        mistakes.extend(broker.map(BrokerSettings::mistakes).unwrap_or_default());
         let signer = match key.map(|key| SignerClient::with_tls(&self.signer_url, key, &tls)) {
             Some(Ok(signer)) => Some(signer),
             Some(Err(error)) => {
@@ -57,20 +68,18 @@ impl Connection {
             None => None,
         };
         match signer {
-            Some(signer) if mistakes.is_empty() => Ok((Store::connect(&self.store).await, signer)),
+            Some(signer) if mistakes.is_empty() => {
+                let store = Store::connect(&self.store).await;
+                // The broker gets the TLS that all connections share.
+                let broker = broker.map(|broker| BrokerSettings { tls, ..broker.clone() });
+                Ok(Door::Cluster { store, signer, broker })
+            }
             _ => Err(Failure::Settings(mistakes)),
         }
     }
 
-    /// A store, and the tenant that the signer says the key belongs to, provided that it may use `scope`.
-    pub(super) async fn tenant(&self, scope: Scope) -> Result<(Store, TenantId), Failure> {
-        let (store, signer) = self.open(None).await?;
-        let access = signer.access_token(&[scope]).await?;
-        Ok((store, access.tenant))
+    /// The store alone, to read a corpus from: the tenant's own, wherever the job is to go.
+    pub(super) async fn store(&self) -> Store {
+        Store::connect(&self.store).await
     }
-}
-
-/// The failure for a job that is not there (or is another tenant's: the same).
-pub(super) fn no_such_job(job: &JobId) -> Failure {
-    Failure::Input(format!("there is no job {job} for this API key's tenant; `vecmill list` shows those there are"))
 }

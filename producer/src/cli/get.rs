@@ -2,13 +2,12 @@
 
 use std::path::PathBuf;
 
-use vecmill_signer::claims::{JobId, Scope};
+use vecmill_signer::claims::JobId;
 
 use super::{
-    connection::{Connection, no_such_job},
+    connection::Connection,
     output::{Failure, bar, grouped, print_json},
 };
-use crate::{fetch::fetch, status::Watch};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
@@ -25,17 +24,14 @@ pub(super) struct Args {
 }
 
 pub(super) async fn run(args: Args) -> Result<(), Failure> {
-    let (store, tenant) = args.connection.tenant(Scope::VectorsRead).await?;
-    let watch = Watch::new(store.clone(), &tenant, &args.job);
-    if !watch.exists().await? {
-        return Err(no_such_job(&args.job));
-    }
+    let door = args.connection.door(None).await?;
     let bar = bar(0, "parts").with_message("fetching");
-    let fetched = fetch(&store, watch.keys(), &args.out, |there, parts| {
-        bar.set_length(parts as u64);
-        bar.set_position(there as u64);
-    })
-    .await;
+    let fetched = door
+        .fetch(&args.job, &args.out, |there, parts| {
+            bar.set_length(parts as u64);
+            bar.set_position(there as u64);
+        })
+        .await;
     bar.finish_and_clear();
     let fetched = fetched?;
     if args.json {

@@ -1,13 +1,15 @@
 //! `vecmill`, the program that people type: one file a command.
 
-mod cancel;
 mod connection;
+mod door;
 mod get;
 mod list;
 mod output;
 mod repair;
+mod say;
 mod status;
 mod submit;
+mod through_gateway;
 
 use std::process::ExitCode;
 
@@ -23,6 +25,7 @@ Examples:
   vecmill get 5d41402abc4b2a76b9719d911017c592 --out vectors/
   vecmill list --json
   vecmill repair 5d41402abc4b2a76b9719d911017c592
+  vecmill submit corpus.jsonl --gateway https://vecmill.example     from outside: nothing but an API key is needed
 
 Settings come from the environment: VECMILL_API_KEY (or VECMILL_API_KEY_FILE), VECMILL_SIGNER_URL,
 VECMILL_AMQP_URL (or VECMILL_AMQP_URL_FILE), VECMILL_S3_ENDPOINT, VECMILL_S3_BUCKET and the usual AWS_* variables.
@@ -47,9 +50,14 @@ enum Command {
     /// Fetch a job's vectors; of a running job, the parts finished so far
     Get(get::Args),
     /// Publish again what is not done of a job, from what is on S3: after a failure, or for a broker that lost it
+    #[command(alias = "retry-failed")]
     Repair(repair::Args),
     /// Cancel a job; what is finished stays
-    Cancel(cancel::Args),
+    Cancel(say::Args),
+    /// Hold a job up: within seconds no chunk of it is begun. Its window goes on
+    Pause(say::Args),
+    /// Let a job go on that was held up, within half a minute
+    Resume(say::Args),
     /// List the tenant's jobs
     List(list::Args),
     /// Print a completion script for a shell
@@ -77,7 +85,9 @@ async fn run(cli: Cli) -> ExitCode {
         Command::Status(args) => status::run(args).await,
         Command::Get(args) => get::run(args).await,
         Command::Repair(args) => repair::run(args).await,
-        Command::Cancel(args) => cancel::run(args).await,
+        Command::Cancel(args) => say::run(args, door::Word::Cancel).await,
+        Command::Pause(args) => say::run(args, door::Word::Pause).await,
+        Command::Resume(args) => say::run(args, door::Word::Resume).await,
         Command::List(args) => list::run(args).await,
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "vecmill", &mut std::io::stdout());

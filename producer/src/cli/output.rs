@@ -7,8 +7,8 @@ use serde::Serialize;
 use vecmill_signer::client::ClientError;
 
 use crate::{
-    fetch::FetchError, prepare::PrepareError, split::SplitError, status::StatusError, store::StoreError,
-    submit::SubmitError,
+    client::GatewayError, fetch::FetchError, prepare::PrepareError, split::SplitError, status::StatusError,
+    store::StoreError, submit::SubmitError,
 };
 
 /// Why a command ends without having done its work.
@@ -27,18 +27,41 @@ pub(super) enum Failure {
 }
 
 impl Failure {
+    /// What to tell.
+    pub(super) fn sentences(&self) -> &[String] {
+        match self {
+            Self::Unavailable(sentence)
+            | Self::Refused(sentence)
+            | Self::Input(sentence)
+            | Self::NotCompleted(sentence) => std::slice::from_ref(sentence),
+            Self::Settings(sentences) => sentences,
+        }
+    }
+
     pub(super) fn report(self) -> ExitCode {
-        let (code, sentences) = match self {
-            Self::Unavailable(sentence) => (1, vec![sentence]),
-            Self::Settings(sentences) => (2, sentences),
-            Self::Refused(sentence) => (3, vec![sentence]),
-            Self::Input(sentence) => (4, vec![sentence]),
-            Self::NotCompleted(sentence) => (5, vec![sentence]),
-        };
-        for sentence in sentences {
+        for sentence in self.sentences() {
             eprintln!("vecmill: {sentence}");
         }
-        ExitCode::from(code)
+        ExitCode::from(match self {
+            Self::Unavailable(_) => 1,
+            Self::Settings(_) => 2,
+            Self::Refused(_) => 3,
+            Self::Input(_) => 4,
+            Self::NotCompleted(_) => 5,
+        })
+    }
+}
+
+impl From<GatewayError> for Failure {
+    fn from(error: GatewayError) -> Self {
+        match &error {
+            GatewayError::Refused { status: 401 | 403, .. } => Self::Refused(error.to_string()),
+            GatewayError::Refused { status: 400..=428, .. } | GatewayError::File { .. } => {
+                Self::Input(error.to_string())
+            }
+            GatewayError::Address(_) => Self::Settings(vec![error.to_string()]),
+            _ => Self::Unavailable(error.to_string()),
+        }
     }
 }
 
@@ -65,7 +88,10 @@ impl From<StatusError> for Failure {
 
 impl From<FetchError> for Failure {
     fn from(error: FetchError) -> Self {
-        Self::Unavailable(error.to_string())
+        match error {
+            FetchError::Gateway(error) => error.into(),
+            error => Self::Unavailable(error.to_string()),
+        }
     }
 }
 

@@ -3,10 +3,10 @@
 use vecmill_signer::claims::JobId;
 
 use super::{
-    connection::{Connection, no_such_job},
+    connection::Connection,
     output::{Failure, bar, print_json},
 };
-use crate::{prepare::Event, submit::repair, topology::BrokerSettings};
+use crate::{prepare::Event, topology::BrokerSettings};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
@@ -24,17 +24,18 @@ pub(super) struct Args {
     connection: Connection,
 }
 
-pub(super) async fn run(mut args: Args) -> Result<(), Failure> {
-    let (store, signer) = args.connection.open(Some(&mut args.broker)).await?;
+pub(super) async fn run(args: Args) -> Result<(), Failure> {
+    let door = args.connection.door(Some(&args.broker)).await?;
     let bar = bar(0, "chunks").with_message("publishing");
-    let repaired = repair(&store, &signer, &args.broker, &args.job, args.window_hours * 3600, |event| match event {
-        Event::Publishing(messages) => bar.set_length(u64::from(messages)),
-        Event::Published => bar.inc(1),
-        _ => {}
-    })
-    .await;
+    let repaired = door
+        .repair(&args.job, args.window_hours, |event| match event {
+            Event::Publishing(messages) => bar.set_length(u64::from(messages)),
+            Event::Published => bar.inc(1),
+            _ => {}
+        })
+        .await;
     bar.finish_and_clear();
-    let Some(repaired) = repaired? else { return Err(no_such_job(&args.job)) };
+    let repaired = repaired?;
     if args.json {
         print_json(&repaired);
     } else if repaired.published == 0 {

@@ -2,19 +2,17 @@
 
 use std::time::Duration;
 
-use vecmill_signer::claims::{JobId, Scope, TenantId};
+use vecmill_signer::claims::JobId;
 
 use super::{
-    connection::{Connection, no_such_job},
+    connection::Connection,
+    door::Watching,
     output::{Failure, bar, grouped, print_json},
 };
-use crate::{
-    status::{JobState, JobStatus, Watch},
-    store::Store,
-};
+use crate::status::{JobState, JobStatus};
 
 /// Between two looks of a watch: one look is a handful of S3 requests.
-const LOOK_EVERY: Duration = Duration::from_secs(1);
+pub(super) const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// Looks of a watch that may fail in a row before it gives up: an S3 server that restarts is back by then.
 const FAILED_LOOKS_MAX: u32 = 60;
 
@@ -33,15 +31,11 @@ pub(super) struct Args {
 }
 
 pub(super) async fn run(args: Args) -> Result<(), Failure> {
-    let (store, tenant) = args.connection.tenant(Scope::JobsRead).await?;
-    let mut watch = Watch::new(store.clone(), &tenant, &args.job);
-    if !watch.exists().await? {
-        return Err(no_such_job(&args.job));
-    }
+    let mut watching = args.connection.door(None).await?.watch(&args.job).await?;
     if args.watch {
-        return wait_for_the_end(store, &tenant, &args.job, args.json).await;
+        return wait_for_the_end(watching, &args.job, args.json).await;
     }
-    let status = watch.look().await?;
+    let status = watching.look().await?;
     if args.json {
         print_json(&status)
     } else {
@@ -51,28 +45,30 @@ pub(super) async fn run(args: Args) -> Result<(), Failure> {
 }
 
 /// Watches a job, with a bar where somebody looks, and ends as the job does.
-pub(super) async fn wait_for_the_end(store: Store, tenant: &TenantId, job: &JobId, json: bool) -> Result<(), Failure> {
-    let mut watch = Watch::new(store, tenant, job);
+pub(super) async fn wait_for_the_end(mut watching: Watching, job: &JobId, json: bool) -> Result<(), Failure> {
     let bar = bar(0, "texts");
     let mut failed_looks = 0;
+    let mut look = watching.look().await;
     let status = loop {
-        match watch.look().await {
+        match look {
             Ok(status) => {
                 failed_looks = 0;
                 bar.set_length(status.rows);
                 bar.set_position(status.rows_done);
-                bar.set_message(status.state.to_string());
+                let waiting = status.waiting.as_ref().map(|waiting| waiting.message.clone());
+                bar.set_message(waiting.unwrap_or_else(|| status.state.to_string()));
                 if status.state.is_final() {
                     break status;
                 }
             }
             Err(error) if failed_looks < FAILED_LOOKS_MAX => {
                 failed_looks += 1;
-                bar.set_message(format!("waiting: {error}"));
+                bar.set_message(format!("waiting: {}", error.sentences().join("; ")));
+                tokio::time::sleep(LOOK_EVERY).await;
             }
-            Err(error) => return Err(error.into()),
+            Err(error) => return Err(error),
         }
-        tokio::time::sleep(LOOK_EVERY).await;
+        look = watching.next().await;
     };
     bar.finish_and_clear();
     if json {

@@ -5,8 +5,10 @@ use std::sync::{Arc, Mutex};
 
 use super::{
     connection::Connection,
+    door::Door,
     output::{Failure, bar, grouped, print_json, spinner},
     status::wait_for_the_end,
+    through_gateway,
 };
 use crate::{
     contract::{Dtype, JobSpec, Truncate},
@@ -104,15 +106,31 @@ impl Args {
     }
 }
 
-pub(super) async fn run(mut args: Args) -> Result<(), Failure> {
+pub(super) async fn run(args: Args) -> Result<(), Failure> {
     let what = args.submit()?;
-    let (store, signer) = args.connection.open(Some(&mut args.broker)).await?;
+    let door = args.connection.door(Some(&args.broker)).await?;
     let reporter = Reporter::new(args.corpus.to_string());
-    let report = {
-        let reporter = reporter.clone();
-        move |event| reporter.on(event)
+    let submitted = match &door {
+        Door::Cluster { store, signer, broker } => {
+            let report = {
+                let reporter = reporter.clone();
+                move |event| reporter.on(event)
+            };
+            let broker = broker.clone().unwrap_or_else(|| args.broker.clone());
+            submit(store, signer, &broker, what, report).await.map_err(Failure::from)
+        }
+        Door::Gateway(client) => {
+            let spooled = match &what.corpus.source {
+                // No need to read it first.
+                Source::File(_) => None,
+                source => {
+                    let spooled = source.spool(&args.connection.store().await).await;
+                    Some(spooled.map_err(|error| Failure::Input(error.to_string()))?)
+                }
+            };
+            through_gateway::submit(client, &what, args.window_hours, spooled.as_ref(), &reporter).await
+        }
     };
-    let submitted = submit(&store, &signer, &args.broker, what, report).await;
     reporter.finish();
     let submitted = submitted?;
     if !args.wait {
@@ -122,7 +140,8 @@ pub(super) async fn run(mut args: Args) -> Result<(), Failure> {
     if !args.json {
         say(&submitted, false);
     }
-    wait_for_the_end(store, &submitted.tenant, &submitted.job, args.json).await
+    let watching = door.watch(&submitted.job).await?;
+    wait_for_the_end(watching, &submitted.job, args.json).await
 }
 
 fn say(submitted: &Submitted, json: bool) {
@@ -154,7 +173,7 @@ fn say(submitted: &Submitted, json: bool) {
 
 /// Turns events into bars, and every bad row into a line on standard error.
 #[derive(Clone)]
-struct Reporter {
+pub(super) struct Reporter {
     corpus: String,
     bar: Arc<Mutex<ProgressBar>>,
 }
@@ -164,12 +183,13 @@ impl Reporter {
         Self { corpus, bar: Arc::new(Mutex::new(spinner("uploading"))) }
     }
 
-    fn on(&self, event: Event) {
+    pub(super) fn on(&self, event: Event) {
         let mut bar_slot = self.bar.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         match event {
             Event::Hashed(_) => {}
             Event::Rejected(bad) => {
-                bar_slot.suspend(|| eprintln!("{}:{}: {} [{}]", self.corpus, bad.line, bad.reason, bad.code));
+                drop(bar_slot);
+                self.rejected(bad.line, bad.code, &bad.reason);
             }
             Event::Uploaded(rows) => bar_slot.inc(u64::from(rows)),
             Event::Publishing(messages) => {
@@ -178,6 +198,20 @@ impl Reporter {
             }
             Event::Published => bar_slot.inc(1),
         }
+    }
+
+    /// A bar of the corpus' bytes on their way to a gateway.
+    pub(super) fn sending(&self, bytes: u64) -> ProgressBar {
+        let mut bar_slot = self.bar.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        bar_slot.finish_and_clear();
+        *bar_slot = bar(bytes, "bytes").with_message("uploading");
+        bar_slot.clone()
+    }
+
+    /// A row that can't be used.
+    pub(super) fn rejected(&self, line: u64, code: &str, reason: &str) {
+        let bar_slot = self.bar.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        bar_slot.suspend(|| eprintln!("{}:{line}: {reason} [{code}]", self.corpus));
     }
 
     fn finish(&self) {

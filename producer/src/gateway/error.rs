@@ -11,6 +11,7 @@ use vecmill_signer::client::ClientError;
 
 use super::limits::Standing;
 use crate::contract::{EmbedRefusal, RefusalKind};
+use crate::redis::AskError;
 use crate::status::StatusError;
 use crate::store::StoreError;
 
@@ -141,6 +142,17 @@ impl ApiError {
 impl std::fmt::Display for ApiError {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{} [{}]", self.message, self.code)
+    }
+}
+
+/// Redis is away.
+impl From<AskError> for ApiError {
+    fn from(error: AskError) -> Self {
+        tracing::warn!(%error, "Redis can't be asked");
+        Self::unavailable(
+            "quota_unavailable",
+            "the limits can't be asked at the moment, and nothing is served without them",
+        )
     }
 }
 

@@ -36,6 +36,8 @@ const IDLE_MAX: Duration = Duration::from_secs(60);
 const KEPT_S: std::ops::RangeInclusive<u64> = 3600..=2_592_000;
 /// Records read at once for a list.
 const READS_MAX: usize = 32;
+/// Files removed at once because their time is over: a request must not take much longer for it.
+const SWEPT_MAX: usize = 20;
 /// Most files of a list.
 const LIST_MAX: usize = 10_000;
 
@@ -137,6 +139,7 @@ pub(super) struct FileForm {
 
 /// Which files to list.
 #[derive(Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Page {
     /// The id after which the list begins.
@@ -145,6 +148,7 @@ pub(super) struct Page {
     #[param(minimum = 1, maximum = 10_000)]
     limit: Option<usize>,
     /// `desc`, the newest first, or `asc`.
+    #[param(inline)]
     order: Option<Order>,
     /// Only those of this purpose.
     purpose: Option<String>,
@@ -190,33 +194,57 @@ impl FileRecord {
         let record: Option<Self> = app.store.get_json(&storage::file(tenant, id), storage::RECORD_BYTES_MAX).await?;
         let Some(record) = record else { return Ok(None) };
         if record.expires_at.is_some_and(|at| at <= ids::unix_s()) {
-            remove(app, tenant, &record).await?;
+            record.remove(app, tenant).await?;
             return Ok(None);
         }
         Ok(Some(record))
     }
 
     pub(super) async fn write(&self, app: &App, tenant: &TenantId) -> Result<(), ApiError> {
+        // First: a file that nobody removes would be the worse of the two.
+        if let Some(at) = self.expires_at {
+            app.store.put(&storage::expiring(tenant, at, &self.id), Vec::new(), "text/plain").await?;
+        }
         Ok(app.store.put_json(&storage::file(tenant, &self.id), self).await?)
     }
-}
 
-/// Removes a file. With a batch's output goes the job it is made from: its chunks, its vectors, its records.
-async fn remove(app: &App, tenant: &TenantId, record: &FileRecord) -> Result<(), ApiError> {
-    match &record.made_from {
-        None => app.store.delete(&storage::content(tenant, &record.id)).await?,
-        Some(MadeFrom { what: What::Errors, .. }) => {}
-        Some(MadeFrom { batch, what: What::Output }) => {
-            let batch = batches::BatchRecord::read(app, tenant, batch).await?;
-            if let Some(job) = batch.and_then(|batch| batch.job) {
-                for object in app.store.list(JobKeys::new(tenant, &job).prefix(), None).await? {
-                    app.store.delete(&object.key).await?;
+    /// Removes the file. With a batch's output goes the job it is made from: its chunks, its vectors, its records.
+    pub(super) async fn remove(&self, app: &App, tenant: &TenantId) -> Result<(), ApiError> {
+        match &self.made_from {
+            None => app.store.delete(&storage::content(tenant, &self.id)).await?,
+            Some(MadeFrom { what: What::Errors, .. }) => {}
+            Some(MadeFrom { batch, what: What::Output }) => {
+                let batch = batches::BatchRecord::read(app, tenant, batch).await?;
+                if let Some(job) = batch.and_then(|batch| batch.job) {
+                    for object in app.store.list(JobKeys::new(tenant, &job).prefix(), None).await? {
+                        app.store.delete(&object.key).await?;
+                    }
                 }
             }
         }
+        if let Some(at) = self.expires_at {
+            app.store.delete(&storage::expiring(tenant, at, &self.id)).await?;
+        }
+        // Last: what is left of a deletion that failed can be deleted again.
+        Ok(app.store.delete(&storage::file(tenant, &self.id)).await?)
     }
-    // Last: what is left of a deletion that failed can be deleted again.
-    Ok(app.store.delete(&storage::file(tenant, &record.id)).await?)
+}
+
+/// Removes some files whose time is over: whoever uploads more, or looks, has those before removed.
+async fn sweep(app: &App, tenant: &TenantId) -> Result<(), ApiError> {
+    let prefix = storage::all_expiring(tenant);
+    for object in app.store.list_some(&prefix, None, SWEPT_MAX).await? {
+        let Some((at, id)) = storage::id_of_key(&object.key).split_once('-') else { continue };
+        if at.parse::<u64>().is_ok_and(|at| at > ids::unix_s()) {
+            // They are listed in the order of their times.
+            break;
+        }
+        // Reading one whose time is over removes it.
+        if FileRecord::read(app, tenant, id).await?.is_none() {
+            app.store.delete(&object.key).await?;
+        }
+    }
+    Ok(())
 }
 
 fn no_such_file(id: &str) -> ApiError {
@@ -250,6 +278,7 @@ pub(super) async fn upload(
     })?;
     let _place = app.transfer()?;
     let tenant = caller.access.tenant();
+    sweep(&app, tenant).await?;
     let id = ids::new(PREFIX);
     let mut given = Form::default();
     let read = given.read(&app, &mut form, &storage::content(tenant, &id)).await;
@@ -430,6 +459,7 @@ pub(super) async fn list(
     if after.is_some_and(|after| !ids::is_good(PREFIX, after)) {
         return Err(ApiError::invalid("invalid_query", Some("after"), "after must be the id of a file"));
     }
+    sweep(&app, tenant).await?;
     let ids = match page.order.unwrap_or(Order::Desc) {
         Order::Desc => {
             let start_after = after.map(|after| storage::file(tenant, after));
@@ -512,7 +542,7 @@ pub(super) async fn delete(
     id: Id,
 ) -> Result<Json<Deleted>, ApiError> {
     let record = found(&app, &caller, id).await?;
-    remove(&app, caller.access.tenant(), &record).await?;
+    record.remove(&app, caller.access.tenant()).await?;
     tracing::info!(tenant = %caller.access.tenant(), key_id = caller.access.key_id(), file = record.id, "file deleted");
     Ok(Json(Deleted { id: record.id, object: "file", deleted: true }))
 }

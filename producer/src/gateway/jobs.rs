@@ -24,7 +24,7 @@ use super::auth::Caller;
 use super::embeddings::parsed;
 use super::error::{ApiError, ErrorEnvelope};
 use super::files::{named, streamed};
-use crate::contract::{ChunkResult, JobKeys, Submission};
+use crate::contract::{ChunkResult, FinalManifest, JobKeys, MANIFEST_BYTES_MAX, Submission};
 use crate::control;
 use crate::status::{JobState, JobStatus, WaitReason, Waiting, Watch, list_jobs};
 use crate::submit::{SubmitError, Submitted, repair};
@@ -112,6 +112,23 @@ pub(super) struct Part {
     bytes: u64,
     /// Its SHA-256, in hex.
     sha256: String,
+}
+
+/// A job's summary.
+#[derive(ToSchema)]
+#[expect(dead_code, reason = "for the description only")]
+pub(super) struct Summary {
+    /// The job.
+    job: String,
+    /// Rows with a vector.
+    rows: u64,
+    /// Rows that failed.
+    failed: u64,
+    /// Exact tokens.
+    tokens: u64,
+    /// The parts in input order.
+    #[schema(value_type = Vec<Object>)]
+    parts: Vec<()>,
 }
 
 /// The parts of a job that are finished.
@@ -409,6 +426,34 @@ pub(super) async fn part(
     let mut response = named(&format!("part-{part:06}.parquet"), streamed(stream, place));
     response.headers_mut().insert(CONTENT_LENGTH, bytes.into());
     Ok(response)
+}
+
+/// The summary of a job that has ended: every part with its rows and digests.
+#[utoipa::path(
+    get,
+    path = "/v1/jobs/{job}/manifest",
+    params(("job" = String, Path, description = "Its id")),
+    responses(
+        (status = 200, description = "The summary", body = Summary),
+        (status = 401, response = ErrorEnvelope),
+        (status = 403, response = ErrorEnvelope),
+        (status = 404, response = ErrorEnvelope),
+        (status = 429, response = ErrorEnvelope),
+        (status = 503, response = ErrorEnvelope),
+    ),
+    security(("bearer" = [])),
+)]
+pub(super) async fn manifest(
+    State(app): State<Arc<App>>,
+    Extension(caller): Extension<Caller>,
+    id: JobPath,
+) -> Result<Json<FinalManifest>, ApiError> {
+    let (_, watch) = found(&app, caller.access.tenant(), id).await?;
+    let summary: Option<FinalManifest> =
+        app.store.get_json(&watch.keys().final_manifest(), 2 * MANIFEST_BYTES_MAX).await?;
+    let not_yet =
+        || ApiError::not_found("manifest_not_found", "the job has not ended: its summary is written at its end");
+    Ok(Json(summary.ok_or_else(not_yet)?))
 }
 
 /// Every row without a vector, as JSON lines: rejected ones, then those that failed.

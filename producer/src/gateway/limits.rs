@@ -1,12 +1,11 @@
 //! Requests a minute of each tenant, counted in Redis, so exact over any number of gateways; and what answers say of it.
 
 use axum::http::{HeaderMap, HeaderName, HeaderValue};
-use deadpool_redis::Pool;
 use deadpool_redis::redis::{Script, pipe};
 use vecmill_signer::claims::{Limits, TenantId};
 
 use super::error::ApiError;
-use super::shared::bounded;
+use crate::redis::Redis;
 use crate::status::WaitReason;
 
 /// What the bucket's arithmetic in Lua holds exactly: a thousand times what a fleet of gateways answers in a minute.
@@ -18,7 +17,7 @@ const DAY_MS: u64 = 86_400_000;
 
 /// The counters of all tenants.
 pub(super) struct RequestLimits {
-    pool: Pool,
+    redis: Redis,
     script: Script,
 }
 
@@ -44,8 +43,8 @@ impl std::fmt::Debug for RequestLimits {
 }
 
 impl RequestLimits {
-    pub(super) fn new(pool: Pool) -> Self {
-        Self { pool, script: Script::new(include_str!("limits.lua")) }
+    pub(super) fn new(redis: Redis) -> Self {
+        Self { redis, script: Script::new(include_str!("limits.lua")) }
     }
 
     /// Tokens that the tenant has used today.
@@ -81,39 +80,35 @@ impl RequestLimits {
     /// Redis' time, and the tenant's quota as the workers keep it; none where the bucket is full and the day fresh.
     async fn quota(&self, tenant: &TenantId) -> Result<(u64, Option<Quota>), ApiError> {
         let key = format!("vecmill:{{{tenant}}}:quota");
-        bounded(async {
-            let mut connection = self.pool.get().await.map_err(|error| error.to_string())?;
+        let key = &key;
+        let asked = self.redis.ask(|mut line| async move {
             let mut asks = pipe();
-            asks.cmd("TIME").cmd("HMGET").arg(&key).arg(&["level", "at_ms", "day", "day_tokens"]);
-            let ((seconds, micros), fields): ((u64, u64), Vec<Option<i64>>) =
-                asks.query_async(&mut connection).await.map_err(|error| error.to_string())?;
-            let now_ms = seconds * 1000 + micros / 1000;
-            let [Some(level), Some(at_ms), Some(day), Some(day_tokens)] = fields[..] else { return Ok((now_ms, None)) };
-            let today = day.unsigned_abs() >= now_ms / DAY_MS;
-            let day_tokens = if today { day_tokens.unsigned_abs() } else { 0 };
-            Ok((now_ms, Some(Quota { level, at_ms: at_ms.unsigned_abs(), day_tokens })))
-        })
-        .await
+            asks.cmd("TIME").cmd("HMGET").arg(key).arg(&["level", "at_ms", "day", "day_tokens"]);
+            asks.query_async::<((u64, u64), Vec<Option<i64>>)>(&mut line).await
+        });
+        let ((seconds, micros), fields) = asked.await?;
+        let now_ms = seconds * 1000 + micros / 1000;
+        let [Some(level), Some(at_ms), Some(day), Some(day_tokens)] = fields[..] else { return Ok((now_ms, None)) };
+        let today = day.unsigned_abs() >= now_ms / DAY_MS;
+        let day_tokens = if today { day_tokens.unsigned_abs() } else { 0 };
+        Ok((now_ms, Some(Quota { level, at_ms: at_ms.unsigned_abs(), day_tokens })))
     }
 
     /// Counts a request of the tenant, or refuses it. Without Redis the answer is no.
     pub(super) async fn count(&self, tenant: &TenantId, limits: Limits) -> Result<Standing, ApiError> {
-        let (counted, requests, requests_ms, wait_ms, tokens, tokens_ms) = bounded(async {
-            let mut connection = self.pool.get().await.map_err(|error| error.to_string())?;
-            let mut invocation = self.script.prepare_invoke();
-            invocation
-                .key(format!("vecmill:{{{tenant}}}:requests"))
-                .key(format!("vecmill:{{{tenant}}}:quota"))
-                .arg(limits.requests_per_minute.clamp(1, REQUESTS_MAX))
-                .arg(limits.tokens_per_minute.clamp(1, TOKENS_MAX))
-                .arg(limits.tokens_burst.clamp(1, TOKENS_MAX))
-                .arg(limits.tokens_per_day.min(TOKENS_MAX));
-            invocation
-                .invoke_async::<(u8, u64, u64, u64, u64, u64)>(&mut connection)
-                .await
-                .map_err(|error| error.to_string())
-        })
-        .await?;
+        let mut invocation = self.script.prepare_invoke();
+        invocation
+            .key(format!("vecmill:{{{tenant}}}:requests"))
+            .key(format!("vecmill:{{{tenant}}}:quota"))
+            .arg(limits.requests_per_minute.clamp(1, REQUESTS_MAX))
+            .arg(limits.tokens_per_minute.clamp(1, TOKENS_MAX))
+            .arg(limits.tokens_burst.clamp(1, TOKENS_MAX))
+            .arg(limits.tokens_per_day.min(TOKENS_MAX));
+        let invocation = &invocation;
+        let asked = self
+            .redis
+            .ask(|mut line| async move { invocation.invoke_async::<(u8, u64, u64, u64, u64, u64)>(&mut line).await });
+        let (counted, requests, requests_ms, wait_ms, tokens, tokens_ms) = asked.await?;
         let standing = Standing {
             requests: Left { limit: limits.requests_per_minute, remaining: requests, reset_ms: requests_ms },
             tokens: Left { limit: limits.tokens_burst, remaining: tokens, reset_ms: tokens_ms },

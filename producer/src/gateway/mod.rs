@@ -15,6 +15,7 @@ mod settings;
 mod shared;
 mod storage;
 mod usage;
+mod webhooks;
 mod workers;
 
 use std::io::IsTerminal as _;
@@ -40,6 +41,7 @@ use self::error::ApiError;
 use self::limits::RequestLimits;
 use self::settings::{Config, Settings};
 use self::shared::Shared;
+use self::webhooks::Webhooks;
 use self::workers::Workers;
 use crate::store::Store;
 use crate::topology::BrokerSettings;
@@ -61,8 +63,9 @@ Examples:
 Then, with any OpenAI client:
   OpenAI(base_url=\"http://127.0.0.1:8702/v1\", api_key=\"vm_..\").embeddings.create(model=.., input=..)
 
-Every flag can be set by the environment variable that its help names. Secrets have no flags: VECMILL_AMQP_URL and
-VECMILL_REDIS_URL, or VECMILL_AMQP_URL_FILE and VECMILL_REDIS_URL_FILE. Exit codes: 0 done, 1 failed, 2 wrong arguments or settings.";
+Every flag can be set by the environment variable that its help names. Secrets have no flags: VECMILL_AMQP_URL,
+VECMILL_REDIS_URL and, for webhooks, VECMILL_WEBHOOK_KEY, the same at all gateways; or VECMILL_AMQP_URL_FILE and so on.
+S3's come as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY. Exit codes: 0 done, 1 failed, 2 wrong arguments or settings.";
 
 /// The tenants' door: an OpenAI-compatible HTTP service before the workers.
 #[derive(Debug, Parser)]
@@ -111,6 +114,8 @@ struct App {
     /// Uploads, downloads and watches under way.
     transfers: Arc<Semaphore>,
     file_bytes_max: u64,
+    /// None where no key was given.
+    webhooks: Option<Webhooks>,
     /// Batches that are prepared now.
     preparing: Semaphore,
     /// Those, and the ones that wait for it.
@@ -118,6 +123,14 @@ struct App {
 }
 
 impl App {
+    /// What tells of ends, where it is set up.
+    fn webhooks(&self) -> Result<&Webhooks, ApiError> {
+        self.webhooks.as_ref().ok_or_else(|| {
+            let sentence = "webhooks are not set up at this gateway: watch the batch in their place";
+            ApiError::invalid("webhooks_not_set_up", Some("webhook_url"), sentence)
+        })
+    }
+
     /// A place for what takes longer than a request: an upload, a download, a watch.
     fn transfer(&self) -> Result<OwnedSemaphorePermit, ApiError> {
         Arc::clone(&self.transfers).try_acquire_owned().map_err(|_| {
@@ -190,9 +203,11 @@ async fn listen(config: Config) -> std::io::Result<()> {
         in_flight: Semaphore::new(config.in_flight as usize),
         transfers: Arc::new(Semaphore::new(config.transfers as usize)),
         file_bytes_max: config.file_bytes_max,
+        webhooks: config.webhooks,
         preparing: Semaphore::new(config.preparing as usize),
         waiting_batches: Arc::new(Semaphore::new(WAITING_BATCHES_MAX)),
     });
+    tokio::spawn(webhooks::run(Arc::clone(&app)));
     let shutdown = async {
         shutdown.await;
         tracing::info!("shutting down");

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use utoipa::openapi::security::{Http, HttpAuthScheme, SecurityScheme};
 use utoipa::{Modify, OpenApi};
 
-use super::{App, batches, embeddings, error, files, jobs, models, usage};
+use super::{App, batches, embeddings, error, files, jobs, models, usage, webhooks};
 
 #[derive(OpenApi)]
 #[openapi(
@@ -21,9 +21,9 @@ use super::{App, batches, embeddings, error, files, jobs, models, usage};
         embeddings::embeddings, models::list, models::model,
         files::upload, files::list, files::get, files::delete, files::content,
         batches::create, batches::list, batches::get, batches::cancel,
-        jobs::list, jobs::get, jobs::events, jobs::parts, jobs::part, jobs::errors,
+        jobs::list, jobs::get, jobs::events, jobs::parts, jobs::part, jobs::errors, jobs::manifest,
         jobs::cancel, jobs::pause, jobs::resume, jobs::retry,
-        usage::usage, usage::limits,
+        webhooks::secret, usage::usage, usage::limits,
     ),
     components(responses(error::ErrorEnvelope), schemas(error::ErrorDetail)),
     modifiers(&Bearer),

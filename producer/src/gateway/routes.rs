@@ -11,7 +11,7 @@ use axum::response::{IntoResponse as _, Response};
 use axum::routing::{MethodRouter, delete, get, post};
 use vecmill_signer::claims::Scope;
 
-use super::{App, batches, embeddings, files, jobs, models, openapi, usage};
+use super::{App, batches, embeddings, files, jobs, models, openapi, usage, webhooks};
 
 /// Who may use a route.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -47,11 +47,13 @@ fn routes() -> Vec<(&'static str, Access, MethodRouter<Arc<App>>)> {
         ("/v1/jobs/{job}/events", Access::Scope(Scope::JobsRead), get(jobs::events)),
         ("/v1/jobs/{job}/parts", Access::Scope(Scope::JobsRead), get(jobs::parts)),
         ("/v1/jobs/{job}/parts/{part}", Access::Scope(Scope::VectorsRead), get(jobs::part)),
+        ("/v1/jobs/{job}/manifest", Access::Scope(Scope::JobsRead), get(jobs::manifest)),
         ("/v1/jobs/{job}/errors", Access::Scope(Scope::JobsRead), get(jobs::errors)),
         ("/v1/jobs/{job}/cancel", Access::Scope(Scope::JobsCancel), post(jobs::cancel)),
         ("/v1/jobs/{job}/pause", Access::Scope(Scope::JobsCancel), post(jobs::pause)),
         ("/v1/jobs/{job}/resume", Access::Scope(Scope::JobsCancel), post(jobs::resume)),
         ("/v1/jobs/{job}/retry", Access::Scope(Scope::JobsSubmit), post(jobs::retry)),
+        ("/v1/webhooks/secret", Access::Scope(Scope::JobsSubmit), get(webhooks::secret)),
         ("/v1/usage", Access::Scope(Scope::JobsRead), get(usage::usage)),
         ("/v1/limits", Access::Scope(Scope::JobsRead), get(usage::limits)),
     ]

@@ -5,18 +5,20 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, value_parser};
-use deadpool_redis::Pool;
+use vecmill_signer::cidr::Cidr;
 use vecmill_signer::claims::DEFAULT_ISSUER;
 use vecmill_signer::edge::{self, ClientTls, ClientTlsArgs, ServerTls};
 use vecmill_signer::secret::secret;
 use vecmill_signer::verify::{Keys, RemoteKeys, STALENESS_MAX, Verifier};
+use zeroize::Zeroizing;
 
-use crate::redis::pool;
+use super::webhooks::Webhooks;
+use crate::redis::Redis;
 use crate::store::StoreSettings;
 use crate::topology::BrokerSettings;
 
-/// Connections: an ask holds one for well under a millisecond.
-const REDIS_CONNECTIONS: usize = 16;
+/// Shortest key that webhooks' secrets are derived from: as long as what they are.
+const WEBHOOK_KEY_BYTES_MIN: usize = 32;
 
 /// The settings as given.
 #[derive(Clone, Debug, Args)]
@@ -57,6 +59,9 @@ pub(super) struct Settings {
     /// Batches cut into chunks at once, each of a file in the folder that TMPDIR names
     #[arg(long, env = "VECMILL_GATEWAY_PREPARING", value_name = "N", default_value_t = 4, value_parser = value_parser!(u32).range(1..=1_000))]
     preparing: u32,
+    /// Ranges of addresses beside the public Internet that webhooks may be posted to
+    #[arg(long, env = "VECMILL_GATEWAY_WEBHOOK_ALLOW", value_name = "CIDR,CIDR,..", value_delimiter = ',')]
+    webhook_allow: Vec<Cidr>,
     /// Failed logins a minute, for each address and for each API key, before the answer is 429
     #[arg(long, env = "VECMILL_GATEWAY_FAILED_LOGINS_PER_MINUTE", value_name = "N", default_value_t = 30, value_parser = value_parser!(u32).range(1..=1_000_000))]
     failed_logins_per_minute: u32,
@@ -90,7 +95,8 @@ pub(super) struct Config {
     pub(super) verifier: Verifier,
     pub(super) broker: BrokerSettings,
     pub(super) store: StoreSettings,
-    pub(super) redis: Pool,
+    pub(super) redis: Redis,
+    pub(super) webhooks: Option<Webhooks>,
     pub(super) model_dimensions: u32,
     pub(super) transfers: u32,
     pub(super) file_bytes_max: u64,
@@ -130,10 +136,19 @@ impl Settings {
         let redis = secret("VECMILL_REDIS_URL")
             .ok_or_else(|| unset.to_owned())
             .and_then(|url| {
-                let redis = pool(&url, &tls, REDIS_CONNECTIONS);
+                let redis = Redis::new(&url, &tls);
                 redis.map_err(|error| format!("VECMILL_REDIS_URL: {}", edge::explain(&error)))
             })
             .map_err(&mut keep);
+        let webhooks = secret("VECMILL_WEBHOOK_KEY").map(Zeroizing::new).and_then(|key| {
+            if key.len() < WEBHOOK_KEY_BYTES_MIN {
+                keep(format!("VECMILL_WEBHOOK_KEY must have {WEBHOOK_KEY_BYTES_MIN} bytes at least, all random"));
+                return None;
+            }
+            Webhooks::new(&key, std::mem::take(&mut self.webhook_allow))
+                .map_err(|error| keep(format!("webhooks can't be set up: {}", edge::explain(&error))))
+                .ok()
+        });
         let model_dimensions = self.model_dimensions.or_else(|| known_dimensions(&self.model)).ok_or_else(|| {
             keep(format!(
                 "--model-dimensions (VECMILL_MODEL_DIMENSIONS) is not set, and the length of {}'s vectors is not known here",
@@ -156,6 +171,7 @@ impl Settings {
                     broker: self.broker,
                     store: self.store,
                     redis,
+                    webhooks,
                     model_dimensions,
                     transfers: self.transfers,
                     file_bytes_max: self.file_bytes_max,

@@ -4,14 +4,14 @@
 
 use std::time::Duration;
 
-use deadpool_redis::redis::{AsyncTypedCommands as _, ExistenceCheck, Script, SetExpiry, SetOptions, cmd};
-use deadpool_redis::{Connection, Pool};
+use deadpool_redis::redis::aio::MultiplexedConnection;
+use deadpool_redis::redis::{AsyncTypedCommands as _, ExistenceCheck, RedisError, Script, SetExpiry, SetOptions, cmd};
 use vecmill_signer::claims::{JobId, Limits, TenantId};
 
 use super::error::ApiError;
 use crate::prepare::Prepared;
 use crate::read::InputFormat;
-use crate::redis::ASK_MS;
+use crate::redis::Redis;
 use crate::status::JobStatus;
 use crate::store::Store;
 
@@ -24,7 +24,7 @@ const BYTES_PER_TOKEN: u64 = 4;
 
 /// Redis, for all of that.
 pub(super) struct Shared {
-    pool: Pool,
+    redis: Redis,
     reserve: Script,
 }
 
@@ -41,8 +41,8 @@ pub(super) struct Held<'a> {
 }
 
 impl Shared {
-    pub(super) fn new(pool: Pool) -> Self {
-        Self { pool, reserve: Script::new(include_str!("reserve.lua")) }
+    pub(super) fn new(redis: Redis) -> Self {
+        Self { redis, reserve: Script::new(include_str!("reserve.lua")) }
     }
 
     /// Remembers `value` under `name`, or gives what is remembered already.
@@ -54,28 +54,34 @@ impl Shared {
         kept_s: u64,
     ) -> Result<Option<String>, ApiError> {
         let key = format!("vecmill:{{{tenant}}}:once:{name}");
-        bounded(async {
-            let mut connection = self.connection().await?;
-            if set_new(&mut connection, &key, value, kept_s).await? {
-                return Ok(None);
-            }
-            let known = connection.get(&key).await.map_err(|error| error.to_string())?;
-            Ok(Some(known.unwrap_or_default()))
-        })
-        .await
+        let key = &key;
+        let asked = self.redis.ask(|mut line| async move {
+            if set_new(&mut line, key, value, kept_s).await? { Ok(None) } else { line.get(key).await.map(Some) }
+        });
+        Ok(asked.await?.map(Option::unwrap_or_default))
     }
 
     /// Undoes [`Self::remember`]; where that fails, it is forgotten in time.
     pub(super) async fn forget(&self, tenant: &TenantId, name: &str) {
         let key = format!("vecmill:{{{tenant}}}:once:{name}");
-        _ = bounded(async { self.connection().await?.del(&key).await.map_err(|error| error.to_string()) }).await;
+        let key = &key;
+        _ = self.redis.ask(|mut line| async move { line.del(key).await }).await;
     }
 
     /// Makes a batch this gateway's to prepare, unless another is at it.
     pub(super) async fn hold(&self, tenant: &TenantId, batch: &str) -> Option<Held<'_>> {
         let key = format!("vecmill:{{{tenant}}}:preparing:{batch}");
-        let held = bounded(async { set_new(&mut self.connection().await?, &key, "1", HELD_S).await }).await;
+        let of = &key;
+        let held = self.redis.ask(|mut line| async move { set_new(&mut line, of, "1", HELD_S).await }).await;
         // Without Redis nobody can be asked; the same work done twice does no harm, but it waits for the next request.
+        held.unwrap_or(false).then_some(Held { shared: self, key })
+    }
+
+    /// The same for work that is no tenant's.
+    pub(super) async fn hold_globally(&self, name: &str) -> Option<Held<'_>> {
+        let key = format!("vecmill:gateways:{name}");
+        let of = &key;
+        let held = self.redis.ask(|mut line| async move { set_new(&mut line, of, "1", HELD_S).await }).await;
         held.unwrap_or(false).then_some(Held { shared: self, key })
     }
 
@@ -112,14 +118,12 @@ impl Shared {
         tokens: u64,
         expires_at: u64,
     ) -> Result<Option<String>, ApiError> {
-        let (over, queued): (String, u64) = bounded(async {
-            let mut connection = self.connection().await?;
-            let mut invocation = self.reserve.prepare_invoke();
-            invocation.key(queued_key(tenant)).arg(job.as_str()).arg(tokens).arg(expires_at);
-            invocation.arg(limits.concurrent_jobs).arg(limits.queued_tokens);
-            invocation.invoke_async(&mut connection).await.map_err(|error| error.to_string())
-        })
-        .await?;
+        let mut invocation = self.reserve.prepare_invoke();
+        invocation.key(queued_key(tenant)).arg(job.as_str()).arg(tokens).arg(expires_at);
+        invocation.arg(limits.concurrent_jobs).arg(limits.queued_tokens);
+        let invocation = &invocation;
+        let asked = self.redis.ask(|mut line| async move { invocation.invoke_async::<(String, u64)>(&mut line).await });
+        let (over, queued) = asked.await?;
         Ok(match over.as_str() {
             "jobs" => Some(format!(
                 "the tenant has {queued} jobs under way and may have {} (concurrent_jobs): wait for one to end",
@@ -144,11 +148,11 @@ impl Shared {
                 self.give_back(tenant, &job).await;
             } else if left < tokens {
                 let entry = format!("{left} {expires_at}");
-                bounded(async {
-                    let mut connection = self.connection().await?;
-                    connection.hset(queued_key(tenant), job.as_str(), entry).await.map_err(|error| error.to_string())
-                })
-                .await?;
+                let (job, entry) = (&job, &entry);
+                let asked = self
+                    .redis
+                    .ask(|mut line| async move { line.hset(queued_key(tenant), job.as_str(), entry.as_str()).await });
+                asked.await?;
             }
         }
         Ok(())
@@ -156,12 +160,10 @@ impl Shared {
 
     /// What each of a tenant's jobs has reserved: the job, tokens, and when it ends at the latest, in Unix seconds.
     pub(super) async fn queued(&self, tenant: &TenantId) -> Result<Vec<(String, u64, u64)>, ApiError> {
-        let entries: Vec<(String, String)> = bounded(async {
-            let mut connection = self.connection().await?;
-            let mut asking = cmd("HGETALL");
-            asking.arg(queued_key(tenant)).query_async(&mut connection).await.map_err(|error| error.to_string())
-        })
-        .await?;
+        let asked = self.redis.ask(|mut line| async move {
+            cmd("HGETALL").arg(queued_key(tenant)).query_async::<Vec<(String, String)>>(&mut line).await
+        });
+        let entries = asked.await?;
         let parsed = entries.into_iter().filter_map(|(job, entry)| {
             let (tokens, expires_at) = entry.split_once(' ')?;
             Some((job, tokens.parse().ok()?, expires_at.parse().ok()?))
@@ -171,16 +173,12 @@ impl Shared {
 
     /// Gives back what a job has reserved; where that fails, whoever next finds no room does.
     pub(super) async fn give_back(&self, tenant: &TenantId, job: &JobId) {
-        let giving = bounded(async {
-            let mut connection = self.connection().await?;
-            connection.hdel(queued_key(tenant), job.as_str()).await.map_err(|error| error.to_string())
-        });
-        _ = giving.await;
+        _ = self.redis.ask(|mut line| async move { line.hdel(queued_key(tenant), job.as_str()).await }).await;
     }
 
-    /// One of the connections, for a question of the caller's own; [`bounded`] is to go around it.
-    pub(super) async fn connection(&self) -> Result<Connection, String> {
-        self.pool.get().await.map_err(|error| error.to_string())
+    /// Redis itself, for a question of the caller's own.
+    pub(super) fn redis(&self) -> &Redis {
+        &self.redis
     }
 }
 
@@ -189,19 +187,17 @@ impl Held<'_> {
     pub(super) async fn keep(&self) {
         loop {
             tokio::time::sleep(HOLD_AGAIN).await;
-            _ = bounded(async {
-                let mut connection = self.shared.connection().await?;
-                let kept = connection.set_options(&self.key, "1", options(HELD_S)).await;
-                kept.map(drop).map_err(|error| error.to_string())
-            })
-            .await;
+            let key = &self.key;
+            let asked =
+                self.shared.redis.ask(|mut line| async move { line.set_options(key, "1", options(HELD_S)).await });
+            _ = asked.await;
         }
     }
 
     /// Lets others have it.
     pub(super) async fn release(self) {
-        _ = bounded(async { self.shared.connection().await?.del(&self.key).await.map_err(|error| error.to_string()) })
-            .await;
+        let key = &self.key;
+        _ = self.shared.redis.ask(|mut line| async move { line.del(key).await }).await;
     }
 }
 
@@ -229,20 +225,7 @@ fn options(kept_s: u64) -> SetOptions {
 }
 
 /// Whether the key is new.
-async fn set_new(connection: &mut Connection, key: &str, value: &str, kept_s: u64) -> Result<bool, String> {
+async fn set_new(line: &mut MultiplexedConnection, key: &str, value: &str, kept_s: u64) -> Result<bool, RedisError> {
     let options = options(kept_s).conditional_set(ExistenceCheck::NX);
-    let set = connection.set_options(key, value, options).await.map_err(|error| error.to_string())?;
-    Ok(set.is_some())
-}
-
-/// Gives up on Redis before the caller does.
-pub(super) async fn bounded<T>(ask: impl Future<Output = Result<T, String>>) -> Result<T, ApiError> {
-    let answered = tokio::time::timeout(Duration::from_millis(ASK_MS), ask).await;
-    answered.unwrap_or_else(|_| Err(format!("no answer in {ASK_MS} ms"))).map_err(|reason| {
-        tracing::warn!(reason, "Redis can't be asked");
-        ApiError::unavailable(
-            "quota_unavailable",
-            "the limits can't be asked at the moment, and nothing is served without them",
-        )
-    })
+    Ok(line.set_options(key, value, options).await?.is_some())
 }

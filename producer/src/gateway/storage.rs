@@ -20,6 +20,16 @@ pub(super) fn content(tenant: &TenantId, id: &str) -> String {
     format!("{tenant}/file-content/{id}")
 }
 
+/// Where it is written which of a tenant's files are kept for a time, in the order of its ends.
+pub(super) fn all_expiring(tenant: &TenantId) -> String {
+    format!("{tenant}/files-expiring/")
+}
+
+/// That a file is kept until `at`, in Unix seconds.
+pub(super) fn expiring(tenant: &TenantId, at: u64, id: &str) -> String {
+    format!("{tenant}/files-expiring/{at:012}-{id}.json")
+}
+
 /// Where the records of a tenant's batches lie, in the order of their ids.
 pub(super) fn batches(tenant: &TenantId) -> String {
     format!("{tenant}/batches/")
@@ -33,6 +43,16 @@ pub(super) fn batch(tenant: &TenantId, id: &str) -> String {
 /// Present once a batch was cancelled. Apart from its record, which whoever prepares the batch writes meanwhile.
 pub(super) fn batch_cancelled(tenant: &TenantId, id: &str) -> String {
     format!("{tenant}/batches-cancelled/{id}.json")
+}
+
+/// Where it is kept which batches' ends are to be told, of all tenants: a tenant's name does not begin with an underscore.
+pub(super) fn webhooks() -> String {
+    "_webhooks/".to_owned()
+}
+
+/// That a batch's end is to be told.
+pub(super) fn webhook(batch: &str) -> String {
+    format!("_webhooks/{batch}.json")
 }
 
 /// The id in a record's key.

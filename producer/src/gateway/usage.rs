@@ -14,13 +14,13 @@ use super::auth::Caller;
 use super::error::{ApiError, ErrorEnvelope};
 use super::ids;
 use super::limits::{Left, Standing};
-use super::shared::bounded;
 use crate::contract::{USAGE_DAYS, usage_key};
 
 const DAY_S: u64 = 86_400;
 
 /// Which days.
 #[derive(Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Days {
     /// How many days, today among them: 1 to 40; 7 where this is left out.
@@ -30,6 +30,7 @@ pub(super) struct Days {
 
 /// Tokens by day, job and key. The audit on S3 has every chunk of it; this is the count of it, kept for forty days.
 #[derive(Serialize, ToSchema)]
+#[schema(as = TenantUsage)]
 pub(super) struct Usage {
     /// `list`.
     object: &'static str,
@@ -108,15 +109,14 @@ pub(super) async fn usage(
     }
     let today = ids::unix_s() / DAY_S;
     let tenant = caller.access.tenant();
-    let found: Vec<Vec<(String, u64)>> = bounded(async {
-        let mut connection = app.shared.connection().await?;
+    let asked = app.shared.redis().ask(|mut line| async move {
         let mut asks = pipe();
         for day in 0..days {
             asks.cmd("HGETALL").arg(usage_key(tenant.as_str(), today - day));
         }
-        asks.query_async(&mut connection).await.map_err(|error| error.to_string())
-    })
-    .await?;
+        asks.query_async::<Vec<Vec<(String, u64)>>>(&mut line).await
+    });
+    let found = asked.await?;
     let data = found.into_iter().zip(0..).filter(|(fields, _)| !fields.is_empty()).map(|(fields, ago)| {
         let mut by: Vec<Used> = fields
             .into_iter()

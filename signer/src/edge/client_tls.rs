@@ -101,13 +101,13 @@ impl ClientTls {
         self.identity.as_ref().map(|(cert, key)| (cert.as_slice(), key.as_slice()))
     }
 
-    /// Whether a signer on another machine may be asked over plain http.
-    pub(crate) fn takes_plain_http(&self) -> bool {
+    /// Whether a signer, or a gateway, on another machine may be asked over plain http.
+    pub fn takes_plain_http(&self) -> bool {
         self.insecure_signer
     }
 
     /// An HTTP client's builder with this trust. `None` where the files, though well-formed, make no identity.
-    pub(crate) fn apply(&self, mut builder: ClientBuilder) -> Option<ClientBuilder> {
+    pub fn apply(&self, mut builder: ClientBuilder) -> Option<ClientBuilder> {
         super::provider();
         if let Some(pem) = &self.ca {
             builder = builder.tls_certs_only(Certificate::from_pem_bundle(pem).ok()?);

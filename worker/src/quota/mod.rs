@@ -118,18 +118,9 @@ pub enum QuotaError {
 /// What stood between the worker and Redis.
 #[derive(thiserror::Error, Debug)]
 pub enum Cause {
-    /// No connection: refused, timed out, or wrong credentials.
-    #[error("no connection to Redis")]
-    Connect(#[source] deadpool_redis::PoolError),
-    /// Redis answered with an error, or not in time.
-    #[error("Redis did not run the command")]
-    Command(#[source] deadpool_redis::redis::RedisError),
-    /// Connecting and asking together took too long.
-    #[error("no answer from Redis in {waited_ms} ms")]
-    Late {
-        /// The bound that was exceeded.
-        waited_ms: u64,
-    },
+    /// No answer.
+    #[error(transparent)]
+    Redis(#[from] vecmill_producer::redis::AskError),
     /// The answer is not one of the script's.
     #[error("an answer from Redis that the quota script never gives")]
     Answer,

@@ -1,16 +1,14 @@
 //! The quota in Redis: one Lua script, so that checking and writing are one step for all workers.
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use deadpool_redis::redis::{Script, ScriptInvocation, cmd};
-use deadpool_redis::{Connection, Pool};
 use futures_util::{StreamExt, stream};
 use tokio::sync::mpsc;
-use tokio::time::timeout;
 
 use vecmill_producer::contract::{USAGE_DAYS, usage_key};
 pub use vecmill_producer::redis::SetupError;
-use vecmill_producer::redis::{ASK_MS, pool};
+use vecmill_producer::redis::{AskError, Redis};
 use vecmill_signer::edge::ClientTls;
 
 use super::{Ask, Cause, Charge, DAY_MS, Over, QuotaError, TOKENS_MAX, Verdict, keep_ms};
@@ -18,9 +16,8 @@ use super::{Ask, Cause, Charge, DAY_MS, Over, QuotaError, TOKENS_MAX, Verdict, k
 /// The rules as Redis runs them. Its header says what it takes and answers.
 pub(super) const CHARGE_LUA: &str = include_str!("charge.lua");
 
-/// Connections to Redis. A worker asks once a chunk, a chunk takes seconds, and an ask holds a connection for about a
-/// millisecond: eight are plenty, and a fleet of 1,000 workers stays below Redis' default of 10,000 clients.
-const POOL_SIZE: usize = 8;
+/// Asks under way at once. A worker asks once a chunk, a chunk takes seconds, and an ask takes about a millisecond.
+const ASKS_MAX: usize = 8;
 
 /// Chunks that share one bitmap of charged chunks, as a power of two: 65,536 bits are 8 KiB, whatever number a chunk
 /// has. One bitmap a job would take half a gigabyte for a chunk numbered near 2^32.
@@ -28,7 +25,7 @@ const PAGE_BITS: u32 = 16;
 
 /// Quotas of all tenants, shared by all workers through Redis.
 pub struct RedisQuota {
-    pool: Pool,
+    redis: Redis,
     script: Script,
 }
 
@@ -43,7 +40,7 @@ impl RedisQuota {
 
     /// The same, running a script of the caller's: tests give it a clock they hold.
     pub(super) fn with_script(url: &str, tls: &ClientTls, script: &str) -> Result<Self, SetupError> {
-        Ok(Self { pool: pool(url, tls, POOL_SIZE)?, script: Script::new(script) })
+        Ok(Self { redis: Redis::new(url, tls)?, script: Script::new(script) })
     }
 
     /// Charges a chunk's tokens, once.
@@ -51,11 +48,9 @@ impl RedisQuota {
     /// # Errors
     /// [`QuotaError::Unavailable`] within 1.5 s when Redis can't be asked. Asking again is harmless.
     pub async fn charge(&self, charge: &Charge) -> Result<Verdict, QuotaError> {
-        let (tag, wait_ms): (String, u64) = bounded(async {
-            let mut connection = self.connection().await?;
-            self.invocation(charge).invoke_async(&mut connection).await.map_err(Cause::Command)
-        })
-        .await?;
+        let invocation = &self.invocation(charge);
+        let asked = self.redis.ask(|mut line| async move { invocation.invoke_async(&mut line).await }).await;
+        let (tag, wait_ms): (String, u64) = asked.map_err(unavailable)?;
         match tag.as_str() {
             "charged" => Ok(Verdict::Charged),
             "already" => Ok(Verdict::AlreadyCharged),
@@ -70,17 +65,7 @@ impl RedisQuota {
     /// # Errors
     /// [`QuotaError::Unavailable`] within 1.5 s when it does not.
     pub async fn ping(&self) -> Result<(), QuotaError> {
-        bounded(async {
-            // The pool pings a connection that it lends again; a new one has just shaken hands. Ask once more all the
-            // same: it costs nothing here, and doesn't depend on the pool's habits.
-            let mut connection = self.connection().await?;
-            cmd("PING").query_async(&mut connection).await.map_err(Cause::Command)
-        })
-        .await
-    }
-
-    async fn connection(&self) -> Result<Connection, Cause> {
-        self.pool.get().await.map_err(Cause::Connect)
+        self.redis.ask(|mut line| async move { cmd("PING").query_async(&mut line).await }).await.map_err(unavailable)
     }
 
     /// The script's call for a charge. All keys of a tenant share its hash tag, so they lie on one node of a cluster.
@@ -114,11 +99,11 @@ fn unix_day() -> u64 {
 
 /// Answers asks until all senders are gone.
 ///
-/// As many at once as there are connections: more would only queue for one, and the channel is the better queue.
+/// A bounded number at once: the channel is the better queue.
 pub async fn serve(quota: RedisQuota, mut asks: mpsc::Receiver<Ask>) {
     let quota = &quota;
     stream::poll_fn(move |cx| asks.poll_recv(cx))
-        .for_each_concurrent(POOL_SIZE, async |Ask { charge, reply }| {
+        .for_each_concurrent(ASKS_MAX, async |Ask { charge, reply }| {
             let verdict = quota.charge(&charge).await;
             // The asker may have gone. The charge stands; whoever takes the chunk next hears `AlreadyCharged`.
             drop(reply.send(verdict));
@@ -126,10 +111,6 @@ pub async fn serve(quota: RedisQuota, mut asks: mpsc::Receiver<Ask>) {
         .await;
 }
 
-/// Gives up on an ask that takes longer than a worker may be left in doubt.
-async fn bounded<T>(ask: impl Future<Output = Result<T, Cause>>) -> Result<T, QuotaError> {
-    timeout(Duration::from_millis(ASK_MS), ask)
-        .await
-        .unwrap_or(Err(Cause::Late { waited_ms: ASK_MS }))
-        .map_err(QuotaError::Unavailable)
+fn unavailable(error: AskError) -> QuotaError {
+    QuotaError::Unavailable(Cause::Redis(error))
 }

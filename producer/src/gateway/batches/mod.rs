@@ -16,13 +16,13 @@ use axum::{Extension, Json};
 use futures_util::{StreamExt, TryStreamExt, stream};
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
-use vecmill_signer::claims::Digest;
+use vecmill_signer::claims::{Digest, TenantId};
 
 use super::auth::Caller;
 use super::embeddings::{parsed, printable};
 use super::error::{ApiError, ErrorEnvelope};
 use super::files::FileRecord;
-use super::{App, ids, storage};
+use super::{App, ids, storage, webhooks};
 use crate::contract::{CONTRACT_VERSION, JobKeys, Truncate};
 use crate::control;
 
@@ -80,6 +80,10 @@ pub(super) struct CreateBatch {
     strict: Option<bool>,
     /// Publish a running job's messages again, for a broker that lost its queues.
     republish: Option<bool>,
+    /// Where to post that the batch has ended: signed, `GET /v1/webhooks/secret` says with what.
+    webhook_url: Option<String>,
+    /// Delete the input file once its chunks are queued.
+    delete_input: Option<bool>,
     /// Most texts in a chunk.
     #[schema(minimum = 1, maximum = 100_000)]
     chunk_rows: Option<u32>,
@@ -90,6 +94,7 @@ pub(super) struct CreateBatch {
 
 /// Which batches to list.
 #[derive(Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Page {
     /// The id after which the list begins.
@@ -145,6 +150,7 @@ impl CreateBatch {
             truncate: self.truncate.unwrap_or_default(),
             strict: self.strict.unwrap_or_default(),
             republish: self.republish.unwrap_or_default(),
+            delete_input: self.delete_input.unwrap_or_default(),
             chunk_rows: self.chunk_rows,
             chunk_bytes: self.chunk_bytes,
         };
@@ -158,6 +164,7 @@ impl CreateBatch {
             metadata: self.metadata,
             order,
             job: None,
+            submitted: None,
             in_progress_at: None,
             expires_at: None,
             bad_lines: Vec::new(),
@@ -221,6 +228,10 @@ pub(super) async fn create(
             return Err(ApiError::invalid("invalid_header", Some("Idempotency-Key"), sentence));
         }
     };
+    let webhook_url = body.webhook_url.clone();
+    if let Some(url) = &webhook_url {
+        app.webhooks()?.check(url)?;
+    }
     let record = body.check()?;
     let file = FileRecord::read(&app, &tenant, &record.input_file_id).await?.ok_or_else(|| {
         let id = printable(&record.input_file_id);
@@ -231,7 +242,7 @@ pub(super) async fn create(
         let sentence = "that file is what a batch came to: upload one with purpose batch";
         return Err(ApiError::invalid("invalid_file", Some("input_file_id"), sentence));
     }
-    let asked = (&record.input_file_id, record.window_s, &record.metadata, &record.order);
+    let asked = (&record.input_file_id, record.window_s, &record.metadata, &record.order, &webhook_url);
     let asked = Digest::of(&serde_json::to_vec(&asked).unwrap_or_default()).to_string();
     let (name, kept_s) = match &idempotency_key {
         Some(key) => (Digest::of(key.as_bytes()).to_string(), SAME_KEY_S),
@@ -250,7 +261,14 @@ pub(super) async fn create(
         };
         return Ok(Json(view::look(&app, &tenant, record).await?));
     }
-    if let Err(refusal) = record.write(&app, &tenant).await {
+    let written = async {
+        record.write(&app, &tenant).await?;
+        match &webhook_url {
+            Some(url) => webhooks::register(&app, &tenant, &record, url).await,
+            None => Ok(()),
+        }
+    };
+    if let Err(refusal) = written.await {
         app.shared.forget(&tenant, &name).await;
         return Err(refusal);
     }
@@ -258,6 +276,27 @@ pub(super) async fn create(
     let batch = view::look(&app, &tenant, record.clone()).await?;
     prepare::start(&app, &caller, record);
     Ok(Json(batch))
+}
+
+/// How far a batch is, for whoever tells of its end.
+pub(super) enum Ended {
+    /// There is no such batch.
+    Gone,
+    /// It is under way.
+    NotYet,
+    /// It has ended: OpenAI's name of the event, and when, in Unix seconds.
+    At {
+        /// Such as `batch.completed`.
+        kind: &'static str,
+        /// When.
+        at: u64,
+    },
+}
+
+/// Whether a batch has ended, and how.
+pub(super) async fn end_of(app: &App, tenant: &TenantId, id: &str) -> Result<Ended, ApiError> {
+    let Some(record) = BatchRecord::read(app, tenant, id).await? else { return Ok(Ended::Gone) };
+    Ok(view::look(app, tenant, record).await?.end())
 }
 
 type Id = Result<Path<String>, PathRejection>;

@@ -144,18 +144,25 @@ async fn attempt(app: &App, caller: &Caller, tenant: &TenantId, mut record: Batc
     let entered =
         enter(&app.store, &signer, &app.broker, tenant, &prepared, record.window_s, record.order.republish, |_| {})
             .await;
-    if let Err(error) = entered {
-        let trouble = refused(error);
-        if matches!(trouble, Trouble::Failed { .. }) {
-            app.shared.give_back(tenant, &prepared.job).await;
+    let submitted = match entered {
+        Ok(submitted) => submitted,
+        Err(error) => {
+            let trouble = refused(error);
+            if matches!(trouble, Trouble::Failed { .. }) {
+                app.shared.give_back(tenant, &prepared.job).await;
+            }
+            return Err(trouble);
         }
-        return Err(trouble);
-    }
+    };
     record.job = Some(prepared.job.clone());
+    record.submitted = Some(submitted);
     record.in_progress_at = Some(ids::unix_s());
     record.expires_at = Some(expires_at);
     record.write(app, tenant).await?;
     tracing::info!(%tenant, batch = record.id, job = %prepared.job, rows = prepared.manifest.rows, "batch queued");
+    if record.order.delete_input {
+        file.remove(app, tenant).await?;
+    }
     // Cancelled since then: the other side may have seen no job yet.
     if is_cancelled(app, tenant, &record.id).await? {
         let cancelled = control::cancel(&app.store, &prepared.keys).await;

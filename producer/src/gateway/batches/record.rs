@@ -10,6 +10,7 @@ use super::super::error::ApiError;
 use super::super::{App, ids, storage};
 use crate::contract::{Dtype, Truncate};
 use crate::read::InputFormat;
+use crate::submit::Submitted;
 
 /// How a batch's id begins.
 pub(super) const PREFIX: &str = "batch_";
@@ -29,6 +30,8 @@ pub(in super::super) struct BatchRecord {
     pub(super) order: Order,
     /// Once its chunks are queued.
     pub(in super::super) job: Option<JobId>,
+    #[serde(default)]
+    pub(super) submitted: Option<Submitted>,
     pub(super) in_progress_at: Option<u64>,
     pub(super) expires_at: Option<u64>,
     pub(super) bad_lines: Vec<BadLine>,
@@ -53,6 +56,8 @@ pub(super) struct Order {
     pub(super) strict: bool,
     #[serde(default)]
     pub(super) republish: bool,
+    #[serde(default)]
+    pub(super) delete_input: bool,
     pub(super) chunk_rows: Option<u32>,
     pub(super) chunk_bytes: Option<u32>,
 }
@@ -146,6 +151,11 @@ pub(in super::super) struct Counts {
 }
 
 impl BatchRecord {
+    /// Its id.
+    pub(in super::super) fn id(&self) -> &str {
+        &self.id
+    }
+
     /// Reads a record.
     pub(in super::super) async fn read(app: &App, tenant: &TenantId, id: &str) -> Result<Option<Self>, ApiError> {
         if !ids::is_good(PREFIX, id) {

@@ -12,6 +12,7 @@ use super::super::{App, ids, storage};
 use super::record::{BadLine, BatchRecord, Counts, End, Ended, OutputFormat};
 use crate::contract::{Cancelled, JobKeys};
 use crate::status::{JobState, JobStatus, Waiting};
+use crate::submit::Submitted;
 
 /// How long a batch is `cancelling`: workers stop within it.
 const CANCELLING_S: u64 = 3;
@@ -66,6 +67,9 @@ pub(in super::super) struct Batch {
     /// The job that it is: `/v1/jobs/{job}` tells more.
     #[schema(value_type = Option<String>)]
     job: Option<JobId>,
+    /// What was submitted, once its chunks are queued: texts, rejected lines, chunks.
+    #[schema(value_type = Option<Object>)]
+    submitted: Option<Submitted>,
     /// What it waits for.
     #[schema(value_type = Option<Object>)]
     waiting: Option<Waiting>,
@@ -146,6 +150,20 @@ impl Batch {
         matches!(self.status, State::Failed | State::Completed | State::Expired | State::Cancelled)
     }
 
+    /// Its end, if it has come.
+    pub(super) fn end(&self) -> super::Ended {
+        let (kind, at) = match self.status {
+            State::Completed => ("batch.completed", self.completed_at),
+            State::Failed => ("batch.failed", self.failed_at),
+            State::Expired => ("batch.expired", self.expired_at),
+            State::Cancelled => ("batch.cancelled", self.cancelled_at),
+            State::Validating | State::InProgress | State::Finalizing | State::Cancelling => {
+                return super::Ended::NotYet;
+            }
+        };
+        super::Ended::At { kind, at: at.unwrap_or(self.created_at) }
+    }
+
     pub(super) fn state(&self) -> String {
         serde_json::to_value(self.status).ok().and_then(|state| state.as_str().map(str::to_owned)).unwrap_or_default()
     }
@@ -177,6 +195,7 @@ impl Batch {
             metadata: record.metadata,
             model: record.order.model,
             job: record.job,
+            submitted: record.submitted,
             waiting: None,
         }
     }
@@ -226,11 +245,16 @@ pub(super) async fn look(app: &App, tenant: &TenantId, mut record: BatchRecord) 
         app.store.get_json(&storage::batch_cancelled(tenant, &record.id), storage::RECORD_BYTES_MAX).await?;
     let marked_at = marked.map(|cancelled| seconds(cancelled.at));
     let Some(job) = record.job.clone() else {
-        let Some(at) = marked_at else { return Ok(Batch::of(record, State::Validating)) };
+        let over_at = record.created_at + record.window_s;
+        let (state, at) = match marked_at {
+            Some(at) => (End::Cancelled, at),
+            // Nobody could prepare it in its whole window.
+            None if over_at <= ids::unix_s() => (End::Expired, over_at),
+            None => return Ok(Batch::of(record, State::Validating)),
+        };
         let counts = Counts::default();
-        record.ended =
-            Some(Ended { state: End::Cancelled, at, counts, tokens: 0, output_file_id: None, error_file_id: None });
-        return Ok(Batch::ended(record, Some(at)));
+        record.ended = Some(Ended { state, at, counts, tokens: 0, output_file_id: None, error_file_id: None });
+        return Ok(Batch::ended(record, marked_at));
     };
     let status = JobStatus::read(&app.store, tenant, &job).await?;
     let end = match status.state {
@@ -322,7 +346,8 @@ async fn file(
         (What::Output, OutputFormat::Jsonl) => ("output", "jsonl"),
         (What::Errors, _) => ("error", "jsonl"),
     };
-    let id = ids::derived(files::PREFIX, at * 1000, &format!("{} {name}", record.id));
+    // The last moment of its second: it was not there before its input.
+    let id = ids::derived(files::PREFIX, at * 1000 + 999, &format!("{} {name}", record.id));
     let filename = format!("{}_{name}.{form}", record.id);
     let made_from = MadeFrom { batch: record.id.clone(), what };
     FileRecord::made(id.clone(), bytes, at, filename, made_from).write(app, tenant).await?;

@@ -1,7 +1,11 @@
 //! What a synchronous request costs beyond the model: gateway, verification, quota, queue and back, beside the bare engine on
-//! the same text, in turns; and how many a second go through.
+//! the same text, in turns; how many a second go through, beside FastAPI and Nginx with Lua before the same engine; and what
+//! twice as many as can be done come to.
 //!
-//! Run it by `infra/bench/gateway`. The model is tiny, so that what is seen is the rest.
+//! Run it by `infra/bench/gateway` and `infra/bench/overload`. The model is tiny, so that what is seen is the rest.
+
+mod overload;
+mod peers;
 
 use std::{
     sync::Arc,
@@ -10,10 +14,7 @@ use std::{
 
 use anyhow::{Context, ensure};
 use serde_json::json;
-use vecmill_tests::{
-    Cluster, Servers, WorkerOptions,
-    cluster::{MODEL, Process},
-};
+use vecmill_tests::{Cluster, Servers, WorkerOptions, cluster::MODEL};
 use vecmill_worker::{
     embedder::Embedder,
     engine::{Compute, Model, Tokenizer, finish},
@@ -36,6 +37,9 @@ async fn main() -> anyhow::Result<()> {
         setting("BENCH_SECONDS", 5)?,
         setting("BENCH_CONNECTIONS", 32)?,
     );
+    if std::env::args().nth(1).as_deref() == Some("overload") {
+        return overload::run(setting("BENCH_SECONDS", 600)?).await;
+    }
     let cluster = Cluster::on(Servers::shared()).await;
     let open = "1000000000";
     let limits =
@@ -54,7 +58,7 @@ async fn main() -> anyhow::Result<()> {
     let mut added = Vec::new();
     for turn in 0..turns {
         let alone = percentiles(engine(&embedder, &tokenizer, requests).await?);
-        let whole = percentiles(through(&gateway, &tenant.api_key, requests).await?);
+        let whole = percentiles(through(&gateway.url, &tenant.api_key, requests).await?);
         let more = [whole[0] - alone[0], whole[1] - alone[1]];
         println!(
             "turn {turn}  {:7.3} {:7.3}    {:7.3} {:7.3}    {:7.3} {:7.3}",
@@ -74,9 +78,8 @@ async fn main() -> anyhow::Result<()> {
     };
     let (sum, count) = (metric("vecmill_worker_request_seconds_sum")?, metric("vecmill_worker_request_seconds_count")?);
     println!("of a request's time in the worker, model included: {:.3} ms (mean)", sum / count * 1000.0);
-    let rate = throughput(&gateway, &tenant.api_key, Duration::from_secs(seconds as u64), connections).await?;
-    println!("requests a second on {connections} connections: {rate:.0}");
-    Ok(())
+    drop(embedder);
+    peers::compare(&cluster, &gateway, &tenant, turns, Duration::from_secs(seconds as u64), connections).await
 }
 
 /// The 50th and the 99th, in milliseconds.
@@ -98,18 +101,18 @@ async fn engine(embedder: &Embedder, tokenizer: &Tokenizer, requests: usize) -> 
     Ok(took)
 }
 
-fn request(client: &reqwest::Client, gateway: &Process, key: &str) -> reqwest::RequestBuilder {
+fn request(client: &reqwest::Client, url: &str, key: &str) -> reqwest::RequestBuilder {
     let body = json!({"model": MODEL, "input": TEXT, "encoding_format": "base64"});
-    client.post(format!("{}/v1/embeddings", gateway.url)).bearer_auth(key).json(&body)
+    client.post(format!("{url}/v1/embeddings")).bearer_auth(key).json(&body)
 }
 
 /// One after the other on one connection, as a client that waits for each answer.
-async fn through(gateway: &Process, key: &str, requests: usize) -> anyhow::Result<Vec<Duration>> {
+async fn through(url: &str, key: &str, requests: usize) -> anyhow::Result<Vec<Duration>> {
     let client = reqwest::Client::builder().no_proxy().build()?;
     let mut took = Vec::with_capacity(requests);
     for _ in 0..requests {
         let begun = Instant::now();
-        let answer = request(&client, gateway, key).send().await?;
+        let answer = request(&client, url, key).send().await?;
         ensure!(answer.status().is_success(), "refused: {}", answer.text().await?);
         answer.bytes().await?;
         took.push(begun.elapsed());
@@ -118,12 +121,12 @@ async fn through(gateway: &Process, key: &str, requests: usize) -> anyhow::Resul
 }
 
 /// Answers a second when many ask at once.
-async fn throughput(gateway: &Process, key: &str, time: Duration, connections: usize) -> anyhow::Result<f64> {
+async fn throughput(url: &str, key: &str, time: Duration, connections: usize) -> anyhow::Result<f64> {
     let begun = Instant::now();
     let tasks: Vec<_> = (0..connections)
         .map(|_| {
             let client = reqwest::Client::builder().no_proxy().build()?;
-            let template = request(&client, gateway, key);
+            let template = request(&client, url, key);
             Ok(tokio::spawn(async move {
                 let mut answered = 0_u64;
                 while begun.elapsed() < time {

@@ -1,0 +1,90 @@
+//! Webhooks: told once a batch has ended, told again until they are heard, and verified by OpenAI's own SDK.
+
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use axum::{Router, body::Bytes, extract::State, http::HeaderMap, http::StatusCode, routing::post};
+use serde_json::{Value, json};
+use vecmill_tests::{Cluster, WorkerOptions, corpus, eventually};
+
+use super::{Caller, LIMIT, PYTHON, admin, jsonl};
+
+/// What has come: headers and body.
+type Heard = Arc<Mutex<Vec<(HeaderMap, Bytes)>>>;
+
+/// Refuses the first message, takes the others.
+async fn listen(heard: Heard) -> String {
+    async fn hear(State(heard): State<Heard>, headers: HeaderMap, body: Bytes) -> StatusCode {
+        let mut heard = heard.lock().unwrap();
+        heard.push((headers, body));
+        if heard.len() == 1 { StatusCode::INTERNAL_SERVER_ERROR } else { StatusCode::NO_CONTENT }
+    }
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}/hook", listener.local_addr().unwrap());
+    let routes = Router::new().route("/hook", post(hear)).with_state(heard);
+    tokio::spawn(async move { axum::serve(listener, routes).await });
+    url
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_end_is_told_until_it_is_heard() {
+    let cluster = Cluster::shared().await;
+    let tenant = admin(&cluster, "a", &[]);
+    let settings = [
+        ("VECMILL_WEBHOOK_KEY", "0123456789abcdef0123456789abcdef".to_owned()),
+        ("VECMILL_GATEWAY_WEBHOOK_ALLOW", "127.0.0.0/8".to_owned()),
+    ];
+    // Two gateways, one of which tells.
+    let gateways = [cluster.gateway(&settings).await, cluster.gateway(&settings).await];
+    let _worker = cluster.worker(WorkerOptions::default()).await;
+    let caller = Caller::new(&gateways[0], &tenant);
+    let heard = Heard::default();
+    let url = listen(Arc::clone(&heard)).await;
+    let file = caller.upload("corpus.jsonl", jsonl(&corpus::texts(75, 20))).await;
+    let batch = caller.batch(&file, json!({"webhook_url": url})).await;
+    eventually("it has been told twice", LIMIT, || async { (heard.lock().unwrap().len() >= 2).then_some(()) }).await;
+    tokio::time::sleep(Duration::from_secs(6)).await;
+    let heard = heard.lock().unwrap().clone();
+    assert_eq!(heard.len(), 2, "told again after the refusal, and no more after that");
+    assert_eq!(heard[0].0["webhook-id"], heard[1].0["webhook-id"], "the same message has the same id");
+
+    // The stock SDK verifies and reads it, and refuses what was tampered with or is another tenant's.
+    let stranger = admin(&cluster, "b", &[]);
+    let secret = caller.get("/v1/webhooks/secret").await["secret"].clone();
+    let other = Caller::new(&gateways[1], &tenant).get("/v1/webhooks/secret").await["secret"].clone();
+    let strange = Caller::new(&gateways[0], &stranger).get("/v1/webhooks/secret").await["secret"].clone();
+    assert_eq!(secret, other, "the same at every gateway");
+    let (headers, body) = &heard[1];
+    let headers: Vec<_> = headers.iter().map(|(name, value)| (name.as_str(), value.to_str().unwrap())).collect();
+    let message = json!({"headers": headers, "body": std::str::from_utf8(body).unwrap(), "secrets": [secret, strange]});
+    let script = "import json, sys, openai\n\
+                  m = json.load(sys.stdin)\n\
+                  c = openai.OpenAI(api_key='none')\n\
+                  e = c.webhooks.unwrap(m['body'], dict(m['headers']), secret=m['secrets'][0])\n\
+                  refused = 0\n\
+                  for body, secret in [(m['body'] + ' ', m['secrets'][0]), (m['body'], m['secrets'][1])]:\n    \
+                      try: c.webhooks.unwrap(body, dict(m['headers']), secret=secret)\n    \
+                      except openai.InvalidWebhookSignatureError: refused += 1\n\
+                  print(json.dumps({'type': e.type, 'batch': e.data.id, 'refused': refused}))";
+    let python = std::env::var_os(PYTHON).expect("VECMILL_OPENAI_PYTHON names no Python with openai: run ./infra/test");
+    let mut child = std::process::Command::new(python)
+        .args(["-c", script])
+        .stdin(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    serde_json::to_writer(child.stdin.take().unwrap(), &message).unwrap();
+    let output = child.wait_with_output().unwrap();
+    let told: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(told, json!({"type": "batch.completed", "batch": batch, "refused": 2}));
+
+    // It goes to the public Internet, and nowhere else that was not allowed.
+    for inside in
+        ["http://10.0.0.1/", "https://192.168.0.1/", "https://169.254.169.254/latest/meta-data", "http://a.example/"]
+    {
+        let mut asked = json!({"input_file_id": file, "endpoint": "/v1/embeddings", "completion_window": "24h"});
+        asked["webhook_url"] = json!(inside);
+        let (status, body) = caller.ask(reqwest::Method::POST, "/v1/batches", Some(asked)).await;
+        assert_eq!((status, &body["error"]["param"]), (400, &json!("webhook_url")), "{inside}: {body}");
+    }
+}
