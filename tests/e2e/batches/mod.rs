@@ -1,6 +1,8 @@
 //! `/v1/files`, `/v1/batches` and `/v1/jobs`: the same jobs as `vecmill submit`'s, through the gateway's door.
 
 mod command_line;
+mod files;
+mod scopes;
 mod webhooks;
 
 use std::time::Duration;
