@@ -3,9 +3,10 @@
 use std::{
     io::Write,
     path::{Path, PathBuf},
+    pin::pin,
 };
 
-use futures_util::{StreamExt, TryStreamExt, stream};
+use futures_util::{Stream, StreamExt, TryStreamExt, stream};
 use serde::Serialize;
 use vecmill_signer::claims::{Digest, JobId};
 
@@ -35,6 +36,30 @@ pub struct Fetched {
     pub errors: u64,
     /// Whether the job is complete; if not, these are the parts finished so far.
     pub complete: bool,
+}
+
+impl Fetched {
+    /// Sees the downloads through, several at once, and counts them.
+    async fn take<D>(
+        &mut self,
+        downloads: impl Stream<Item = D>,
+        progress: impl Fn(usize, usize),
+    ) -> Result<(), FetchError>
+    where
+        D: Future<Output = Result<Option<u64>, FetchError>>,
+    {
+        let mut downloads = pin!(downloads.buffer_unordered(DOWNLOADS_MAX));
+        let mut there = 0;
+        while let Some(bytes) = downloads.try_next().await? {
+            there += 1;
+            progress(there, self.parts);
+            match bytes {
+                Some(bytes) => self.bytes += bytes,
+                None => self.kept += 1,
+            }
+        }
+        Ok(())
+    }
 }
 
 /// Why a fetch failed. What has been fetched stays, and the next fetch goes on from there.
@@ -84,19 +109,8 @@ pub async fn fetch(
         .map(|part| (format!("{}{}", keys.prefix(), part.path), part.sha256))
         .collect();
     let mut fetched = Fetched { dir: dir.to_owned(), parts: parts.len(), kept: 0, bytes: 0, errors: 0, complete };
-    let mut downloads = stream::iter(&parts)
-        .map(|part| fetch_part(store, part, dir, digests.get(&part.key).copied()))
-        .buffer_unordered(DOWNLOADS_MAX);
-    let mut there = 0;
-    while let Some(bytes) = downloads.try_next().await? {
-        there += 1;
-        progress(there, parts.len());
-        match bytes {
-            Some(bytes) => fetched.bytes += bytes,
-            None => fetched.kept += 1,
-        }
-    }
-    drop(downloads);
+    let downloads = stream::iter(&parts).map(|part| fetch_part(store, part, dir, digests.get(&part.key).copied()));
+    fetched.take(downloads, progress).await?;
     fetched.errors = fetch_errors(store, keys, dir).await?;
     if let Some(summary) = summary {
         write_summary(dir, &summary)?;
@@ -114,23 +128,12 @@ pub async fn fetch_from_gateway(
     std::fs::create_dir_all(dir).map_err(|error| FetchError::Write { path: dir.to_owned(), error })?;
     let Some(RemoteParts { data: parts, complete }) = client.parts(job).await? else { return Ok(None) };
     let mut fetched = Fetched { dir: dir.to_owned(), parts: parts.len(), kept: 0, bytes: 0, errors: 0, complete };
-    let mut downloads = stream::iter(&parts)
-        .map(|part| async move {
-            let name = format!("part-{:06}.parquet", part.part);
-            let download = async |path: &Path| Ok(client.part(job, part.part, path).await?);
-            place(dir, &name, name.clone(), Some(part.sha256), download).await
-        })
-        .buffer_unordered(DOWNLOADS_MAX);
-    let mut there = 0;
-    while let Some(bytes) = downloads.try_next().await? {
-        there += 1;
-        progress(there, parts.len());
-        match bytes {
-            Some(bytes) => fetched.bytes += bytes,
-            None => fetched.kept += 1,
-        }
-    }
-    drop(downloads);
+    let downloads = stream::iter(&parts).map(|part| async move {
+        let name = format!("part-{:06}.parquet", part.part);
+        let download = async |path: &Path| Ok(client.part(job, part.part, path).await?);
+        place(dir, &name, name.clone(), Some(part.sha256), download).await
+    });
+    fetched.take(downloads, progress).await?;
     let path = dir.join("errors.jsonl");
     let write = |error| FetchError::Write { path: path.clone(), error };
     if client.errors(job, &path).await? == 0 {

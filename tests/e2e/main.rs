@@ -12,6 +12,7 @@ mod quota;
 mod refusals;
 mod repair;
 mod revocation;
+mod stock_clients;
 mod tls;
 mod topology;
 mod two_tenants;

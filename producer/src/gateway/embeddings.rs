@@ -127,14 +127,9 @@ pub(super) struct Usage {
     responses(
         (status = 200, description = "The vectors", body = Answer),
         (status = 400, response = ErrorEnvelope),
-        (status = 401, response = ErrorEnvelope),
-        (status = 403, response = ErrorEnvelope),
         (status = 404, response = ErrorEnvelope),
         (status = 413, response = ErrorEnvelope),
-        (status = 429, response = ErrorEnvelope),
-        (status = 503, response = ErrorEnvelope),
     ),
-    security(("bearer" = [])),
 )]
 pub(super) async fn embeddings(
     State(app): State<Arc<App>>,

@@ -18,7 +18,7 @@ use vecmill_signer::claims::{Digest, TenantId};
 
 use super::auth::Caller;
 use super::error::{ApiError, ErrorEnvelope};
-use super::{App, batches, ids, storage};
+use super::{App, batches, ids, paging, storage};
 use crate::contract::{CONTRACT_VERSION, JobKeys};
 use crate::store::{ByteStream, Upload};
 
@@ -260,13 +260,8 @@ fn no_such_file(id: &str) -> ApiError {
     responses(
         (status = 200, description = "The file", body = FileObject),
         (status = 400, response = ErrorEnvelope),
-        (status = 401, response = ErrorEnvelope),
-        (status = 403, response = ErrorEnvelope),
         (status = 413, response = ErrorEnvelope),
-        (status = 429, response = ErrorEnvelope),
-        (status = 503, response = ErrorEnvelope),
     ),
-    security(("bearer" = [])),
 )]
 pub(super) async fn upload(
     State(app): State<Arc<App>>,
@@ -437,12 +432,7 @@ async fn in_time<T>(step: impl Future<Output = Result<T, MultipartError>>) -> Re
     responses(
         (status = 200, description = "The files", body = FileList),
         (status = 400, response = ErrorEnvelope),
-        (status = 401, response = ErrorEnvelope),
-        (status = 403, response = ErrorEnvelope),
-        (status = 429, response = ErrorEnvelope),
-        (status = 503, response = ErrorEnvelope),
     ),
-    security(("bearer" = [])),
 )]
 pub(super) async fn list(
     State(app): State<Arc<App>>,
@@ -450,15 +440,9 @@ pub(super) async fn list(
     page: Result<Query<Page>, QueryRejection>,
 ) -> Result<Json<FileList>, ApiError> {
     let Query(page) = page.map_err(|error| ApiError::bad_query(&error))?;
-    let limit = page.limit.unwrap_or(LIST_MAX);
-    if !(1..=LIST_MAX).contains(&limit) {
-        return Err(ApiError::invalid("invalid_query", Some("limit"), format!("limit must be 1 to {LIST_MAX}")));
-    }
-    let tenant = caller.access.tenant();
-    let after = page.after.as_deref();
-    if after.is_some_and(|after| !ids::is_good(PREFIX, after)) {
-        return Err(ApiError::invalid("invalid_query", Some("after"), "after must be the id of a file"));
-    }
+    let limit = paging::limit(page.limit, LIST_MAX, LIST_MAX)?;
+    let (tenant, after) = (caller.access.tenant(), page.after.as_deref());
+    paging::after(after, PREFIX)?;
     sweep(&app, tenant).await?;
     let ids = match page.order.unwrap_or(Order::Desc) {
         Order::Desc => {
@@ -486,8 +470,7 @@ pub(super) async fn list(
         .await?;
     let has_more = found.len() > limit;
     let data: Vec<FileObject> = found.into_iter().take(limit).map(FileRecord::object).collect();
-    let id = |file: Option<&FileObject>| file.map(|file| file.id.clone());
-    let (first_id, last_id) = (id(data.first()), id(data.last()));
+    let (first_id, last_id) = paging::ends(&data, |file: &FileObject| &file.id);
     Ok(Json(FileList { object: "list", data, first_id, last_id, has_more }))
 }
 
@@ -505,13 +488,8 @@ async fn found(app: &App, caller: &Caller, id: Id) -> Result<FileRecord, ApiErro
     params(("file_id" = String, Path, description = "Its id")),
     responses(
         (status = 200, description = "The file", body = FileObject),
-        (status = 401, response = ErrorEnvelope),
-        (status = 403, response = ErrorEnvelope),
         (status = 404, response = ErrorEnvelope),
-        (status = 429, response = ErrorEnvelope),
-        (status = 503, response = ErrorEnvelope),
     ),
-    security(("bearer" = [])),
 )]
 pub(super) async fn get(
     State(app): State<Arc<App>>,
@@ -528,13 +506,8 @@ pub(super) async fn get(
     params(("file_id" = String, Path, description = "Its id")),
     responses(
         (status = 200, description = "It is gone", body = Deleted),
-        (status = 401, response = ErrorEnvelope),
-        (status = 403, response = ErrorEnvelope),
         (status = 404, response = ErrorEnvelope),
-        (status = 429, response = ErrorEnvelope),
-        (status = 503, response = ErrorEnvelope),
     ),
-    security(("bearer" = [])),
 )]
 pub(super) async fn delete(
     State(app): State<Arc<App>>,
@@ -554,13 +527,8 @@ pub(super) async fn delete(
     params(("file_id" = String, Path, description = "Its id")),
     responses(
         (status = 200, description = "The bytes", content_type = "application/octet-stream"),
-        (status = 401, response = ErrorEnvelope),
-        (status = 403, response = ErrorEnvelope),
         (status = 404, response = ErrorEnvelope),
-        (status = 429, response = ErrorEnvelope),
-        (status = 503, response = ErrorEnvelope),
     ),
-    security(("bearer" = [])),
 )]
 pub(super) async fn content(
     State(app): State<Arc<App>>,

@@ -171,12 +171,7 @@ async fn found(app: &App, tenant: &TenantId, id: JobPath) -> Result<(JobId, Watc
     path = "/v1/jobs",
     responses(
         (status = 200, description = "The jobs", body = Jobs),
-        (status = 401, response = ErrorEnvelope),
-        (status = 403, response = ErrorEnvelope),
-        (status = 429, response = ErrorEnvelope),
-        (status = 503, response = ErrorEnvelope),
     ),
-    security(("bearer" = [])),
 )]
 pub(super) async fn list(
     State(app): State<Arc<App>>,
@@ -204,13 +199,8 @@ pub(super) async fn list(
     params(("job" = String, Path, description = "Its id")),
     responses(
         (status = 200, description = "Where it stands", body = Job),
-        (status = 401, response = ErrorEnvelope),
-        (status = 403, response = ErrorEnvelope),
         (status = 404, response = ErrorEnvelope),
-        (status = 429, response = ErrorEnvelope),
-        (status = 503, response = ErrorEnvelope),
     ),
-    security(("bearer" = [])),
 )]
 pub(super) async fn get(
     State(app): State<Arc<App>>,
@@ -228,13 +218,8 @@ pub(super) async fn get(
     params(("job" = String, Path, description = "Its id")),
     responses(
         (status = 200, description = "Server-sent events", content_type = "text/event-stream"),
-        (status = 401, response = ErrorEnvelope),
-        (status = 403, response = ErrorEnvelope),
         (status = 404, response = ErrorEnvelope),
-        (status = 429, response = ErrorEnvelope),
-        (status = 503, response = ErrorEnvelope),
     ),
-    security(("bearer" = [])),
 )]
 pub(super) async fn events(
     State(app): State<Arc<App>>,
@@ -354,13 +339,8 @@ async fn lane_of(app: &App, lane: u32) -> Option<Lane> {
     params(("job" = String, Path, description = "Its id")),
     responses(
         (status = 200, description = "The parts", body = Parts),
-        (status = 401, response = ErrorEnvelope),
-        (status = 403, response = ErrorEnvelope),
         (status = 404, response = ErrorEnvelope),
-        (status = 429, response = ErrorEnvelope),
-        (status = 503, response = ErrorEnvelope),
     ),
-    security(("bearer" = [])),
 )]
 pub(super) async fn parts(
     State(app): State<Arc<App>>,
@@ -397,13 +377,8 @@ pub(super) async fn parts(
     params(("job" = String, Path, description = "Its id"), ("part" = u32, Path, description = "The part's number")),
     responses(
         (status = 200, description = "The part", content_type = "application/octet-stream"),
-        (status = 401, response = ErrorEnvelope),
-        (status = 403, response = ErrorEnvelope),
         (status = 404, response = ErrorEnvelope),
-        (status = 429, response = ErrorEnvelope),
-        (status = 503, response = ErrorEnvelope),
     ),
-    security(("bearer" = [])),
 )]
 pub(super) async fn part(
     State(app): State<Arc<App>>,
@@ -435,13 +410,8 @@ pub(super) async fn part(
     params(("job" = String, Path, description = "Its id")),
     responses(
         (status = 200, description = "The summary", body = Summary),
-        (status = 401, response = ErrorEnvelope),
-        (status = 403, response = ErrorEnvelope),
         (status = 404, response = ErrorEnvelope),
-        (status = 429, response = ErrorEnvelope),
-        (status = 503, response = ErrorEnvelope),
     ),
-    security(("bearer" = [])),
 )]
 pub(super) async fn manifest(
     State(app): State<Arc<App>>,
@@ -463,13 +433,8 @@ pub(super) async fn manifest(
     params(("job" = String, Path, description = "Its id")),
     responses(
         (status = 200, description = "JSON lines: line, id, code, message", content_type = "application/x-ndjson"),
-        (status = 401, response = ErrorEnvelope),
-        (status = 403, response = ErrorEnvelope),
         (status = 404, response = ErrorEnvelope),
-        (status = 429, response = ErrorEnvelope),
-        (status = 503, response = ErrorEnvelope),
     ),
-    security(("bearer" = [])),
 )]
 pub(super) async fn errors(
     State(app): State<Arc<App>>,
@@ -531,13 +496,8 @@ async fn say(app: &App, caller: &Caller, id: JobPath, say: Say) -> Result<Json<J
     params(("job" = String, Path, description = "Its id")),
     responses(
         (status = 200, description = "Where it stands", body = Job),
-        (status = 401, response = ErrorEnvelope),
-        (status = 403, response = ErrorEnvelope),
         (status = 404, response = ErrorEnvelope),
-        (status = 429, response = ErrorEnvelope),
-        (status = 503, response = ErrorEnvelope),
     ),
-    security(("bearer" = [])),
 )]
 pub(super) async fn cancel(
     State(app): State<Arc<App>>,
@@ -554,13 +514,8 @@ pub(super) async fn cancel(
     params(("job" = String, Path, description = "Its id")),
     responses(
         (status = 200, description = "Where it stands", body = Job),
-        (status = 401, response = ErrorEnvelope),
-        (status = 403, response = ErrorEnvelope),
         (status = 404, response = ErrorEnvelope),
-        (status = 429, response = ErrorEnvelope),
-        (status = 503, response = ErrorEnvelope),
     ),
-    security(("bearer" = [])),
 )]
 pub(super) async fn pause(
     State(app): State<Arc<App>>,
@@ -577,13 +532,8 @@ pub(super) async fn pause(
     params(("job" = String, Path, description = "Its id")),
     responses(
         (status = 200, description = "Where it stands", body = Job),
-        (status = 401, response = ErrorEnvelope),
-        (status = 403, response = ErrorEnvelope),
         (status = 404, response = ErrorEnvelope),
-        (status = 429, response = ErrorEnvelope),
-        (status = 503, response = ErrorEnvelope),
     ),
-    security(("bearer" = [])),
 )]
 pub(super) async fn resume(
     State(app): State<Arc<App>>,
@@ -603,14 +553,9 @@ pub(super) async fn resume(
     responses(
         (status = 200, description = "What was published", body = Retried),
         (status = 400, response = ErrorEnvelope),
-        (status = 401, response = ErrorEnvelope),
-        (status = 403, response = ErrorEnvelope),
         (status = 404, response = ErrorEnvelope),
         (status = 413, response = ErrorEnvelope),
-        (status = 429, response = ErrorEnvelope),
-        (status = 503, response = ErrorEnvelope),
     ),
-    security(("bearer" = [])),
 )]
 pub(super) async fn retry(
     State(app): State<Arc<App>>,

@@ -10,6 +10,7 @@ mod jobs;
 mod limits;
 mod models;
 mod openapi;
+mod paging;
 mod routes;
 mod settings;
 mod shared;

@@ -46,12 +46,7 @@ pub(super) struct Models {
     path = "/v1/models",
     responses(
         (status = 200, description = "The models", body = Models),
-        (status = 401, response = ErrorEnvelope),
-        (status = 403, response = ErrorEnvelope),
-        (status = 429, response = ErrorEnvelope),
-        (status = 503, response = ErrorEnvelope),
     ),
-    security(("bearer" = [])),
 )]
 pub(super) async fn list(State(app): State<Arc<App>>) -> Json<Value> {
     Json(json!({"object": "list", "data": [described(&app)]}))
@@ -65,13 +60,8 @@ pub(super) async fn list(State(app): State<Arc<App>>) -> Json<Value> {
     responses(
         (status = 200, description = "The model", body = Model),
         (status = 400, response = ErrorEnvelope),
-        (status = 401, response = ErrorEnvelope),
-        (status = 403, response = ErrorEnvelope),
         (status = 404, response = ErrorEnvelope),
-        (status = 429, response = ErrorEnvelope),
-        (status = 503, response = ErrorEnvelope),
     ),
-    security(("bearer" = [])),
 )]
 pub(super) async fn model(
     State(app): State<Arc<App>>,

@@ -5,7 +5,8 @@ use std::sync::Arc;
 use axum::Json;
 use axum::extract::State;
 use serde_json::{Value, json};
-use utoipa::openapi::security::{Http, HttpAuthScheme, SecurityScheme};
+use utoipa::openapi::security::{Http, HttpAuthScheme, SecurityRequirement, SecurityScheme};
+use utoipa::openapi::{Ref, RefOr};
 use utoipa::{Modify, OpenApi};
 
 use super::{App, batches, embeddings, error, files, jobs, models, usage, webhooks};
@@ -26,14 +27,25 @@ use super::{App, batches, embeddings, error, files, jobs, models, usage, webhook
         webhooks::secret, usage::usage, usage::limits,
     ),
     components(responses(error::ErrorEnvelope), schemas(error::ErrorDetail)),
-    modifiers(&Bearer),
+    modifiers(&Everywhere),
 )]
 struct Description;
 
-struct Bearer;
+/// What holds for every operation: credentials, and the refusals that come before a handler.
+struct Everywhere;
 
-impl Modify for Bearer {
+impl Modify for Everywhere {
     fn modify(&self, description: &mut utoipa::openapi::OpenApi) {
+        for path in description.paths.paths.values_mut() {
+            let operations = [&mut path.get, &mut path.post, &mut path.delete];
+            for operation in operations.into_iter().flatten() {
+                operation.security = Some(vec![SecurityRequirement::new("bearer", [""; 0])]);
+                for status in ["401", "403", "429", "503"] {
+                    let refused = RefOr::Ref(Ref::from_response_name("ErrorEnvelope"));
+                    operation.responses.responses.insert(status.to_owned(), refused);
+                }
+            }
+        }
         let mut scheme = Http::new(HttpAuthScheme::Bearer);
         scheme.description = Some("An API key (vm_..), or an access token of the signer's".to_owned());
         let components = description.components.get_or_insert_default();

@@ -90,12 +90,7 @@ pub(super) struct Limit {
     responses(
         (status = 200, description = "Tokens by day, job and key", body = Usage),
         (status = 400, response = ErrorEnvelope),
-        (status = 401, response = ErrorEnvelope),
-        (status = 403, response = ErrorEnvelope),
-        (status = 429, response = ErrorEnvelope),
-        (status = 503, response = ErrorEnvelope),
     ),
-    security(("bearer" = [])),
 )]
 pub(super) async fn usage(
     State(app): State<Arc<App>>,
@@ -138,12 +133,7 @@ pub(super) async fn usage(
     path = "/v1/limits",
     responses(
         (status = 200, description = "The limits", body = Limits),
-        (status = 401, response = ErrorEnvelope),
-        (status = 403, response = ErrorEnvelope),
-        (status = 429, response = ErrorEnvelope),
-        (status = 503, response = ErrorEnvelope),
     ),
-    security(("bearer" = [])),
 )]
 pub(super) async fn limits(
     State(app): State<Arc<App>>,

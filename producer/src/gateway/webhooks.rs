@@ -158,12 +158,7 @@ pub(super) async fn register(app: &App, tenant: &TenantId, batch: &BatchRecord, 
     responses(
         (status = 200, description = "The secret", body = Secret),
         (status = 400, response = super::error::ErrorEnvelope),
-        (status = 401, response = super::error::ErrorEnvelope),
-        (status = 403, response = super::error::ErrorEnvelope),
-        (status = 429, response = super::error::ErrorEnvelope),
-        (status = 503, response = super::error::ErrorEnvelope),
     ),
-    security(("bearer" = [])),
 )]
 pub(super) async fn secret(
     axum::extract::State(app): axum::extract::State<Arc<App>>,

@@ -17,10 +17,9 @@ use vecmill_tests::{
     results::{check_completed, in_mid_job},
 };
 
-const LIMIT: Duration = Duration::from_secs(60);
-/// A Python that has OpenAI's SDK, pyarrow and DuckDB; `infra/test` installs one and says where.
-const PYTHON: &str = "VECMILL_OPENAI_PYTHON";
+use crate::stock_clients::{PYTHON, installed, steps};
 
+const LIMIT: Duration = Duration::from_secs(60);
 /// A tenant whose key may do everything.
 fn admin(cluster: &Cluster, name: &str, limits: &[&str]) -> Tenant {
     let tenant = cluster.tenant(name, limits);
@@ -110,22 +109,15 @@ fn jsonl(texts: &[(String, String)]) -> Vec<u8> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_stock_sdk_goes_from_upload_to_content() {
-    let python = std::env::var_os(PYTHON).expect("VECMILL_OPENAI_PYTHON names no Python with openai: run ./infra/test");
     let cluster = Cluster::shared().await;
     let (store, tenant) = (cluster.store().await, admin(&cluster, "a", &[]));
     let _worker = cluster.worker(WorkerOptions::default()).await;
     let gateway = cluster.gateway(&[]).await;
     let key = cluster.dir.path().join("key");
     std::fs::write(&key, &tenant.api_key).unwrap();
-    let output = std::process::Command::new(python)
-        .arg(concat!(env!("CARGO_MANIFEST_DIR"), "/e2e/batches/stock_client.py"))
-        .args([&format!("{}/v1", gateway.url), key.to_str().unwrap(), MODEL, cluster.dir.path().to_str().unwrap()])
-        .env("NO_PROXY", "127.0.0.1")
-        .output()
-        .unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    let steps: Vec<Value> =
-        output.stdout.split(|byte| *byte == b'\n').filter_map(|line| serde_json::from_slice(line).ok()).collect();
+    let url = format!("{}/v1", gateway.url);
+    let arguments = [url.as_ref(), key.as_os_str(), MODEL.as_ref(), cluster.dir.path().as_os_str()];
+    let steps = steps(installed(PYTHON), "batches/stock_client.py", &arguments);
     let step =
         |name: &str| steps.iter().find(|step| step["step"] == name).unwrap_or_else(|| panic!("no {name}: {steps:?}"));
 

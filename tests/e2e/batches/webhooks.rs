@@ -7,7 +7,8 @@ use axum::{Router, body::Bytes, extract::State, http::HeaderMap, http::StatusCod
 use serde_json::{Value, json};
 use vecmill_tests::{Cluster, WorkerOptions, corpus, eventually};
 
-use super::{Caller, LIMIT, PYTHON, admin, jsonl};
+use super::{Caller, LIMIT, admin, jsonl};
+use crate::stock_clients::{PYTHON, installed};
 
 /// What has come: headers and body.
 type Heard = Arc<Mutex<Vec<(HeaderMap, Bytes)>>>;
@@ -66,8 +67,7 @@ async fn an_end_is_told_until_it_is_heard() {
                       try: c.webhooks.unwrap(body, dict(m['headers']), secret=secret)\n    \
                       except openai.InvalidWebhookSignatureError: refused += 1\n\
                   print(json.dumps({'type': e.type, 'batch': e.data.id, 'refused': refused}))";
-    let python = std::env::var_os(PYTHON).expect("VECMILL_OPENAI_PYTHON names no Python with openai: run ./infra/test");
-    let mut child = std::process::Command::new(python)
+    let mut child = std::process::Command::new(installed(PYTHON))
         .args(["-c", script])
         .stdin(std::process::Stdio::piped())
         .stdout(std::process::Stdio::piped())

@@ -11,6 +11,8 @@ use vecmill_tests::{
     results::{check_completed, count_tokens, in_mid_job},
 };
 
+use crate::stock_clients::{LANGCHAIN, NODE, PYTHON, installed, steps};
+
 const LIMIT: Duration = Duration::from_secs(60);
 /// How soon a revocation must be heard of: verifiers ask every 2 s, a signer looks at its database twice a second.
 const SECONDS: Duration = Duration::from_secs(10);
@@ -448,12 +450,8 @@ async fn more_than_it_can_do_is_told_to_come_back() {
     .await;
 }
 
-/// A Python that has OpenAI's SDK; `infra/test` installs one and says where.
-const PYTHON: &str = "VECMILL_OPENAI_PYTHON";
-
 #[tokio::test(flavor = "multi_thread")]
 async fn the_stock_sdk_works_unchanged() {
-    let python = std::env::var_os(PYTHON).expect("VECMILL_OPENAI_PYTHON names no Python with openai: run ./infra/test");
     let cluster = Cluster::shared().await;
     let tenant = cluster.tenant("a", &[]);
     let tokens =
@@ -469,17 +467,10 @@ async fn the_stock_sdk_works_unchanged() {
         std::fs::write(&path, &tenant.api_key).unwrap();
         path
     });
-    let output = std::process::Command::new(python)
-        .arg(concat!(env!("CARGO_MANIFEST_DIR"), "/e2e/embeddings/stock_client.py"))
-        .arg(format!("{}/v1", gateway.url))
-        .args(files)
-        .arg(MODEL)
-        .env("NO_PROXY", "127.0.0.1")
-        .output()
-        .unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    let steps: Vec<Value> =
-        output.stdout.split(|byte| *byte == b'\n').filter_map(|line| serde_json::from_slice(line).ok()).collect();
+    let url = format!("{}/v1", gateway.url);
+    let [key, bad, limited] = &files;
+    let arguments = [url.as_ref(), key.as_os_str(), bad.as_os_str(), limited.as_os_str(), MODEL.as_ref()];
+    let steps = steps(installed(PYTHON), "embeddings/stock_client.py", &arguments);
     let step =
         |name: &str| steps.iter().find(|step| step["step"] == name).unwrap_or_else(|| panic!("no {name}: {steps:?}"));
 
@@ -502,42 +493,29 @@ async fn the_stock_sdk_works_unchanged() {
     assert!(step("retries")["seconds"].as_f64().unwrap() > 2.0, "it must have waited: {}", step("retries"));
 }
 
-/// A folder that has OpenAI's SDK for JavaScript; `infra/test` installs it and says where.
-const NODE: &str = "VECMILL_OPENAI_NODE";
-/// A Python that has LangChain; `infra/test` installs one and says where.
-const LANGCHAIN: &str = "VECMILL_LANGCHAIN_PYTHON";
-
 #[tokio::test(flavor = "multi_thread")]
 async fn other_stock_clients_work_unchanged() {
-    let installed =
-        |name: &str| std::env::var_os(name).unwrap_or_else(|| panic!("{name} is not set: run ./infra/test"));
     let cluster = Cluster::shared().await;
     let tenant = cluster.tenant("a", &[]);
     let _worker = cluster.worker(WorkerOptions::default()).await;
     let gateway = cluster.gateway(&[]).await;
     let key = cluster.dir.path().join("key");
     std::fs::write(&key, &tenant.api_key).unwrap();
-    let clients = concat!(env!("CARGO_MANIFEST_DIR"), "/e2e/embeddings");
     let url = format!("{}/v1", gateway.url);
-    let run = |program: std::ffi::OsString, script: &str, more: &[std::ffi::OsString]| -> Vec<Value> {
-        let mut command = std::process::Command::new(program);
-        command.arg(format!("{clients}/{script}")).arg(&url).arg(&key).arg(MODEL).args(more);
-        let output = command.env("NO_PROXY", "127.0.0.1").output().unwrap();
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-        output.stdout.split(|byte| *byte == b'\n').filter_map(|line| serde_json::from_slice(line).ok()).collect()
-    };
+    let node = installed(NODE);
+    let arguments = [url.as_ref(), key.as_os_str(), MODEL.as_ref(), node.as_os_str()];
     let ours = ask(&gateway, &tenant.api_key, &body(json!(["tide river copper", "lamp queue lane"]))).await;
     let floats = |value: &Value| serde_json::from_value::<Vec<Vec<f32>>>(value.clone()).unwrap();
 
-    let steps = run("node".into(), "stock_client.mjs", &[installed(NODE)]);
-    assert_eq!(floats(&steps[0]["vectors"]), ours.vectors(), "to the bit");
-    assert_eq!(steps[0]["tokens"], ours.body["usage"]["total_tokens"]);
-    assert_eq!((&steps[1]["status"], &steps[1]["ids"]), (&json!("completed"), &json!(["c-0", "c-1"])));
-    assert_eq!(floats(&steps[1]["vectors"]), ours.vectors(), "to the bit");
-    assert_eq!(steps[2], json!({"step": "lists", "batches": 1, "mine": true}));
-    assert_eq!(steps[3], json!({"step": "error", "right": true, "code": "model_not_found"}));
+    let told = steps("node", "embeddings/stock_client.mjs", &arguments);
+    assert_eq!(floats(&told[0]["vectors"]), ours.vectors(), "to the bit");
+    assert_eq!(told[0]["tokens"], ours.body["usage"]["total_tokens"]);
+    assert_eq!((&told[1]["status"], &told[1]["ids"]), (&json!("completed"), &json!(["c-0", "c-1"])));
+    assert_eq!(floats(&told[1]["vectors"]), ours.vectors(), "to the bit");
+    assert_eq!(told[2], json!({"step": "lists", "batches": 1, "mine": true}));
+    assert_eq!(told[3], json!({"step": "error", "right": true, "code": "model_not_found"}));
 
-    let told = run(installed(LANGCHAIN), "langchain_client.py", &[]);
+    let told = steps(installed(LANGCHAIN), "embeddings/langchain_client.py", &arguments[..3]);
     assert_eq!(floats(&told[0]["documents"]), ours.vectors(), "to the bit");
     assert_eq!(floats(&json!([told[0]["query"]])), ours.vectors()[..1]);
 }

@@ -22,7 +22,7 @@ use super::auth::Caller;
 use super::embeddings::{parsed, printable};
 use super::error::{ApiError, ErrorEnvelope};
 use super::files::FileRecord;
-use super::{App, ids, storage, webhooks};
+use super::{App, ids, paging, storage, webhooks};
 use crate::contract::{CONTRACT_VERSION, JobKeys, Truncate};
 use crate::control;
 
@@ -202,15 +202,10 @@ fn window_s(text: &str) -> Option<u64> {
     responses(
         (status = 200, description = "The batch", body = Batch),
         (status = 400, response = ErrorEnvelope),
-        (status = 401, response = ErrorEnvelope),
-        (status = 403, response = ErrorEnvelope),
         (status = 404, response = ErrorEnvelope),
         (status = 409, response = ErrorEnvelope),
         (status = 413, response = ErrorEnvelope),
-        (status = 429, response = ErrorEnvelope),
-        (status = 503, response = ErrorEnvelope),
     ),
-    security(("bearer" = [])),
 )]
 pub(super) async fn create(
     State(app): State<Arc<App>>,
@@ -316,13 +311,8 @@ async fn found(app: &App, caller: &Caller, id: Id) -> Result<BatchRecord, ApiErr
     params(("batch_id" = String, Path, description = "Its id")),
     responses(
         (status = 200, description = "The batch", body = Batch),
-        (status = 401, response = ErrorEnvelope),
-        (status = 403, response = ErrorEnvelope),
         (status = 404, response = ErrorEnvelope),
-        (status = 429, response = ErrorEnvelope),
-        (status = 503, response = ErrorEnvelope),
     ),
-    security(("bearer" = [])),
 )]
 pub(super) async fn get(
     State(app): State<Arc<App>>,
@@ -346,12 +336,7 @@ pub(super) async fn get(
     responses(
         (status = 200, description = "The batches", body = BatchList),
         (status = 400, response = ErrorEnvelope),
-        (status = 401, response = ErrorEnvelope),
-        (status = 403, response = ErrorEnvelope),
-        (status = 429, response = ErrorEnvelope),
-        (status = 503, response = ErrorEnvelope),
     ),
-    security(("bearer" = [])),
 )]
 pub(super) async fn list(
     State(app): State<Arc<App>>,
@@ -359,13 +344,8 @@ pub(super) async fn list(
     page: Result<Query<Page>, QueryRejection>,
 ) -> Result<Json<BatchList>, ApiError> {
     let Query(page) = page.map_err(|error| ApiError::bad_query(&error))?;
-    let limit = page.limit.unwrap_or(LIST_DEFAULT);
-    if !(1..=LIST_MAX).contains(&limit) {
-        return Err(ApiError::invalid("invalid_query", Some("limit"), format!("limit must be 1 to {LIST_MAX}")));
-    }
-    if page.after.as_ref().is_some_and(|after| !ids::is_good(PREFIX, after)) {
-        return Err(ApiError::invalid("invalid_query", Some("after"), "after must be the id of a batch"));
-    }
+    let limit = paging::limit(page.limit, LIST_DEFAULT, LIST_MAX)?;
+    paging::after(page.after.as_deref(), PREFIX)?;
     let tenant = caller.access.tenant();
     let start_after = page.after.map(|after| storage::batch(tenant, &after));
     // One more than asked for tells whether there are more.
@@ -386,8 +366,7 @@ pub(super) async fn list(
         .try_filter_map(async |batch| Ok::<_, ApiError>(batch))
         .try_collect()
         .await?;
-    let id = |batch: Option<&Batch>| batch.map(|batch| batch.id().to_owned());
-    let (first_id, last_id) = (id(data.first()), id(data.last()));
+    let (first_id, last_id) = paging::ends(&data, Batch::id);
     Ok(Json(BatchList { object: "list", data, first_id, last_id, has_more }))
 }
 
@@ -398,14 +377,9 @@ pub(super) async fn list(
     params(("batch_id" = String, Path, description = "Its id")),
     responses(
         (status = 200, description = "The batch", body = Batch),
-        (status = 401, response = ErrorEnvelope),
-        (status = 403, response = ErrorEnvelope),
         (status = 404, response = ErrorEnvelope),
         (status = 409, response = ErrorEnvelope),
-        (status = 429, response = ErrorEnvelope),
-        (status = 503, response = ErrorEnvelope),
     ),
-    security(("bearer" = [])),
 )]
 pub(super) async fn cancel(
     State(app): State<Arc<App>>,
