@@ -206,8 +206,20 @@ impl GatewayClient {
         #[derive(Deserialize)]
         struct Jobs {
             data: Vec<JobStatus>,
+            last_id: Option<String>,
+            has_more: bool,
         }
-        Ok(self.ask::<Jobs>(Method::GET, "v1/jobs", None::<&()>).await?.data)
+        let (mut all, mut after) = (Vec::new(), String::new());
+        loop {
+            let jobs: Jobs = self.ask(Method::GET, &format!("v1/jobs{after}"), None::<&()>).await?;
+            all.extend(jobs.data);
+            match jobs.last_id {
+                Some(last) if jobs.has_more => after = format!("?after={last}"),
+                _ => break,
+            }
+        }
+        all.sort_by_key(|status| status.submitted_at);
+        Ok(all)
     }
 
     /// Where a job stands; `None` where there is no such job.
@@ -267,7 +279,9 @@ impl GatewayClient {
 
     fn request(&self, method: Method, path: &str) -> RequestBuilder {
         let mut url = self.base.clone();
+        let (path, query) = path.split_once('?').map_or((path, None), |(path, query)| (path, Some(query)));
         url.set_path(&format!("{}/{path}", self.base.path().trim_end_matches('/')));
+        url.set_query(query);
         self.http.request(method, url).bearer_auth(self.key.expose())
     }
 

@@ -4,8 +4,8 @@ use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::extract::rejection::{BytesRejection, PathRejection};
-use axum::extract::{Path, State};
+use axum::extract::rejection::{BytesRejection, PathRejection, QueryRejection};
+use axum::extract::{Path, Query, State};
 use axum::http::header::CONTENT_LENGTH;
 use axum::response::sse::{Event, KeepAlive};
 use axum::response::{IntoResponse as _, Response, Sse};
@@ -16,7 +16,7 @@ use lapin::options::QueueDeclareOptions;
 use lapin::types::FieldTable;
 use serde::{Deserialize, Serialize};
 use tokio::sync::OwnedSemaphorePermit;
-use utoipa::ToSchema;
+use utoipa::{IntoParams, ToSchema};
 use vecmill_signer::claims::{JobId, TenantId};
 
 use super::App;
@@ -24,6 +24,7 @@ use super::auth::Caller;
 use super::embeddings::parsed;
 use super::error::{ApiError, ErrorEnvelope};
 use super::files::{named, streamed};
+use super::paging;
 use crate::contract::{ChunkResult, FinalManifest, JobKeys, MANIFEST_BYTES_MAX, Submission};
 use crate::control;
 use crate::status::{JobState, JobStatus, WaitReason, Waiting, Watch, list_jobs};
@@ -31,6 +32,9 @@ use crate::submit::{SubmitError, Submitted, repair};
 
 /// Jobs looked at at once for a list.
 const LOOKS_MAX: usize = 8;
+/// Most jobs of a list, and how many where nobody says.
+const LIST_MAX: usize = 1_000;
+const LIST_DEFAULT: usize = 100;
 /// Records read at once.
 const READS_MAX: usize = 32;
 /// Small JSON documents are this long at most.
@@ -92,9 +96,26 @@ pub(super) struct Retried {
 pub(super) struct Jobs {
     /// `list`.
     object: &'static str,
-    /// The jobs, the newest last.
+    /// The jobs, in the order of their ids.
     #[schema(value_type = Vec<Job>)]
     data: Vec<JobStatus>,
+    /// The last's id: `after` it come the next.
+    last_id: Option<String>,
+    /// Whether there are more.
+    has_more: bool,
+}
+
+/// Which jobs to list.
+#[derive(Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Page {
+    /// The id after which the list begins.
+    #[param(pattern = "^[0-9a-f]{32}$")]
+    after: Option<String>,
+    /// How many, 1 to 1,000; 100 where this is left out.
+    #[param(minimum = 1, maximum = 1_000)]
+    limit: Option<usize>,
 }
 
 /// A finished part.
@@ -169,16 +190,29 @@ async fn found(app: &App, tenant: &TenantId, id: JobPath) -> Result<(JobId, Watc
 #[utoipa::path(
     get,
     path = "/v1/jobs",
+    params(Page),
     responses(
         (status = 200, description = "The jobs", body = Jobs),
+        (status = 400, response = ErrorEnvelope),
     ),
 )]
 pub(super) async fn list(
     State(app): State<Arc<App>>,
     Extension(caller): Extension<Caller>,
+    page: Result<Query<Page>, QueryRejection>,
 ) -> Result<Json<Jobs>, ApiError> {
+    let Query(page) = page.map_err(|error| ApiError::bad_query(&error))?;
+    let limit = paging::limit(page.limit, LIST_DEFAULT, LIST_MAX)?;
+    let after = page.after.map(JobId::try_from).transpose();
+    let after =
+        after.map_err(|_| ApiError::invalid("invalid_query", Some("after"), "after must be the id of a job"))?;
     let tenant = caller.access.tenant();
-    let jobs = list_jobs(&app.store, tenant).await?;
+    let mut jobs = list_jobs(&app.store, tenant).await?;
+    jobs.retain(|job| after.as_ref().is_none_or(|after| job > after));
+    jobs.sort();
+    let has_more = jobs.len() > limit;
+    jobs.truncate(limit);
+    let last_id = jobs.last().map(JobId::to_string);
     let mut data: Vec<JobStatus> = stream::iter(jobs)
         .map(|job| {
             let store = &app.store;
@@ -188,8 +222,7 @@ pub(super) async fn list(
         .try_collect()
         .await?;
     data.retain(JobStatus::is_known);
-    data.sort_by_key(|status| status.submitted_at);
-    Ok(Json(Jobs { object: "list", data }))
+    Ok(Json(Jobs { object: "list", data, last_id, has_more }))
 }
 
 /// Where a job stands, and why it waits.

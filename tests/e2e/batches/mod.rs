@@ -322,6 +322,18 @@ async fn what_is_queued_has_limits_and_comes_back() {
         }
     }
     assert_eq!(through.len(), 1, "{through:?}");
+    // All are jobs that could go on; in pages they are the same as at once.
+    let ids = |list: &Value| -> Vec<Value> {
+        list["data"].as_array().unwrap().iter().map(|job| job["job"].clone()).collect()
+    };
+    let all = ids(&callers[0].get("/v1/jobs").await);
+    let (mut paged, mut page) = (Vec::new(), callers[0].get("/v1/jobs?limit=4").await);
+    while page["has_more"] == true {
+        paged.extend(ids(&page));
+        page = callers[0].get(&format!("/v1/jobs?limit=4&after={}", page["last_id"].as_str().unwrap())).await;
+    }
+    paged.extend(ids(&page));
+    assert_eq!((all.len(), &paged), (6, &all));
 
     let caller = Caller::new(&gateways[0], &small);
     let file = caller.upload("corpus.jsonl", jsonl(&corpus::texts(90, 100))).await;
