@@ -340,7 +340,7 @@ async fn waiting(app: &App, caller: &Caller, keys: &JobKeys, status: &JobStatus)
     }
     let lane = lane?;
     let message = format!(
-        "{} chunks wait in its lane, its own {} among them; {} workers take them in turn",
+        "{} chunks wait in its lane, its own {} among them; workers that take them in turn: {}",
         lane.chunks, status.chunks, lane.workers
     );
     (status.state == JobState::Queued && lane.chunks > 0).then_some(Waiting {

@@ -14,7 +14,7 @@ use vecmill_tests::{
     Cluster, Tenant, WorkerOptions,
     cluster::{MODEL, Process},
     corpus, eventually,
-    results::{check_completed, in_mid_job},
+    results::{check_completed, count_tokens, in_mid_job},
 };
 
 use crate::stock_clients::{PYTHON, installed, steps};
@@ -346,4 +346,47 @@ async fn what_is_queued_has_limits_and_comes_back() {
     callers[0].reaches(&through[0], "completed").await;
     let next = callers[1].batch(&files[5], json!({"metadata": {"again": "yes"}})).await;
     callers[0].reaches(&next, "completed").await;
+}
+
+#[tokio::test]
+async fn a_job_that_waits_says_for_what() {
+    let cluster = Cluster::shared().await;
+    let texts = corpus::texts(76, 40);
+    // Two chunks' worth at once, and then one in a minute or so.
+    let tokens: u32 = count_tokens(&cluster.model_dir(), &texts).iter().sum();
+    let (rate, burst) = ((tokens / 8).to_string(), (tokens / 4).to_string());
+    let limited = admin(&cluster, "limited", &["--tokens-per-minute", &rate, "--tokens-burst", &burst]);
+    let spent = admin(&cluster, "spent", &["--tokens-per-day", &(tokens / 4).to_string()]);
+    let worker = cluster.worker(WorkerOptions::default()).await;
+    let gateway = cluster.gateway(&[]).await;
+    for (tenant, reason, within_s) in [(&limited, "tokens_per_minute", 120), (&spent, "tokens_per_day", 24 * 3600)] {
+        let caller = Caller::new(&gateway, tenant);
+        let file = caller.upload("corpus.jsonl", jsonl(&texts)).await;
+        let batch = caller.batch(&file, json!({"chunk_rows": 5})).await;
+        let job = caller.reaches(&batch, "in_progress").await["job"].as_str().unwrap().to_owned();
+        let status = eventually("it is over its quota", LIMIT, || async {
+            let status = caller.get(&format!("/v1/jobs/{job}")).await;
+            (status["waiting"]["reason"] == reason).then_some(status)
+        })
+        .await;
+        let until: jiff::Timestamp = status["waiting"]["until"].as_str().unwrap().parse().unwrap();
+        let wait_s = (until.as_second() - jiff::Timestamp::now().as_second()).max(0);
+        assert!(wait_s <= within_s, "{status}");
+        assert!(status["note"].as_str().unwrap().contains(reason), "{status}");
+        assert!(status["rows_done"].as_u64().unwrap() < 40, "{status}");
+    }
+
+    // A worker that is there and takes nothing: what it has not taken waits behind what it has.
+    assert!(std::process::Command::new("kill").args(["-STOP", &worker.id().to_string()]).status().unwrap().success());
+    let queued = admin(&cluster, "queued", &[]);
+    let caller = Caller::new(&gateway, &queued);
+    let file = caller.upload("corpus.jsonl", jsonl(&texts)).await;
+    let batch = caller.batch(&file, json!({"chunk_rows": 2})).await;
+    let job = caller.reaches(&batch, "in_progress").await["job"].as_str().unwrap().to_owned();
+    let status = eventually("it waits behind a backlog", LIMIT, || async {
+        let status = caller.get(&format!("/v1/jobs/{job}")).await;
+        (status["waiting"]["reason"] == "backlog").then_some(status)
+    })
+    .await;
+    assert!(status["note"].as_str().unwrap().contains("workers that take them in turn: 1"), "{status}");
 }
