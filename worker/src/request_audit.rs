@@ -14,8 +14,11 @@ use crate::audit::AuditRecord;
 
 /// Records that are not on S3 yet, and requests under way: at some 600 bytes each, 6 MiB.
 const PLACES: usize = 10_000;
-/// Between two writes.
+/// Between two writes at most.
 const WRITE_EVERY: Duration = Duration::from_secs(5);
+/// Gathered records that are written at once: a worker that answers thousands a second must not run out of places while S3 is
+/// well.
+const WRITE_AT: usize = PLACES / 8;
 
 /// Where requests leave their records. Clones write to the same audit; when all are gone, the last records are written.
 #[derive(Clone, Debug)]
@@ -59,7 +62,9 @@ async fn write(store: Store, worker: String, mut gathered: mpsc::Receiver<(Audit
     let mut waiting: BTreeMap<String, Vec<(AuditRecord, OwnedSemaphorePermit)>> = BTreeMap::new();
     let mut open = true;
     let mut number = 0_u64;
+    let mut failed = false;
     while open {
+        let mut new = 0;
         let tick = tokio::time::sleep(WRITE_EVERY);
         tokio::pin!(tick);
         loop {
@@ -68,6 +73,11 @@ async fn write(store: Store, worker: String, mut gathered: mpsc::Receiver<(Audit
                     Some((record, place)) => {
                         let tenant = record.tenant.as_ref().map(ToString::to_string).unwrap_or_default();
                         waiting.entry(tenant).or_default().push((record, place));
+                        new += 1;
+                        // After a failure S3 is given its time.
+                        if new >= WRITE_AT && !failed {
+                            break;
+                        }
                     }
                     None => {
                         open = false;
@@ -92,6 +102,7 @@ async fn write(store: Store, worker: String, mut gathered: mpsc::Receiver<(Audit
                 kept.insert(tenant, records);
             }
         }
+        failed = !kept.is_empty();
         waiting = kept;
     }
 }

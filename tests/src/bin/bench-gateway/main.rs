@@ -4,6 +4,7 @@
 //!
 //! Run it by `infra/bench/gateway` and `infra/bench/overload`. The model is tiny, so that what is seen is the rest.
 
+mod broker;
 mod overload;
 mod peers;
 
@@ -52,6 +53,8 @@ async fn main() -> anyhow::Result<()> {
     let model = Model::load(&dir, &Compute::default())?;
     let embedder = Embedder::start(model, BATCH_TOKENS, Arc::new(Metrics::default()))?;
 
+    let [p50, p99] = percentiles(broker::round_trips(&cluster, requests).await?);
+    println!("the floor: a round trip through RabbitMQ alone, p50 {p50:.3} ms, p99 {p99:.3} ms");
     println!("latency of one text at a time, {requests} requests a turn, in ms");
     println!("          engine alone      through the gateway     added");
     println!("            p50     p99        p50     p99        p50     p99");
