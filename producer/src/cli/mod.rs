@@ -50,7 +50,7 @@ enum Command {
     /// Fetch a job's vectors; of a running job, the parts finished so far
     Get(get::Args),
     /// Publish again what is not done of a job, from what is on S3: after a failure, or for a broker that lost it
-    #[command(alias = "retry-failed")]
+    #[command(visible_alias = "retry-failed")]
     Repair(repair::Args),
     /// Cancel a job; what is finished stays
     Cancel(say::Args),

@@ -152,6 +152,10 @@ pub(super) async fn embeddings(
         instruction: body.instruction,
         deadline_ms: deadline_ms(&app),
     };
+    let entered = app.admission.enter().map_err(|wait| {
+        let sentence = "more requests are under way than the workers answer in time; ask again";
+        ApiError::unavailable("overloaded", sentence).after(wait)
+    })?;
     let answer = app.workers.ask(&request).await.map_err(|error| {
         let code = match error {
             AskError::Away => "queue_unavailable",
@@ -165,6 +169,7 @@ pub(super) async fn embeddings(
     match answer {
         EmbedAnswer::Refused(refusal) => Err(refusal.into()),
         EmbedAnswer::Embedded { tokens, dimensions, vectors } => {
+            entered.answered();
             // OpenAI's SDK asks for base64 where the caller asks for nothing; who asks for nothing by hand reads numbers.
             let encoding = body.encoding_format.unwrap_or(Encoding::Float);
             let text = rendered(&app.model, &tokens, dimensions, &vectors, encoding);

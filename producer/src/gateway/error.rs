@@ -1,5 +1,7 @@
 //! Refusals in OpenAI's envelope: a code that a program can act on, a sentence that a person can.
 
+use std::time::Duration;
+
 use axum::Json;
 use axum::extract::rejection::QueryRejection;
 use axum::http::header::{RETRY_AFTER, WWW_AUTHENTICATE};
@@ -109,6 +111,11 @@ impl ApiError {
         let told = error.body_text();
         let param = told.split('`').nth(1).map(str::to_owned);
         Self::invalid("invalid_query", param.as_deref(), "the query string is not one that this address takes")
+    }
+
+    /// The same, with when to ask again.
+    pub(super) fn after(self, wait: Duration) -> Self {
+        Self { retry_after_ms: Some(u64::try_from(wait.as_millis()).unwrap_or(u64::MAX)), ..self }
     }
 
     /// The same, with the parameter at fault.

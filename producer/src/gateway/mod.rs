@@ -1,5 +1,6 @@
 //! `vecmill-gateway`: the tenants' door. What a stock OpenAI client asks for, answered by the workers.
 
+mod admission;
 mod auth;
 mod batches;
 mod embeddings;
@@ -37,7 +38,9 @@ use tracing_subscriber::EnvFilter;
 use vecmill_signer::edge;
 use vecmill_signer::server::shutdown_signal;
 
+use self::admission::Admission;
 use self::auth::Auth;
+use self::batches::Turns;
 use self::error::ApiError;
 use self::limits::RequestLimits;
 use self::settings::{Config, Settings};
@@ -49,8 +52,6 @@ use crate::topology::BrokerSettings;
 
 /// The largest request: 300,000 tokens are below 2 MiB of most texts. The message that carries it adds a token.
 const BODY_LEN_MAX: usize = 7 << 20;
-/// Batches that wait to be prepared: each is some KiB. The next ones wait until they are asked for.
-const WAITING_BATCHES_MAX: usize = 1_000;
 /// Longest wait for open requests at shutdown: below Kubernetes' 30 s before it kills.
 const DRAIN_MAX: Duration = Duration::from_secs(25);
 /// The id of a request: in the answer, in the logs of gateway and worker, and in the audit.
@@ -104,6 +105,7 @@ struct Serve {
 struct App {
     auth: Auth,
     workers: Workers,
+    admission: Admission,
     limits: RequestLimits,
     shared: Shared,
     store: Store,
@@ -117,10 +119,8 @@ struct App {
     file_bytes_max: u64,
     /// None where no key was given.
     webhooks: Option<Webhooks>,
-    /// Batches that are prepared now.
-    preparing: Semaphore,
-    /// Those, and the ones that wait for it.
-    waiting_batches: Arc<Semaphore>,
+    /// Whose batch is prepared next.
+    turns: Turns,
 }
 
 impl App {
@@ -194,6 +194,7 @@ async fn listen(config: Config) -> std::io::Result<()> {
     let app = Arc::new(App {
         auth: Auth::new(config.signer_url, config.tls, config.verifier, config.failed_logins_per_minute),
         workers: Workers::connect(config.broker.clone()),
+        admission: Admission::new(config.answer_within),
         limits: RequestLimits::new(config.redis.clone()),
         shared: Shared::new(config.redis),
         store: Store::connect(&config.store).await,
@@ -205,8 +206,7 @@ async fn listen(config: Config) -> std::io::Result<()> {
         transfers: Arc::new(Semaphore::new(config.transfers as usize)),
         file_bytes_max: config.file_bytes_max,
         webhooks: config.webhooks,
-        preparing: Semaphore::new(config.preparing as usize),
-        waiting_batches: Arc::new(Semaphore::new(WAITING_BATCHES_MAX)),
+        turns: Turns::new(config.preparing as usize),
     });
     tokio::spawn(webhooks::run(Arc::clone(&app)));
     let shutdown = async {

@@ -56,7 +56,7 @@ pub(super) struct Settings {
     /// Bytes of an uploaded file
     #[arg(long, env = "VECMILL_GATEWAY_FILE_BYTES_MAX", value_name = "BYTES", default_value_t = 16 << 30, value_parser = value_parser!(u64).range(1..=160 << 30))]
     file_bytes_max: u64,
-    /// Batches cut into chunks at once, each of a file in the folder that TMPDIR names
+    /// Batches cut into chunks at once, one of each tenant, each of a file in the folder that TMPDIR names
     #[arg(long, env = "VECMILL_GATEWAY_PREPARING", value_name = "N", default_value_t = 4, value_parser = value_parser!(u32).range(1..=1_000))]
     preparing: u32,
     /// Ranges of addresses beside the public Internet that webhooks may be posted to

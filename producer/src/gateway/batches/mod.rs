@@ -3,6 +3,7 @@
 mod content;
 mod prepare;
 mod record;
+mod turns;
 mod view;
 
 use std::collections::BTreeMap;
@@ -29,6 +30,7 @@ use crate::control;
 pub(super) use content::content;
 pub(super) use record::BatchRecord;
 use record::{InputOptions, Order, OutputOptions, PREFIX};
+pub(super) use turns::Turns;
 pub(super) use view::Batch;
 
 /// The one endpoint of a batch.

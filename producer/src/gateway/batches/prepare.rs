@@ -15,6 +15,7 @@ use super::super::error::ApiError;
 use super::super::files::FileRecord;
 use super::super::{App, ids, storage};
 use super::record::{BAD_LINES_MAX, BadLine, BatchRecord, InputOptions, OutputOptions};
+use super::turns::Place;
 use crate::contract::{JobKeys, JobSpec, RowError};
 use crate::control;
 use crate::prepare::{Corpus, Event, PrepareError, Prepared, prepare};
@@ -56,22 +57,21 @@ pub(super) fn start(app: &Arc<App>, caller: &Caller, record: BatchRecord) {
         return;
     }
     let (app, caller) = (Arc::clone(app), caller.clone());
+    let tenant = caller.access.tenant().clone();
     // How many wait is bounded: those that find no place are taken up when they are asked for next.
-    let Ok(place) = Arc::clone(&app.waiting_batches).try_acquire_owned() else { return };
+    let Some(place) = app.turns.place(&tenant) else { return };
     tokio::spawn(async move {
-        let _place = place;
-        let tenant = caller.access.tenant().clone();
         let Some(held) = app.shared.hold(&tenant, &record.id).await else { return };
         tokio::select! {
-            () = run(&app, &caller, &tenant, &record.id) => {}
+            () = run(&app, &caller, &tenant, &record.id, &place) => {}
             () = held.keep() => {}
         }
         held.release().await;
     });
 }
 
-async fn run(app: &App, caller: &Caller, tenant: &TenantId, id: &str) {
-    let _turn = app.preparing.acquire().await;
+async fn run(app: &App, caller: &Caller, tenant: &TenantId, id: &str, place: &Place) {
+    let _turn = app.turns.turn(place).await;
     for tried in 0..TRIES {
         if tried > 0 {
             tokio::time::sleep(BACKOFF * 2_u32.pow(tried - 1)).await;
