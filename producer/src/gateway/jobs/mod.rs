@@ -1,19 +1,19 @@
 //! `/v1/jobs`: where each job stands and why it waits, its parts while it runs, and a hand on it. A batch is a job, too.
 
+pub(super) mod results;
+mod waiting;
+
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::extract::rejection::{BytesRejection, PathRejection, QueryRejection};
 use axum::extract::{Path, Query, State};
-use axum::http::header::CONTENT_LENGTH;
+use axum::response::Sse;
 use axum::response::sse::{Event, KeepAlive};
-use axum::response::{IntoResponse as _, Response, Sse};
 use axum::{Extension, Json};
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt, TryStreamExt, stream};
-use lapin::options::QueueDeclareOptions;
-use lapin::types::FieldTable;
 use serde::{Deserialize, Serialize};
 use tokio::sync::OwnedSemaphorePermit;
 use utoipa::{IntoParams, ToSchema};
@@ -23,11 +23,9 @@ use super::App;
 use super::auth::Caller;
 use super::embeddings::parsed;
 use super::error::{ApiError, ErrorEnvelope};
-use super::files::{named, streamed};
 use super::paging;
-use crate::contract::{ChunkResult, FinalManifest, JobKeys, MANIFEST_BYTES_MAX, Submission};
 use crate::control;
-use crate::status::{JobState, JobStatus, WaitReason, Waiting, Watch, list_jobs};
+use crate::status::{JobState, JobStatus, Watch, list_jobs};
 use crate::submit::{SubmitError, Submitted, repair};
 
 /// Jobs looked at at once for a list.
@@ -35,8 +33,6 @@ const LOOKS_MAX: usize = 8;
 /// Most jobs of a list, and how many where nobody says.
 const LIST_MAX: usize = 1_000;
 const LIST_DEFAULT: usize = 100;
-/// Records read at once.
-const READS_MAX: usize = 32;
 /// Small JSON documents are this long at most.
 const DOCUMENT_BYTES_MAX: usize = 64 << 10;
 /// Between two looks at a job that is watched.
@@ -116,51 +112,6 @@ pub(super) struct Page {
     /// How many, 1 to 1,000; 100 where this is left out.
     #[param(minimum = 1, maximum = 1_000)]
     limit: Option<usize>,
-}
-
-/// A finished part.
-#[derive(Serialize, ToSchema)]
-pub(super) struct Part {
-    /// Its number: the chunk that it is made of.
-    part: u32,
-    /// Texts with a vector.
-    rows: u32,
-    /// Texts that failed.
-    failed: u32,
-    /// Exact tokens.
-    tokens: u64,
-    /// Length of the Parquet file.
-    bytes: u64,
-    /// Its SHA-256, in hex.
-    sha256: String,
-}
-
-/// A job's summary.
-#[derive(ToSchema)]
-#[expect(dead_code, reason = "for the description only")]
-pub(super) struct Summary {
-    /// The job.
-    job: String,
-    /// Rows with a vector.
-    rows: u64,
-    /// Rows that failed.
-    failed: u64,
-    /// Exact tokens.
-    tokens: u64,
-    /// The parts in input order.
-    #[schema(value_type = Vec<Object>)]
-    parts: Vec<()>,
-}
-
-/// The parts of a job that are finished.
-#[derive(Serialize, ToSchema)]
-pub(super) struct Parts {
-    /// `list`.
-    object: &'static str,
-    /// The parts, in input order.
-    data: Vec<Part>,
-    /// Whether these are all.
-    complete: bool,
 }
 
 /// How what is left of a job goes on.
@@ -308,192 +259,12 @@ fn statuses(
 async fn look(app: &App, caller: &Caller, watch: &mut Watch) -> Result<JobStatus, ApiError> {
     let mut status = watch.look().await?;
     if matches!(status.state, JobState::Queued | JobState::Running) && status.waiting.is_none() {
-        status.waiting = waiting(app, caller, watch.keys(), &status).await;
+        status.waiting = waiting::waiting(app, caller, watch.keys(), &status).await;
         if let Some(waiting) = &status.waiting {
             status.note = Some(waiting.message.clone());
         }
     }
     Ok(status)
-}
-
-/// Why a job that could run does not, or not faster. What can't be asked at the moment is passed over: the status itself is
-/// from S3.
-async fn waiting(app: &App, caller: &Caller, keys: &JobKeys, status: &JobStatus) -> Option<Waiting> {
-    let tenant = caller.access.tenant();
-    let submission: Submission = app.store.get_json(&keys.submission(), DOCUMENT_BYTES_MAX).await.ok()??;
-    let lane = match submission.lane {
-        Some(lane) => lane_of(app, lane).await,
-        None => None,
-    };
-    if let Some(Lane { workers: 0, .. }) = lane {
-        let message = "no worker takes chunks from its lane: it goes on when one starts".to_owned();
-        return Some(Waiting { reason: WaitReason::NoWorker, until: None, message });
-    }
-    let each = match (status.tokens, status.chunks_done) {
-        (Some(tokens), done @ 1..) => tokens / u64::from(done),
-        _ => 1,
-    };
-    if let Some((reason, limit, wait_ms)) = app.limits.wait(tenant, caller.access.limits(), each).await {
-        let until = jiff::Timestamp::now() + Duration::from_millis(wait_ms);
-        let message = format!("the tenant is over its quota ({limit}) until {until:.0}; nothing is lost meanwhile");
-        return Some(Waiting { reason, until: Some(until), message });
-    }
-    let lane = lane?;
-    let message = format!(
-        "{} chunks wait in its lane, its own {} among them; workers that take them in turn: {}",
-        lane.chunks, status.chunks, lane.workers
-    );
-    (status.state == JobState::Queued && lane.chunks > 0).then_some(Waiting {
-        reason: WaitReason::Backlog,
-        until: None,
-        message,
-    })
-}
-
-/// A lane as RabbitMQ sees it.
-struct Lane {
-    chunks: u32,
-    workers: u32,
-}
-
-async fn lane_of(app: &App, lane: u32) -> Option<Lane> {
-    let topology = app.broker.topology();
-    let queue = topology.lane_queue(&topology.lane_key_of(lane));
-    let declared = app.workers.channel().await?;
-    let options = QueueDeclareOptions { passive: true, ..Default::default() };
-    let queue = declared.queue_declare(queue.as_str().into(), options, FieldTable::default()).await.ok()?;
-    Some(Lane { chunks: queue.message_count(), workers: queue.consumer_count() })
-}
-
-/// The parts that are finished, while the job runs and after.
-#[utoipa::path(
-    get,
-    path = "/v1/jobs/{job}/parts",
-    params(("job" = String, Path, description = "Its id")),
-    responses(
-        (status = 200, description = "The parts", body = Parts),
-        (status = 404, response = ErrorEnvelope),
-    ),
-)]
-pub(super) async fn parts(
-    State(app): State<Arc<App>>,
-    Extension(caller): Extension<Caller>,
-    id: JobPath,
-) -> Result<Json<Parts>, ApiError> {
-    let (_, watch) = found(&app, caller.access.tenant(), id).await?;
-    let keys = watch.keys();
-    let complete = app.store.exists(&keys.success()).await?;
-    let done = app.store.list(&keys.done_prefix(), None).await?;
-    let records: Vec<Option<ChunkResult>> = stream::iter(done)
-        .map(|object| {
-            let store = &app.store;
-            async move { store.get_json(&object.key, DOCUMENT_BYTES_MAX).await }
-        })
-        .buffered(READS_MAX)
-        .try_collect()
-        .await?;
-    let data = records.into_iter().flatten().map(|record| Part {
-        part: record.chunk,
-        rows: record.rows,
-        failed: record.failed,
-        tokens: record.tokens,
-        bytes: record.part_bytes,
-        sha256: record.part_sha256.to_string(),
-    });
-    Ok(Json(Parts { object: "list", data: data.collect(), complete }))
-}
-
-/// A finished part: a Parquet file.
-#[utoipa::path(
-    get,
-    path = "/v1/jobs/{job}/parts/{part}",
-    params(("job" = String, Path, description = "Its id"), ("part" = u32, Path, description = "The part's number")),
-    responses(
-        (status = 200, description = "The part", content_type = "application/octet-stream"),
-        (status = 404, response = ErrorEnvelope),
-    ),
-)]
-pub(super) async fn part(
-    State(app): State<Arc<App>>,
-    Extension(caller): Extension<Caller>,
-    path: Result<Path<(String, String)>, PathRejection>,
-) -> Result<Response, ApiError> {
-    let Path((id, part)) = path.map_err(|_| no_such_job())?;
-    let (_, watch) = found(&app, caller.access.tenant(), Ok(Path(id))).await?;
-    let keys = watch.keys();
-    let no_such_part = || {
-        ApiError::not_found("part_not_found", "that part is not finished; the job's parts lists those that are")
-            .at("part")
-    };
-    let part: u32 = part.parse().map_err(|_| no_such_part())?;
-    if !app.store.exists(&keys.done(part)).await? {
-        return Err(no_such_part());
-    }
-    let place = app.transfer()?;
-    let (bytes, stream) = app.store.open(&keys.part(part)).await?.ok_or_else(no_such_part)?;
-    let mut response = named(&format!("part-{part:06}.parquet"), streamed(stream, place));
-    response.headers_mut().insert(CONTENT_LENGTH, bytes.into());
-    Ok(response)
-}
-
-/// The summary of a job that has ended: every part with its rows and digests.
-#[utoipa::path(
-    get,
-    path = "/v1/jobs/{job}/manifest",
-    params(("job" = String, Path, description = "Its id")),
-    responses(
-        (status = 200, description = "The summary", body = Summary),
-        (status = 404, response = ErrorEnvelope),
-    ),
-)]
-pub(super) async fn manifest(
-    State(app): State<Arc<App>>,
-    Extension(caller): Extension<Caller>,
-    id: JobPath,
-) -> Result<Json<FinalManifest>, ApiError> {
-    let (_, watch) = found(&app, caller.access.tenant(), id).await?;
-    let summary: Option<FinalManifest> =
-        app.store.get_json(&watch.keys().final_manifest(), 2 * MANIFEST_BYTES_MAX).await?;
-    let not_yet =
-        || ApiError::not_found("manifest_not_found", "the job has not ended: its summary is written at its end");
-    Ok(Json(summary.ok_or_else(not_yet)?))
-}
-
-/// Every row without a vector, as JSON lines: rejected ones, then those that failed.
-#[utoipa::path(
-    get,
-    path = "/v1/jobs/{job}/errors",
-    params(("job" = String, Path, description = "Its id")),
-    responses(
-        (status = 200, description = "JSON lines: line, id, code, message", content_type = "application/x-ndjson"),
-        (status = 404, response = ErrorEnvelope),
-    ),
-)]
-pub(super) async fn errors(
-    State(app): State<Arc<App>>,
-    Extension(caller): Extension<Caller>,
-    id: JobPath,
-) -> Result<Response, ApiError> {
-    let (_, watch) = found(&app, caller.access.tenant(), id).await?;
-    let place = app.transfer()?;
-    let keys = watch.keys();
-    let mut objects = app.store.list(&keys.rejected_prefix(), None).await?;
-    objects.extend(app.store.list(&keys.errors_prefix(), None).await?);
-    let keys: Vec<String> = objects.into_iter().map(|object| object.key).collect();
-    let body = stream::try_unfold((app, keys.into_iter(), None, place), async |(app, mut keys, mut open, place)| {
-        loop {
-            let mut now: Option<crate::store::ByteStream> = open.take();
-            if let Some(stream) = &mut now
-                && let Some(piece) = stream.try_next().await.map_err(std::io::Error::other)?
-            {
-                return Ok::<_, std::io::Error>(Some((piece, (app, keys, now, place))));
-            }
-            let Some(key) = keys.next() else { return Ok(None) };
-            open = app.store.open(&key).await.map_err(std::io::Error::other)?.map(|(_, stream)| stream);
-        }
-    });
-    let content_type = [(axum::http::header::CONTENT_TYPE, "application/x-ndjson")];
-    Ok((content_type, axum::body::Body::from_stream(body)).into_response())
 }
 
 /// What can be said to a job that is under way.

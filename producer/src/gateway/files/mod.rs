@@ -1,12 +1,12 @@
 //! `/v1/files`: what tenants upload for batches, and what batches come to, streamed from and to S3.
 
+pub(super) mod upload;
+
 use std::sync::Arc;
-use std::time::Duration;
 
 use axum::body::Body;
-use axum::extract::multipart::{Field, MultipartError};
 use axum::extract::rejection::{PathRejection, QueryRejection};
-use axum::extract::{Multipart, Path, Query, State};
+use axum::extract::{Path, Query, State};
 use axum::http::header::{CONTENT_DISPOSITION, CONTENT_LENGTH, CONTENT_TYPE};
 use axum::response::{IntoResponse, Response};
 use axum::{Extension, Json};
@@ -20,7 +20,7 @@ use super::auth::Caller;
 use super::error::{ApiError, ErrorEnvelope};
 use super::{App, batches, ids, paging, storage};
 use crate::contract::{CONTRACT_VERSION, JobKeys};
-use crate::store::{ByteStream, Upload};
+use crate::store::ByteStream;
 
 /// How a file's id begins.
 pub(super) const PREFIX: &str = "file-";
@@ -28,16 +28,10 @@ pub(super) const PREFIX: &str = "file-";
 const BATCH: &str = "batch";
 /// The purpose of what batches come to.
 const BATCH_OUTPUT: &str = "batch_output";
-/// Longest field of a form that is not the file.
-const FIELD_BYTES_MAX: usize = 1024;
-/// Longest time without a byte of an upload.
-const IDLE_MAX: Duration = Duration::from_secs(60);
-/// Seconds that a file may be kept: an hour to thirty days, as OpenAI has it.
-const KEPT_S: std::ops::RangeInclusive<u64> = 3600..=2_592_000;
-/// Records read at once for a list.
-const READS_MAX: usize = 32;
 /// Files removed at once because their time is over: a request must not take much longer for it.
 const SWEPT_MAX: usize = 20;
+/// Records read at once for a list.
+const READS_MAX: usize = 32;
 /// Most files of a list.
 const LIST_MAX: usize = 10_000;
 
@@ -123,18 +117,6 @@ pub(super) struct Deleted {
     object: &'static str,
     /// `true`.
     deleted: bool,
-}
-
-/// A file to upload; for the description only.
-#[derive(ToSchema)]
-#[expect(dead_code, reason = "read piece by piece")]
-pub(super) struct FileForm {
-    /// `batch`.
-    #[schema(pattern = "^batch$")]
-    purpose: String,
-    /// The file: lines as OpenAI's batches have them, or a corpus as `vecmill submit` takes it.
-    #[schema(value_type = String, format = Binary, min_length = 1)]
-    file: Vec<u8>,
 }
 
 /// Which files to list.
@@ -250,178 +232,6 @@ async fn sweep(app: &App, tenant: &TenantId) -> Result<(), ApiError> {
 fn no_such_file(id: &str) -> ApiError {
     let id = super::embeddings::printable(id);
     ApiError::not_found("file_not_found", format!("there is no file {id} of this tenant")).at("file_id")
-}
-
-/// Uploads a file. It may be of any length up to the gateway's bound, and is never held as a whole.
-#[utoipa::path(
-    post,
-    path = "/v1/files",
-    request_body(content = FileForm, content_type = "multipart/form-data"),
-    responses(
-        (status = 200, description = "The file", body = FileObject),
-        (status = 400, response = ErrorEnvelope),
-        (status = 413, response = ErrorEnvelope),
-    ),
-)]
-pub(super) async fn upload(
-    State(app): State<Arc<App>>,
-    Extension(caller): Extension<Caller>,
-    form: Result<Multipart, axum::extract::multipart::MultipartRejection>,
-) -> Result<Json<FileObject>, ApiError> {
-    let mut form = form.map_err(|_| {
-        ApiError::invalid("invalid_body", None, "the body must be multipart/form-data with the fields purpose and file")
-    })?;
-    let _place = app.transfer()?;
-    let tenant = caller.access.tenant();
-    sweep(&app, tenant).await?;
-    let id = ids::new(PREFIX);
-    let mut given = Form::default();
-    let read = given.read(&app, &mut form, &storage::content(tenant, &id)).await;
-    let checked = read.and_then(|()| given.check());
-    let (expires_after_s, (filename, bytes, sha256)) = match checked {
-        Ok(checked) => checked,
-        Err(refusal) => {
-            // The form was wrong beside the file.
-            app.store.delete(&storage::content(tenant, &id)).await?;
-            return Err(refusal);
-        }
-    };
-    let created_at = ids::unix_s();
-    let record = FileRecord {
-        version: CONTRACT_VERSION,
-        id,
-        bytes,
-        created_at,
-        filename,
-        purpose: BATCH.to_owned(),
-        sha256: Some(sha256),
-        expires_at: expires_after_s.map(|seconds| created_at + seconds),
-        made_from: None,
-    };
-    record.write(&app, tenant).await?;
-    tracing::info!(%tenant, key_id = caller.access.key_id(), file = record.id, bytes, "file uploaded");
-    Ok(Json(record.object()))
-}
-
-/// A file's name, length and digest.
-type Received = (String, u64, Digest);
-
-/// What a form has brought so far.
-#[derive(Default)]
-struct Form {
-    purpose: Option<String>,
-    anchor: Option<String>,
-    seconds: Option<String>,
-    file: Option<Received>,
-}
-
-impl Form {
-    async fn read(&mut self, app: &App, form: &mut Multipart, key: &str) -> Result<(), ApiError> {
-        while let Some(field) = in_time(form.next_field()).await? {
-            let name = field.name().unwrap_or_default().to_owned();
-            match name.as_str() {
-                "purpose" => self.purpose = Some(text(field).await?),
-                "expires_after[anchor]" => self.anchor = Some(text(field).await?),
-                "expires_after[seconds]" => self.seconds = Some(text(field).await?),
-                "file" if self.file.is_some() => {
-                    return Err(ApiError::invalid("invalid_body", Some("file"), "the form has two fields named file"));
-                }
-                "file" => {
-                    let filename: String =
-                        field.file_name().unwrap_or("file").chars().filter(|c| !c.is_control()).take(255).collect();
-                    let (bytes, sha256) = received(app, field, key).await?;
-                    self.file = Some((filename, bytes, sha256));
-                }
-                other => {
-                    let name = super::embeddings::printable(other);
-                    let sentence =
-                        format!("the form has a field {name:?}; it may have purpose, expires_after and file");
-                    return Err(ApiError::invalid("invalid_body", None, sentence));
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// The seconds to keep the file, if it is not for ever; and its name, length and digest.
-    fn check(&mut self) -> Result<(Option<u64>, Received), ApiError> {
-        let wrong = |param: &str, sentence: String| Err(ApiError::invalid("invalid_body", Some(param), sentence));
-        match self.purpose.as_deref() {
-            Some(BATCH) => {}
-            Some(_) => return wrong("purpose", "purpose must be \"batch\": files are for batches here".to_owned()),
-            None => return wrong("purpose", "the form lacks the field purpose: it must be \"batch\"".to_owned()),
-        }
-        let expires_after_s = match (self.anchor.as_deref(), self.seconds.as_deref()) {
-            (None, None) => None,
-            (Some("created_at"), Some(seconds)) => match seconds.parse() {
-                Ok(seconds) if KEPT_S.contains(&seconds) => Some(seconds),
-                _ => {
-                    let (from, to) = (KEPT_S.start(), KEPT_S.end());
-                    return wrong("expires_after", format!("expires_after[seconds] must be {from} to {to}"));
-                }
-            },
-            _ => {
-                let sentence = "expires_after must have both anchor, \"created_at\", and seconds".to_owned();
-                return wrong("expires_after", sentence);
-            }
-        };
-        match self.file.take() {
-            None => wrong("file", "the form lacks the field file".to_owned()),
-            Some((_, 0, _)) => wrong("file", "the file is empty".to_owned()),
-            Some(file) => Ok((expires_after_s, file)),
-        }
-    }
-}
-
-/// Streams the file to S3; gives its length and digest. Nothing stays there of one that does not come whole.
-async fn received(app: &App, mut field: Field<'_>, key: &str) -> Result<(u64, Digest), ApiError> {
-    let mut upload = app.store.upload(key);
-    let streamed = pieces(app, &mut field, &mut upload).await;
-    match streamed {
-        Ok(()) => Ok(upload.finish().await?),
-        Err(refusal) => {
-            if let Err(error) = upload.abort().await {
-                tracing::warn!(%error, "a part of an upload that failed is left on S3");
-            }
-            Err(refusal)
-        }
-    }
-}
-
-async fn pieces(app: &App, field: &mut Field<'_>, upload: &mut Upload) -> Result<(), ApiError> {
-    let mut bytes = 0;
-    while let Some(piece) = in_time(field.chunk()).await? {
-        bytes += piece.len() as u64;
-        if bytes > app.file_bytes_max {
-            return Err(ApiError::too_large(format!("a file may have {} bytes here", app.file_bytes_max)));
-        }
-        upload.push(&piece).await?;
-    }
-    Ok(())
-}
-
-async fn text(mut field: Field<'_>) -> Result<String, ApiError> {
-    let mut text = Vec::new();
-    while let Some(piece) = in_time(field.chunk()).await? {
-        text.extend_from_slice(&piece);
-        if text.len() > FIELD_BYTES_MAX {
-            return Err(ApiError::too_large(format!("a field of the form may have {FIELD_BYTES_MAX} bytes")));
-        }
-    }
-    String::from_utf8(text).map_err(|_| ApiError::invalid("invalid_body", None, "a field of the form is not UTF-8"))
-}
-
-async fn in_time<T>(step: impl Future<Output = Result<T, MultipartError>>) -> Result<T, ApiError> {
-    match tokio::time::timeout(IDLE_MAX, step).await {
-        Ok(Ok(value)) => Ok(value),
-        Ok(Err(_)) => {
-            Err(ApiError::invalid("invalid_body", None, "the form ends too early or is not multipart/form-data"))
-        }
-        Err(_) => {
-            let sentence = format!("no byte of the upload came in {} s: upload it again", IDLE_MAX.as_secs());
-            Err(ApiError::invalid("upload_stalled", None, sentence))
-        }
-    }
 }
 
 /// The tenant's files.

@@ -1,0 +1,199 @@
+//! What a job has come to, while it runs and after: its parts, its rows without a vector, its summary.
+
+use std::sync::Arc;
+
+use axum::Extension;
+use axum::Json;
+use axum::extract::rejection::PathRejection;
+use axum::extract::{Path, State};
+use axum::http::header::CONTENT_LENGTH;
+use axum::response::{IntoResponse as _, Response};
+use futures_util::{StreamExt as _, TryStreamExt as _, stream};
+use serde::Serialize;
+use utoipa::ToSchema;
+
+use super::super::App;
+use super::super::auth::Caller;
+use super::super::error::{ApiError, ErrorEnvelope};
+use super::super::files::{named, streamed};
+use super::{DOCUMENT_BYTES_MAX, JobPath, found, no_such_job};
+use crate::contract::{ChunkResult, FinalManifest, MANIFEST_BYTES_MAX};
+
+/// Records read at once.
+const READS_MAX: usize = 32;
+
+/// A finished part.
+#[derive(Serialize, ToSchema)]
+pub(in super::super) struct Part {
+    /// Its number: the chunk that it is made of.
+    part: u32,
+    /// Texts with a vector.
+    rows: u32,
+    /// Texts that failed.
+    failed: u32,
+    /// Exact tokens.
+    tokens: u64,
+    /// Length of the Parquet file.
+    bytes: u64,
+    /// Its SHA-256, in hex.
+    sha256: String,
+}
+
+/// A job's summary.
+#[derive(ToSchema)]
+#[expect(dead_code, reason = "for the description only")]
+pub(in super::super) struct Summary {
+    /// The job.
+    job: String,
+    /// Rows with a vector.
+    rows: u64,
+    /// Rows that failed.
+    failed: u64,
+    /// Exact tokens.
+    tokens: u64,
+    /// The parts in input order.
+    #[schema(value_type = Vec<Object>)]
+    parts: Vec<()>,
+}
+
+/// The parts of a job that are finished.
+#[derive(Serialize, ToSchema)]
+pub(in super::super) struct Parts {
+    /// `list`.
+    object: &'static str,
+    /// The parts, in input order.
+    data: Vec<Part>,
+    /// Whether these are all.
+    complete: bool,
+}
+
+/// The parts that are finished, while the job runs and after.
+#[utoipa::path(
+    get,
+    path = "/v1/jobs/{job}/parts",
+    params(("job" = String, Path, description = "Its id")),
+    responses(
+        (status = 200, description = "The parts", body = Parts),
+        (status = 404, response = ErrorEnvelope),
+    ),
+)]
+pub(in super::super) async fn parts(
+    State(app): State<Arc<App>>,
+    Extension(caller): Extension<Caller>,
+    id: JobPath,
+) -> Result<Json<Parts>, ApiError> {
+    let (_, watch) = found(&app, caller.access.tenant(), id).await?;
+    let keys = watch.keys();
+    let complete = app.store.exists(&keys.success()).await?;
+    let done = app.store.list(&keys.done_prefix(), None).await?;
+    let records: Vec<Option<ChunkResult>> = stream::iter(done)
+        .map(|object| {
+            let store = &app.store;
+            async move { store.get_json(&object.key, DOCUMENT_BYTES_MAX).await }
+        })
+        .buffered(READS_MAX)
+        .try_collect()
+        .await?;
+    let data = records.into_iter().flatten().map(|record| Part {
+        part: record.chunk,
+        rows: record.rows,
+        failed: record.failed,
+        tokens: record.tokens,
+        bytes: record.part_bytes,
+        sha256: record.part_sha256.to_string(),
+    });
+    Ok(Json(Parts { object: "list", data: data.collect(), complete }))
+}
+
+/// A finished part: a Parquet file.
+#[utoipa::path(
+    get,
+    path = "/v1/jobs/{job}/parts/{part}",
+    params(("job" = String, Path, description = "Its id"), ("part" = u32, Path, description = "The part's number")),
+    responses(
+        (status = 200, description = "The part", content_type = "application/octet-stream"),
+        (status = 404, response = ErrorEnvelope),
+    ),
+)]
+pub(in super::super) async fn part(
+    State(app): State<Arc<App>>,
+    Extension(caller): Extension<Caller>,
+    path: Result<Path<(String, String)>, PathRejection>,
+) -> Result<Response, ApiError> {
+    let Path((id, part)) = path.map_err(|_| no_such_job())?;
+    let (_, watch) = found(&app, caller.access.tenant(), Ok(Path(id))).await?;
+    let keys = watch.keys();
+    let no_such_part = || {
+        ApiError::not_found("part_not_found", "that part is not finished; the job's parts lists those that are")
+            .at("part")
+    };
+    let part: u32 = part.parse().map_err(|_| no_such_part())?;
+    if !app.store.exists(&keys.done(part)).await? {
+        return Err(no_such_part());
+    }
+    let place = app.transfer()?;
+    let (bytes, stream) = app.store.open(&keys.part(part)).await?.ok_or_else(no_such_part)?;
+    let mut response = named(&format!("part-{part:06}.parquet"), streamed(stream, place));
+    response.headers_mut().insert(CONTENT_LENGTH, bytes.into());
+    Ok(response)
+}
+
+/// The summary of a job that has ended: every part with its rows and digests.
+#[utoipa::path(
+    get,
+    path = "/v1/jobs/{job}/manifest",
+    params(("job" = String, Path, description = "Its id")),
+    responses(
+        (status = 200, description = "The summary", body = Summary),
+        (status = 404, response = ErrorEnvelope),
+    ),
+)]
+pub(in super::super) async fn manifest(
+    State(app): State<Arc<App>>,
+    Extension(caller): Extension<Caller>,
+    id: JobPath,
+) -> Result<Json<FinalManifest>, ApiError> {
+    let (_, watch) = found(&app, caller.access.tenant(), id).await?;
+    let summary: Option<FinalManifest> =
+        app.store.get_json(&watch.keys().final_manifest(), 2 * MANIFEST_BYTES_MAX).await?;
+    let not_yet =
+        || ApiError::not_found("manifest_not_found", "the job has not ended: its summary is written at its end");
+    Ok(Json(summary.ok_or_else(not_yet)?))
+}
+
+/// Every row without a vector, as JSON lines: rejected ones, then those that failed.
+#[utoipa::path(
+    get,
+    path = "/v1/jobs/{job}/errors",
+    params(("job" = String, Path, description = "Its id")),
+    responses(
+        (status = 200, description = "JSON lines: line, id, code, message", content_type = "application/x-ndjson"),
+        (status = 404, response = ErrorEnvelope),
+    ),
+)]
+pub(in super::super) async fn errors(
+    State(app): State<Arc<App>>,
+    Extension(caller): Extension<Caller>,
+    id: JobPath,
+) -> Result<Response, ApiError> {
+    let (_, watch) = found(&app, caller.access.tenant(), id).await?;
+    let place = app.transfer()?;
+    let keys = watch.keys();
+    let mut objects = app.store.list(&keys.rejected_prefix(), None).await?;
+    objects.extend(app.store.list(&keys.errors_prefix(), None).await?);
+    let keys: Vec<String> = objects.into_iter().map(|object| object.key).collect();
+    let body = stream::try_unfold((app, keys.into_iter(), None, place), async |(app, mut keys, mut open, place)| {
+        loop {
+            let mut now: Option<crate::store::ByteStream> = open.take();
+            if let Some(stream) = &mut now
+                && let Some(piece) = stream.try_next().await.map_err(std::io::Error::other)?
+            {
+                return Ok::<_, std::io::Error>(Some((piece, (app, keys, now, place))));
+            }
+            let Some(key) = keys.next() else { return Ok(None) };
+            open = app.store.open(&key).await.map_err(std::io::Error::other)?.map(|(_, stream)| stream);
+        }
+    });
+    let content_type = [(axum::http::header::CONTENT_TYPE, "application/x-ndjson")];
+    Ok((content_type, axum::body::Body::from_stream(body)).into_response())
+}

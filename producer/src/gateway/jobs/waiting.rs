@@ -1,0 +1,61 @@
+//! Why a job waits, from the servers beside S3: the tenant's quota in Redis, its lane in RabbitMQ.
+
+use std::time::Duration;
+
+use lapin::options::QueueDeclareOptions;
+use lapin::types::FieldTable;
+
+use super::super::App;
+use super::super::auth::Caller;
+use super::DOCUMENT_BYTES_MAX;
+use crate::contract::{JobKeys, Submission};
+use crate::status::{JobState, JobStatus, WaitReason, Waiting};
+
+/// Why a job that could run does not, or not faster. What can't be asked at the moment is passed over: the status itself is
+/// from S3.
+pub(super) async fn waiting(app: &App, caller: &Caller, keys: &JobKeys, status: &JobStatus) -> Option<Waiting> {
+    let tenant = caller.access.tenant();
+    let submission: Submission = app.store.get_json(&keys.submission(), DOCUMENT_BYTES_MAX).await.ok()??;
+    let lane = match submission.lane {
+        Some(lane) => lane_of(app, lane).await,
+        None => None,
+    };
+    if let Some(Lane { workers: 0, .. }) = lane {
+        let message = "no worker takes chunks from its lane: it goes on when one starts".to_owned();
+        return Some(Waiting { reason: WaitReason::NoWorker, until: None, message });
+    }
+    let each = match (status.tokens, status.chunks_done) {
+        (Some(tokens), done @ 1..) => tokens / u64::from(done),
+        _ => 1,
+    };
+    if let Some((reason, limit, wait_ms)) = app.limits.wait(tenant, caller.access.limits(), each).await {
+        let until = jiff::Timestamp::now() + Duration::from_millis(wait_ms);
+        let message = format!("the tenant is over its quota ({limit}) until {until:.0}; nothing is lost meanwhile");
+        return Some(Waiting { reason, until: Some(until), message });
+    }
+    let lane = lane?;
+    let message = format!(
+        "{} chunks wait in its lane, its own {} among them; workers that take them in turn: {}",
+        lane.chunks, status.chunks, lane.workers
+    );
+    (status.state == JobState::Queued && lane.chunks > 0).then_some(Waiting {
+        reason: WaitReason::Backlog,
+        until: None,
+        message,
+    })
+}
+
+/// A lane as RabbitMQ sees it.
+struct Lane {
+    chunks: u32,
+    workers: u32,
+}
+
+async fn lane_of(app: &App, lane: u32) -> Option<Lane> {
+    let topology = app.broker.topology();
+    let queue = topology.lane_queue(&topology.lane_key_of(lane));
+    let declared = app.workers.channel().await?;
+    let options = QueueDeclareOptions { passive: true, ..Default::default() };
+    let queue = declared.queue_declare(queue.as_str().into(), options, FieldTable::default()).await.ok()?;
+    Some(Lane { chunks: queue.message_count(), workers: queue.consumer_count() })
+}
