@@ -50,11 +50,12 @@ pub(super) struct Settings {
     /// Requests worked on at once; the next is told to come back
     #[arg(long, env = "VECMILL_GATEWAY_IN_FLIGHT", value_name = "N", default_value_t = 512, value_parser = value_parser!(u32).range(1..=100_000))]
     in_flight: u32,
-    /// Uploads, downloads and watches at once; the next is told to come back. Each takes up to 16 MiB
+    /// Uploads, downloads and watches at once; the next is told to come back. Each takes up to 16 MiB: a part of a file, and the
+    /// one before it on its way
     #[arg(long, env = "VECMILL_GATEWAY_TRANSFERS", value_name = "N", default_value_t = 64, value_parser = value_parser!(u32).range(1..=100_000))]
     transfers: u32,
     /// Bytes of an uploaded file
-    #[arg(long, env = "VECMILL_GATEWAY_FILE_BYTES_MAX", value_name = "BYTES", default_value_t = 16 << 30, value_parser = value_parser!(u64).range(1..=160 << 30))]
+    #[arg(long, env = "VECMILL_GATEWAY_FILE_BYTES_MAX", value_name = "BYTES", default_value_t = 16 << 30, value_parser = value_parser!(u64).range(1..=78 << 30))]
     file_bytes_max: u64,
     /// Batches cut into chunks at once, one of each tenant, each of a file in the folder that TMPDIR names
     #[arg(long, env = "VECMILL_GATEWAY_PREPARING", value_name = "N", default_value_t = 4, value_parser = value_parser!(u32).range(1..=1_000))]

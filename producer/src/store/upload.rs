@@ -11,8 +11,8 @@ use vecmill_signer::claims::Digest;
 use super::StoreError;
 use crate::digest::Hasher;
 
-/// Bytes of a part. S3 wants 5 MiB at least and takes 10,000 parts: with 16 MiB an object has up to 160 GB.
-const PART_BYTES: usize = 16 << 20;
+/// Bytes of a part. S3 wants 5 MiB at least and takes 10,000 parts: with 8 MiB an object has up to 78 GiB.
+const PART_BYTES: usize = 8 << 20;
 
 /// An object on its way. Dropped without [`Upload::finish`] or [`Upload::abort`], its parts stay on S3, unseen: a lifecycle
 /// rule for incomplete uploads removes them.

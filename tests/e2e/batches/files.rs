@@ -9,7 +9,7 @@ use vecmill_tests::{Cluster, cluster::Process, eventually};
 
 use super::{Caller, LIMIT, admin};
 
-/// More than two of the parts in which it goes to S3.
+/// Five of the parts in which it goes to S3.
 const BYTES: usize = 40 << 20;
 
 /// What a program holds in memory now, in MiB.
