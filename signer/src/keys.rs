@@ -7,7 +7,7 @@ use aws_lc_rs::encoding::AsBigEndian;
 use aws_lc_rs::signature::{Ed25519KeyPair, KeyPair as _};
 use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
-use jsonwebtoken::{DecodingKey, EncodingKey};
+use jsonwebtoken::EncodingKey;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 use zeroize::Zeroizing;
@@ -100,9 +100,12 @@ impl fmt::Debug for SigningKey {
     }
 }
 
+/// The 32 bytes of an Ed25519 public key (RFC 8032).
+pub(crate) type PublicKey = [u8; 32];
+
 /// Public keys by `kid`.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct KeySet(BTreeMap<String, [u8; 32]>);
+pub struct KeySet(BTreeMap<String, PublicKey>);
 
 impl KeySet {
     /// Adds a public key under the `kid` that [`SigningKey::kid`] gives the same key.
@@ -125,8 +128,8 @@ impl KeySet {
         self.0.keys().map(String::as_str)
     }
 
-    pub(crate) fn decoding_key(&self, kid: &str) -> Option<DecodingKey> {
-        self.0.get(kid).map(|public| DecodingKey::from_ed_der(public))
+    pub(crate) fn public(&self, kid: &str) -> Option<PublicKey> {
+        self.0.get(kid).copied()
     }
 
     /// Reads a JWK Set. Keys of other kinds than Ed25519 signing keys are passed over, as RFC 7517 asks; a repeated `kid`

@@ -12,6 +12,7 @@ pub mod cli;
 pub mod client;
 pub mod config;
 pub mod edge;
+mod genuine;
 mod header;
 mod http;
 mod ids;

@@ -6,12 +6,11 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use jsonwebtoken::DecodingKey;
 use reqwest::{Client, StatusCode, Url};
 
 use crate::edge::{self, ClientTls};
 use crate::http::{self, AddressError};
-use crate::keys::KeySet;
+use crate::keys::{KeySet, PublicKey};
 use crate::refusal::Refusal;
 
 /// Age at which the set is fetched again. The signer publishes a new key this long before it signs with it, so every
@@ -58,7 +57,7 @@ impl RemoteKeys {
 
     /// The key named `kid`, asking the signer now if it is not at hand, however short a time ago it was asked: only for
     /// what the signer itself names, and for who asks seldom.
-    pub(crate) async fn decoding_key_now(&self, kid: &str) -> Result<DecodingKey, Refusal> {
+    pub(crate) async fn public_now(&self, kid: &str) -> Result<PublicKey, Refusal> {
         if !self.0.cache().knows(kid, Instant::now()) {
             let _flight = self.0.flight.lock().await;
             let outcome = self.0.fetch().await;
@@ -73,14 +72,14 @@ impl RemoteKeys {
             return Ok(());
         }
         // The empty kid is never in a set: the answer is about the set alone.
-        match self.decoding_key("").await {
+        match self.public("").await {
             Err(unavailable @ Refusal::KeysUnavailable(_)) => Err(unavailable),
             _ => Ok(()),
         }
     }
 
     /// The key named `kid`.
-    pub(crate) async fn decoding_key(&self, kid: &str) -> Result<DecodingKey, Refusal> {
+    pub(crate) async fn public(&self, kid: &str) -> Result<PublicKey, Refusal> {
         let choice = self.0.cache().choose(kid, Instant::now());
         match choice {
             Choice::Done(answer) => answer,
@@ -91,7 +90,7 @@ impl RemoteKeys {
 
     /// Fetches in a task of its own: a caller that goes away must not undo the fetch, or leaving early would defeat the
     /// limit on fetches.
-    async fn fetched(&self, kid: &str, only_if_idle: bool) -> Result<DecodingKey, Refusal> {
+    async fn fetched(&self, kid: &str, only_if_idle: bool) -> Result<PublicKey, Refusal> {
         let shared = Arc::clone(&self.0);
         let name = kid.to_owned();
         let fetch = tokio::spawn(async move {
@@ -143,7 +142,7 @@ impl Shared {
 /// What to do about one `kid`.
 enum Choice {
     /// The answer is known.
-    Done(Result<DecodingKey, Refusal>),
+    Done(Result<PublicKey, Refusal>),
     /// Nothing can be said before a fetch.
     FetchFirst,
     /// The key is known but its set is due for renewal: fetch, and use the key if that fails.
@@ -180,9 +179,9 @@ impl Cache {
     }
 
     /// The answer from what is at hand.
-    fn answer(&self, kid: &str, now: Instant) -> Result<DecodingKey, Refusal> {
+    fn answer(&self, kid: &str, now: Instant) -> Result<PublicKey, Refusal> {
         let believable = self.believable(now);
-        if let Some(key) = self.keys.decoding_key(kid).filter(|_| believable) {
+        if let Some(key) = self.keys.public(kid).filter(|_| believable) {
             return Ok(key);
         }
         match &self.failure {

@@ -143,7 +143,7 @@ impl Shared {
         if self.known().withdrawn.contains(&kid) {
             return Err("the statement is signed with a withdrawn key".to_owned());
         }
-        let key = self.keys.decoding_key_now(&kid).await.map_err(|refusal| refusal.to_string())?;
+        let key = self.keys.public_now(&kid).await.map_err(|refusal| refusal.to_string())?;
         let claims = statement(&token, &key, &self.issuer).map_err(|refusal| refusal.to_string())?;
         if claims.iat > unix_now().saturating_add(LEEWAY_S) {
             return Err("the statement is from the future; compare the clocks".to_owned());
@@ -152,7 +152,7 @@ impl Shared {
         self.known().take(claims, etag);
         for kid in kids {
             // A new key is known before the first token of it comes.
-            self.keys.decoding_key_now(&kid).await.map_err(|refusal| refusal.to_string())?;
+            self.keys.public_now(&kid).await.map_err(|refusal| refusal.to_string())?;
         }
         Ok(())
     }

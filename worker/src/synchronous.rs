@@ -177,13 +177,16 @@ async fn answer(
     }
     if let (Some(answer), Some(reply_to)) = (answer, message.properties.reply_to()) {
         let properties = BasicProperties::default().with_correlation_id(id.as_str().into());
-        let options = BasicPublishOptions::default();
-        let sent = channel.basic_publish("".into(), reply_to.clone(), options, &answer.to_bytes(), properties).await;
+        let (options, bytes) = (BasicPublishOptions::default(), answer.to_bytes());
+        // Both at once, the answer first: they leave in one write.
+        let sending = channel.basic_publish("".into(), reply_to.clone(), options, &bytes, properties);
+        let (sent, ()) = tokio::join!(sending, acknowledge(&message));
         if let Err(error) = sent {
             warn!(request = id, error = edge::explain(&error), "an answer could not be sent");
         }
+    } else {
+        acknowledge(&message).await;
     }
-    acknowledge(&message).await;
     id
 }
 

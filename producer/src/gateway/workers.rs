@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use futures_util::StreamExt;
 use lapin::options::{BasicConsumeOptions, BasicPublishOptions, ConfirmSelectOptions};
 use lapin::types::FieldTable;
-use lapin::{BasicProperties, Channel, Confirmation, Connection};
+use lapin::{BasicProperties, Channel, Confirmation, Connection, PublisherConfirm};
 use tokio::sync::{oneshot, watch};
 use vecmill_signer::edge;
 
@@ -21,6 +21,10 @@ const REPLY_TO: &str = "amq.rabbitmq.reply-to";
 const RECONNECT_AFTER: Duration = Duration::from_secs(1);
 /// Time for the connection and the queues.
 const OPEN_WITHIN: Duration = Duration::from_secs(30);
+
+/// When RabbitMQ's word that it has a request is looked at, where no answer has come by then: most have, and say more. A
+/// refusal by a full queue is heard of this much later.
+const CONFIRM_AFTER: Duration = Duration::from_millis(10);
 
 /// Why no worker answered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -87,8 +91,9 @@ impl Workers {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let left = Duration::from_millis(request.deadline_ms).saturating_sub(now);
         let Session { channel, .. } = self.0.session.borrow().clone().ok_or(AskError::Away)?;
-        let (answer, answered) = oneshot::channel();
-        let mut place = Place { shared: &self.0, channel: channel.clone(), id: request.id.clone(), answered: false };
+        let (answer, mut answered) = oneshot::channel();
+        let mut place =
+            Place { shared: &self.0, channel: channel.clone(), id: request.id.clone(), confirm: None, answered: false };
         self.0.waiting.lock().unwrap_or_else(PoisonError::into_inner).insert(request.id.clone(), answer);
         let bytes = request.to_bytes();
         let asking = async {
@@ -98,15 +103,16 @@ impl Workers {
                 .with_expiration(left.as_millis().to_string().into());
             let (options, queue) =
                 (BasicPublishOptions { mandatory: true, ..Default::default() }, self.0.topology.embed_queue());
-            let confirm = channel.basic_publish("".into(), queue.as_str().into(), options, &bytes, properties);
-            let confirmed = confirm.await.map_err(|_| AskError::Away)?.await.map_err(|_| AskError::Away)?;
-            match confirmed {
-                Confirmation::Ack(None) => {}
-                Confirmation::Ack(Some(_)) => return Err(AskError::Away),
-                Confirmation::Nack(_) | Confirmation::NotRequested => return Err(AskError::Full),
-            }
+            let publishing = channel.basic_publish("".into(), queue.as_str().into(), options, &bytes, properties);
+            place.confirm = Some(publishing.await.map_err(|_| AskError::Away)?);
+            let early = tokio::time::timeout(CONFIRM_AFTER, &mut answered).await;
+            place.confirmed().await?;
+            let answer = match early {
+                Ok(answer) => answer,
+                Err(_) => answered.await,
+            };
             // The sender goes when the connection does.
-            answered.await.map_err(|_| AskError::Away)
+            answer.map_err(|_| AskError::Away)
         };
         let body = tokio::time::timeout(left, asking).await.map_err(|_| AskError::Late)??;
         place.answered = true;
@@ -119,7 +125,23 @@ struct Place<'a> {
     shared: &'a Shared,
     channel: Channel,
     id: String,
+    /// RabbitMQ's word that it has the request, until it is heard. Dropped unheard, the library would keep it for ever.
+    confirm: Option<PublisherConfirm>,
     answered: bool,
+}
+
+impl Place<'_> {
+    /// Returns once RabbitMQ has the request, or has refused it.
+    async fn confirmed(&mut self) -> Result<(), AskError> {
+        let Some(confirm) = &mut self.confirm else { return Ok(()) };
+        let confirmed = confirm.await;
+        self.confirm = None;
+        match confirmed.map_err(|_| AskError::Away)? {
+            Confirmation::Ack(None) => Ok(()),
+            Confirmation::Ack(Some(_)) => Err(AskError::Away),
+            Confirmation::Nack(_) | Confirmation::NotRequested => Err(AskError::Full),
+        }
+    }
 }
 
 impl Drop for Place<'_> {
@@ -130,14 +152,21 @@ impl Drop for Place<'_> {
         }
         let (channel, exchange, id) =
             (self.channel.clone(), self.shared.topology.abandoned(), std::mem::take(&mut self.id));
+        let confirm = self.confirm.take();
         // Out of a runtime nobody is left to tell.
         if let Ok(runtime) = tokio::runtime::Handle::try_current() {
             runtime.spawn(async move {
                 let (options, properties) = (BasicPublishOptions::default(), BasicProperties::default());
                 // A worker that does not hear of it stops at the deadline.
-                let _ = channel
+                let told = channel
                     .basic_publish(exchange.as_str().into(), "".into(), options, id.as_bytes(), properties)
                     .await;
+                if let Ok(told) = told {
+                    _ = told.await;
+                }
+                if let Some(confirm) = confirm {
+                    _ = confirm.await;
+                }
             });
         }
     }

@@ -32,7 +32,7 @@ pub(super) struct TokenForm {
 /// A token that is what it says.
 enum Shown {
     Access(VerifiedAccess),
-    Grant(VerifiedGrant),
+    Grant(Box<VerifiedGrant>),
 }
 
 impl Shown {
@@ -41,7 +41,9 @@ impl Shown {
         let live = app.current.live();
         match live.verifier().access(token).await {
             Ok(access) => Some(Self::Access(access)),
-            Err(Refusal::WrongType) => live.verifier().grant(token).await.ok().map(Self::Grant),
+            Err(Refusal::WrongType) => {
+                live.verifier().grant(token).await.ok().map(|grant| Self::Grant(Box::new(grant)))
+            }
             Err(_) => None,
         }
     }

@@ -288,6 +288,29 @@ async fn the_signature_covers_every_bit() {
 }
 
 #[tokio::test]
+async fn a_token_that_was_good_before_vouches_for_no_other_and_not_for_ever() {
+    let forger = Forger::new();
+    let verifier = forger.verifier();
+    let token = forger.access(&access_claims());
+    for _ in 0..2 {
+        verifier.access_at(&token, NOW).await.expect("good");
+    }
+    for at in 0..token.len() {
+        let mut flipped = token.clone().into_bytes();
+        flipped[at] = if flipped[at] == b'A' { b'B' } else { b'A' };
+        let flipped = String::from_utf8(flipped).expect("ASCII");
+        assert!(verifier.access_at(&flipped, NOW).await.is_err(), "flipped at {at}");
+    }
+    assert!(verifier.grant_at(&token, NOW).await.is_err(), "as a grant");
+    assert_eq!(verifier.access_at(&token, NOW + 330).await.expect_err("refused"), Refusal::Expired);
+    // What fails once is not remembered as good.
+    let foreign = Forger::new().access(&access_claims());
+    for _ in 0..2 {
+        assert_eq!(verifier.access_at(&foreign, NOW).await.expect_err("refused"), Refusal::BadSignature);
+    }
+}
+
+#[tokio::test]
 async fn only_three_parts_of_base64url_are_a_token() {
     let forger = Forger::new();
     let token = forger.access(&access_claims());

@@ -5,6 +5,7 @@ use std::{
     sync::Arc,
 };
 
+use tokio::task::JoinError;
 use vecmill_producer::contract::{ChunkRow, RowError, Truncate};
 
 use super::{Pipeline, admit::Stop};
@@ -12,6 +13,11 @@ use crate::{
     embedder::Hiddens,
     engine::{Encoded, Input, TokenizeError, Tokenizer, finish},
 };
+
+/// Text that is tokenized where it stands: it takes less than the two changes of thread to a blocking one and back.
+const SMALL_TEXT_BYTES: usize = 512;
+/// The same for vectors to cut and normalize: five of 2,560 numbers.
+const SMALL_VALUES: usize = 12_800;
 
 /// A chunk's rows as token ids. A row that has none keeps its place as a failure.
 pub(super) struct Tokenized {
@@ -29,6 +35,11 @@ pub(super) struct Embedded {
 }
 
 impl Tokenized {
+    fn of(rows: Vec<ChunkRow>, tokenizer: &Tokenizer, instruction: Option<&str>, truncate: Truncate) -> Self {
+        let tokens = rows.iter().map(|row| tokenize_row(tokenizer, row, instruction, truncate)).collect();
+        Self { rows, tokens }
+    }
+
     /// Exact tokens of the rows that can be computed; of what was cut, those that are kept.
     pub(super) fn total(&self) -> u64 {
         self.tokens.iter().flatten().map(|encoded| encoded.ids.len() as u64).sum()
@@ -46,7 +57,7 @@ impl Tokenized {
 }
 
 impl Pipeline {
-    /// Tokenizes on a blocking thread, a bounded number of chunks at once.
+    /// Tokenizes on a blocking thread, a bounded number of chunks at once; a query's worth of text here and now.
     pub(super) async fn tokenize(
         &self,
         rows: Vec<ChunkRow>,
@@ -54,19 +65,36 @@ impl Pipeline {
         truncate: Truncate,
     ) -> Result<Tokenized, Stop> {
         let ended = |_| Stop::Transient { reason: "tokenizing ended early".to_owned() };
+        let bytes = rows.iter().map(|row| row.input.size_bytes()).sum::<usize>()
+            + instruction.as_ref().map_or(0, |text| text.len() * rows.len());
+        if bytes <= SMALL_TEXT_BYTES {
+            return Ok(Tokenized::of(rows, &self.parts.tokenizer, instruction.as_deref(), truncate));
+        }
         let permit = Arc::clone(&self.tokenizing).acquire_owned().await.map_err(|_| Stop::HandBack)?;
         let tokenizer = self.parts.tokenizer.clone();
         let tokenized = tokio::task::spawn_blocking(move || {
-            let tokens =
-                rows.iter().map(|row| tokenize_row(&tokenizer, row, instruction.as_deref(), truncate)).collect();
+            let tokenized = Tokenized::of(rows, &tokenizer, instruction.as_deref(), truncate);
             drop(permit);
-            Tokenized { rows, tokens }
+            tokenized
         });
         tokenized.await.map_err(ended)
     }
 
-    /// Cuts and normalizes; a vector that is not finite fails its row.
-    pub(super) fn finish_rows(tokenized: Tokenized, counts: &[u32], hiddens: Hiddens, dimensions: usize) -> Embedded {
+    /// Cuts and normalizes; a vector that is not finite fails its row. On a blocking thread, but for a query's worth.
+    pub(super) async fn finish(
+        tokenized: Tokenized,
+        counts: Vec<u32>,
+        hiddens: Hiddens,
+        dimensions: usize,
+    ) -> Result<Embedded, JoinError> {
+        let values: usize = hiddens.iter().flatten().map(Vec::len).sum();
+        if values <= SMALL_VALUES {
+            return Ok(Self::finish_rows(tokenized, &counts, hiddens, dimensions));
+        }
+        tokio::task::spawn_blocking(move || Self::finish_rows(tokenized, &counts, hiddens, dimensions)).await
+    }
+
+    fn finish_rows(tokenized: Tokenized, counts: &[u32], hiddens: Hiddens, dimensions: usize) -> Embedded {
         let rows = tokenized.rows.len();
         let mut embedded = Embedded {
             ids: Vec::with_capacity(rows),

@@ -136,8 +136,7 @@ impl Pipeline {
             .embed(claim.grant.tenant().as_str(), Class::Bulk, good)
             .await
             .map_err(|_| Stop::HandBack)?;
-        let dimensions = spec.dimensions as usize;
-        let finishing = tokio::task::spawn_blocking(move || Self::finish_rows(tokenized, &counts, hiddens, dimensions));
+        let finishing = Self::finish(tokenized, counts, hiddens, spec.dimensions as usize);
         let embedded =
             finishing.await.map_err(|_| Stop::Transient { reason: "finishing rows ended early".to_owned() })?;
         self.encode(claim, admitted, embedded).await

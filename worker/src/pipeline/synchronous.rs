@@ -78,9 +78,7 @@ impl Pipeline {
         kill_point("before-synchronous-embed");
         let embedded = self.parts.embedder.embed(access.tenant().as_str(), Class::Synchronous, good).await;
         let hiddens = embedded.map_err(|_| away("worker_draining", "the worker is going away; ask again"))?;
-        let counts = tokens.clone();
-        let finishing =
-            tokio::task::spawn_blocking(move || Self::finish_rows(tokenized, &counts, hiddens, dimensions as usize));
+        let finishing = Self::finish(tokenized, tokens.clone(), hiddens, dimensions as usize);
         let embedded = finishing
             .await
             .map_err(|_| refusal(RefusalKind::Failed, "engine_failed", "the worker failed on this request"))?;

@@ -128,22 +128,23 @@ async fn the_table_says_nothing_twice() {
 #[tokio::test]
 async fn no_refusal_takes_longer_than_a_few_acceptances() {
     let (keys, kid) = published();
-    let verifier = Verifier::new(ISSUER.to_owned(), Keys::Fixed(keys));
     for (kind, bench) in benches(&kid) {
         // The best of several: what other processes take is no property of the token.
-        let accepted = fastest(&verifier, kind, &bench.control()).await;
+        let accepted = fastest(&keys, kind, &bench.control()).await;
         for attack in bench.attacks() {
-            let refused = fastest(&verifier, kind, &attack.token).await;
+            let refused = fastest(&keys, kind, &attack.token).await;
             assert!(refused < accepted * 10, "{}: {refused:?}, a good one {accepted:?}", attack.name);
         }
     }
 }
 
-async fn fastest(verifier: &Verifier, kind: Kind, token: &str) -> Duration {
+async fn fastest(keys: &KeySet, kind: Kind, token: &str) -> Duration {
     let mut best = Duration::MAX;
     for _ in 0..7 {
+        // One that has not seen the token: a second sight costs less.
+        let verifier = Verifier::new(ISSUER.to_owned(), Keys::Fixed(keys.clone()));
         let begun = Instant::now();
-        let _ = passes(verifier, kind, token).await;
+        let _ = passes(&verifier, kind, token).await;
         best = best.min(begun.elapsed());
     }
     best
