@@ -13,10 +13,14 @@ pub use crate::ids::{Digest, IdError, JobId, TenantId};
 
 /// Audience of an access token: the gateway, the signer, and the worker's synchronous path.
 pub const ACCESS_AUDIENCE: &str = "vecmill-api";
+/// Audience of a submission token: the signer alone.
+pub const SUBMISSION_AUDIENCE: &str = "vecmill-signer";
 /// Audience of a job grant: the workers.
 pub const GRANT_AUDIENCE: &str = "vecmill-workers";
 /// `typ` of an access token (RFC 9068). Keeping the two types apart keeps one from being used as the other.
 pub const ACCESS_TYPE: &str = "at+jwt";
+/// `typ` of a submission token.
+pub const SUBMISSION_TYPE: &str = "submission+jwt";
 /// `typ` of a job grant.
 pub const GRANT_TYPE: &str = "job-grant+jwt";
 /// Audience of the statement of revocations: whoever verifies tokens.
@@ -118,7 +122,8 @@ pub struct Limits {
     pub concurrent_jobs: u64,
 }
 
-/// The claims of an access token: minutes long, for one tenant, with scopes.
+/// The claims of an access token: minutes long, for one tenant, with scopes. And of a submission token, which lives for a day
+/// and is good for nothing but to ask the signer for grants in the name of the API key behind it.
 ///
 /// Unknown and repeated claims are refused: two readers of one token must not see two meanings.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -128,7 +133,7 @@ pub struct AccessClaims {
     pub iss: String,
     /// The tenant.
     pub sub: TenantId,
-    /// Always [`ACCESS_AUDIENCE`].
+    /// [`ACCESS_AUDIENCE`], or [`SUBMISSION_AUDIENCE`].
     pub aud: String,
     /// This token's own id: 32 lowercase hex characters.
     pub jti: String,

@@ -13,7 +13,7 @@ use crate::edge::{self, ClientTls};
 use crate::http;
 pub use crate::http::AddressError;
 use crate::time::unix_now;
-use crate::wire::{ErrorBody, TokenResponse};
+use crate::wire::{ErrorBody, Submission, TokenResponse};
 pub use crate::wire::{GrantRequest, JobGrant};
 
 /// Tries of one request in all. A signer that restarts is back within them; a signer that is down is soon reported.
@@ -110,8 +110,8 @@ impl SignerClient {
         Self::with(base_url, Credential::Key(key), tls)
     }
 
-    /// The same for somebody who has an access token and no key: once it has expired, the signer refuses what it is shown
-    /// for.
+    /// The same for somebody who has an access token, or a submission token, and no key: once it has expired, the signer refuses
+    /// what it is shown for.
     pub fn with_access_token(base_url: &str, token: AccessToken, tls: &ClientTls) -> Result<Self, AddressError> {
         Self::with(base_url, Credential::Token(token), tls)
     }
@@ -148,13 +148,26 @@ impl SignerClient {
         })
     }
 
-    /// Exchanges an access token with scope `jobs:submit` for a grant of one job.
+    /// Exchanges an access token with scope `jobs:submit` for a submission token: for work that outlasts the access token and
+    /// ends in a grant.
+    pub async fn submission(&self, access: &AccessToken) -> Result<AccessToken, ClientError> {
+        let url = http::join(&self.base, "v1/submissions");
+        let answer: Submission = self.send(|| self.http.post(url.clone()).bearer_auth(access.token.as_str())).await?;
+        Ok(AccessToken {
+            token: Zeroizing::new(answer.submission),
+            tenant: answer.tenant,
+            scopes: vec![Scope::JobsSubmit],
+            expires_at: answer.expires_at,
+        })
+    }
+
+    /// Exchanges an access token with scope `jobs:submit`, or a submission token, for a grant of one job.
     pub async fn job_grant(&self, access: &AccessToken, request: &GrantRequest) -> Result<JobGrant, ClientError> {
         let url = http::join(&self.base, "v1/grants");
         self.send(|| self.http.post(url.clone()).bearer_auth(access.token.as_str()).json(request)).await
     }
 
-    /// Sends until there is an answer. Both requests may be repeated: a token that got lost on the way just expires.
+    /// Sends until there is an answer. All requests may be repeated: a token that got lost on the way just expires.
     async fn send<T: DeserializeOwned>(&self, request: impl Fn() -> RequestBuilder) -> Result<T, ClientError> {
         let mut tried = 1;
         let (status, body) = loop {

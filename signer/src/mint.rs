@@ -7,7 +7,7 @@ use serde::Serialize;
 use crate::cidr::Cidr;
 use crate::claims::{
     ACCESS_AUDIENCE, ACCESS_TYPE, AccessClaims, GRANT_AUDIENCE, GRANT_TYPE, GrantClaims, JobId, Limits,
-    REVOCATIONS_AUDIENCE, REVOCATIONS_TYPE, RevocationClaims, Scope, TenantId,
+    REVOCATIONS_AUDIENCE, REVOCATIONS_TYPE, RevocationClaims, SUBMISSION_AUDIENCE, SUBMISSION_TYPE, Scope, TenantId,
 };
 pub use crate::keys::{KeyError, KeySet, SigningKey};
 use crate::time::unix_now;
@@ -15,6 +15,10 @@ pub use crate::wire::GrantRequest;
 
 /// How long an access token lives: long enough for one exchange of calls, short enough that a stolen one is soon worthless.
 pub const ACCESS_LIFETIME_S: u64 = 300;
+
+/// How long a submission token lives: corpora take minutes to be cut into chunks, and a service that can't be mended in a day
+/// has told so long before.
+pub const SUBMISSION_LIFETIME_S: u64 = 24 * 3600;
 
 /// Whom an access token is for.
 #[derive(Debug, Clone)]
@@ -85,26 +89,37 @@ impl Minter {
 
     /// Signs an access token that lives [`ACCESS_LIFETIME_S`].
     pub fn mint_access(&self, request: AccessRequest) -> Result<(String, AccessClaims), MintError> {
+        let claims = self.access_claims(request, ACCESS_AUDIENCE, ACCESS_LIFETIME_S)?;
+        Ok((self.sign(ACCESS_TYPE, &claims)?, claims))
+    }
+
+    /// Signs a submission token that lives [`SUBMISSION_LIFETIME_S`]; its one scope is `jobs:submit`, whatever is asked for.
+    pub fn mint_submission(&self, request: AccessRequest) -> Result<(String, AccessClaims), MintError> {
+        let request = AccessRequest { scopes: vec![Scope::JobsSubmit], ..request };
+        let claims = self.access_claims(request, SUBMISSION_AUDIENCE, SUBMISSION_LIFETIME_S)?;
+        Ok((self.sign(SUBMISSION_TYPE, &claims)?, claims))
+    }
+
+    fn access_claims(&self, request: AccessRequest, audience: &str, lives_s: u64) -> Result<AccessClaims, MintError> {
         let now = unix_now();
         let mut id = [0; 32];
         rand::fill(&mut id).map_err(|_| MintError)?;
-        let claims = AccessClaims {
+        Ok(AccessClaims {
             iss: self.issuer.clone(),
             sub: request.tenant,
-            aud: ACCESS_AUDIENCE.to_owned(),
+            aud: audience.to_owned(),
             // The same shape as a job's id: 128 random bits in hex.
             jti: JobId::from_digest(&id).into(),
             iat: now,
             nbf: now,
-            exp: now + ACCESS_LIFETIME_S,
+            exp: now + lives_s,
             scope: Scope::join(&request.scopes),
             client_id: request.key_id,
             client_addr: request.client_addr,
             limits: request.limits,
             sources: request.sources,
             epoch: request.epoch,
-        };
-        Ok((self.sign(ACCESS_TYPE, &claims)?, claims))
+        })
     }
 
     /// Signs a grant for the job in `request` that lives `window_s`.

@@ -9,6 +9,7 @@ mod grants;
 mod oauth;
 mod open;
 mod routes;
+mod submissions;
 mod token;
 
 use std::future::{Future, pending};

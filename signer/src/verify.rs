@@ -14,14 +14,14 @@ use serde::de::DeserializeOwned;
 
 use crate::claims::{
     ACCESS_AUDIENCE, ACCESS_TYPE, AccessClaims, Digest, GRANT_AUDIENCE, GRANT_TYPE, GrantClaims, JobId, Limits,
-    REVOCATIONS_AUDIENCE, RevocationClaims, Scope, TenantId,
+    REVOCATIONS_AUDIENCE, RevocationClaims, SUBMISSION_AUDIENCE, SUBMISSION_TYPE, Scope, TenantId,
 };
 use crate::genuine::{Genuine, Print};
 use crate::header::{is_kid, kid_of};
 pub use crate::http::AddressError;
 pub use crate::keys::KeySet;
 use crate::keys::PublicKey;
-use crate::mint::install_crypto;
+use crate::mint::{SUBMISSION_LIFETIME_S, install_crypto};
 pub use crate::refusal::Refusal;
 pub use crate::remote_keys::RemoteKeys;
 use crate::revocations::{Feed, Name, Subject};
@@ -85,22 +85,49 @@ impl Verifier {
 
     /// Checks an access token as of a stated time, Unix seconds.
     pub async fn access_at(&self, token: &str, now: u64) -> Result<VerifiedAccess, Refusal> {
-        let (kid, key) = self.key_for(token, ACCESS_TYPE).await?;
-        let claims = self.genuine_access(token, &key)?;
-        Times { iat: claims.iat, nbf: claims.nbf, exp: claims.exp }.check(ACCESS_LIFETIME_S_MAX, now)?;
+        self.access_of(token, ACCESS_TYPE, ACCESS_AUDIENCE, ACCESS_LIFETIME_S_MAX, now).await
+    }
+
+    /// Checks a submission token against the clock. Only the signer takes them.
+    pub async fn submission(&self, token: &str) -> Result<VerifiedSubmission, Refusal> {
+        self.submission_at(token, unix_now()).await
+    }
+
+    /// Checks a submission token as of a stated time, Unix seconds.
+    pub async fn submission_at(&self, token: &str, now: u64) -> Result<VerifiedSubmission, Refusal> {
+        let submission =
+            self.access_of(token, SUBMISSION_TYPE, SUBMISSION_AUDIENCE, SUBMISSION_LIFETIME_S, now).await?;
+        if submission.scope() != Scope::JobsSubmit.as_str() {
+            return Err(Refusal::BadClaims);
+        }
+        Ok(VerifiedSubmission(submission))
+    }
+
+    async fn access_of(
+        &self,
+        token: &str,
+        typ: &str,
+        audience: &str,
+        lifetime_s_max: u64,
+        now: u64,
+    ) -> Result<VerifiedAccess, Refusal> {
+        let (kid, key) = self.key_for(token, typ).await?;
+        let claims = self.genuine_access(token, &key, audience)?;
+        Times { iat: claims.iat, nbf: claims.nbf, exp: claims.exp }.check(lifetime_s_max, now)?;
         let access = VerifiedAccess { kid, claims };
         self.judge(&access.subject())?;
         Ok(access)
     }
 
-    /// What a token says that `key` signed: everything that is the same at every sight of it.
-    fn genuine_access(&self, token: &str, key: &PublicKey) -> Result<Arc<AccessClaims>, Refusal> {
+    /// What a token says that `key` signed: everything that is the same at every sight of it. Its type is in what was signed,
+    /// so one that is remembered was remembered under this audience.
+    fn genuine_access(&self, token: &str, key: &PublicKey, audience: &str) -> Result<Arc<AccessClaims>, Refusal> {
         let print = Print::of(key, token);
         if let Some(claims) = self.genuine.get(&print) {
             return Ok(claims);
         }
-        let claims: AccessClaims = self.checked(token, key, ACCESS_AUDIENCE)?;
-        self.check(&claims.iss, &claims.aud, ACCESS_AUDIENCE)?;
+        let claims: AccessClaims = self.checked(token, key, audience)?;
+        self.check(&claims.iss, &claims.aud, audience)?;
         if claims.jti.parse::<JobId>().is_err() || !is_kid(&claims.client_id) {
             return Err(Refusal::BadClaims);
         }
@@ -355,6 +382,17 @@ impl VerifiedAccess {
     /// When it expires, Unix seconds.
     pub fn expires_at(&self) -> u64 {
         self.claims.exp
+    }
+}
+
+/// A submission token that passed every check: it may ask for grants, and for nothing else.
+#[derive(Debug, Clone)]
+pub struct VerifiedSubmission(VerifiedAccess);
+
+impl VerifiedSubmission {
+    /// Who may ask, with `jobs:submit` for its one scope.
+    pub(crate) fn into_access(self) -> VerifiedAccess {
+        self.0
     }
 }
 

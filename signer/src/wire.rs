@@ -48,6 +48,15 @@ impl fmt::Debug for JobGrant {
     }
 }
 
+/// What `POST /v1/submissions` answers: a token to ask for grants with, for a day.
+#[derive(Serialize, Deserialize)]
+pub(crate) struct Submission {
+    pub(crate) submission: String,
+    pub(crate) tenant: TenantId,
+    /// Unix seconds.
+    pub(crate) expires_at: u64,
+}
+
 /// What `POST /oauth/token` answers (RFC 6749, 5.1), with the tenant added.
 #[derive(Serialize, Deserialize)]
 pub(crate) struct TokenResponse {

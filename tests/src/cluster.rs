@@ -275,12 +275,16 @@ impl Cluster {
 
     /// A gateway, ready to be asked.
     pub async fn gateway(&self, env: &[(&'static str, String)]) -> Process {
+        self.gateway_that_answers("/readyz", env).await
+    }
+
+    /// The same, once it answers at `path`: one that lacks something is never ready.
+    pub async fn gateway_that_answers(&self, path: &str, env: &[(&'static str, String)]) -> Process {
         let listen = free_address();
         let mut env = env.to_vec();
         env.push(("VECMILL_GATEWAY_LISTEN", listen.clone()));
         let gateway = self.spawn("vecmill-gateway", &["serve"], &env, format!("http://{listen}"));
-        eventually("the gateway is ready", START_LIMIT, || async { gateway.answers("/readyz").await.then_some(()) })
-            .await;
+        eventually("the gateway answers", START_LIMIT, || async { gateway.answers(path).await.then_some(()) }).await;
         gateway
     }
 

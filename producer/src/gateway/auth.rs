@@ -10,7 +10,7 @@ use axum::http::HeaderMap;
 use axum::http::header::AUTHORIZATION;
 use sha2::{Digest as _, Sha256};
 use vecmill_signer::claims::Scope;
-use vecmill_signer::client::{AccessToken, ApiKey, ClientError, SignerClient};
+use vecmill_signer::client::{AccessToken, AddressError, ApiKey, ClientError, SignerClient};
 use vecmill_signer::edge::{ClientTls, FailedLogins};
 use vecmill_signer::verify::{VerifiedAccess, Verifier};
 use zeroize::Zeroizing;
@@ -47,6 +47,17 @@ pub(super) struct Caller {
     /// The API key, where it was one: for work that outlives the token.
     key: Option<ApiKey>,
     peer: SocketAddr,
+}
+
+impl Caller {
+    fn access_token(&self) -> AccessToken {
+        AccessToken {
+            token: self.token.clone(),
+            tenant: self.access.tenant().clone(),
+            scopes: self.access.scope().split(' ').filter_map(|scope| scope.parse().ok()).collect(),
+            expires_at: self.access.expires_at(),
+        }
+    }
 }
 
 impl Auth {
@@ -106,19 +117,21 @@ impl Auth {
 
     /// The signer, asked in the caller's name.
     pub(super) fn signer(&self, caller: &Caller) -> Result<SignerClient, ApiError> {
-        let client = match &caller.key {
-            Some(key) => SignerClient::with_tls(&self.signer_url, key.clone(), &self.tls),
-            None => {
-                let token = AccessToken {
-                    token: caller.token.clone(),
-                    tenant: caller.access.tenant().clone(),
-                    scopes: caller.access.scope().split(' ').filter_map(|scope| scope.parse().ok()).collect(),
-                    expires_at: caller.access.expires_at(),
-                };
-                SignerClient::with_access_token(&self.signer_url, token, &self.tls)
-            }
-        };
-        client.map_err(|_| ApiError::unavailable("signer_unavailable", "the signer can't be asked at the moment"))
+        match &caller.key {
+            Some(key) => SignerClient::with_tls(&self.signer_url, key.clone(), &self.tls).map_err(signer_away),
+            None => self.signer_with(caller.access_token()),
+        }
+    }
+
+    /// The signer, asked with a token.
+    pub(super) fn signer_with(&self, token: AccessToken) -> Result<SignerClient, ApiError> {
+        SignerClient::with_access_token(&self.signer_url, token, &self.tls).map_err(signer_away)
+    }
+
+    /// What goes on asking for grants in the caller's name when the access token at hand is over.
+    pub(super) async fn submission(&self, caller: &Caller) -> Result<AccessToken, ApiError> {
+        let access = caller.access_token();
+        Ok(self.signer_with(access.clone())?.submission(&access).await?)
     }
 
     /// An access token for the key: the one kept, or a new one from the signer.
@@ -160,6 +173,10 @@ impl Auth {
     fn forget(&self, credential: &str) {
         self.tokens.lock().unwrap_or_else(PoisonError::into_inner).remove(&digest(credential));
     }
+}
+
+fn signer_away(_: AddressError) -> ApiError {
+    ApiError::unavailable("signer_unavailable", "the signer can't be asked at the moment")
 }
 
 fn digest(credential: &str) -> [u8; 32] {

@@ -208,6 +208,7 @@ async fn listen(config: Config) -> std::io::Result<()> {
         webhooks: config.webhooks,
         turns: Turns::new(config.preparing as usize),
     });
+    tokio::spawn(batches::run(Arc::clone(&app)));
     tokio::spawn(webhooks::run(Arc::clone(&app)));
     let shutdown = async {
         shutdown.await;

@@ -45,6 +45,16 @@ pub(super) fn batch_cancelled(tenant: &TenantId, id: &str) -> String {
     format!("{tenant}/batches-cancelled/{id}.json")
 }
 
+/// Where it is kept which batches are to be made jobs of, a folder for each tenant.
+pub(super) fn all_preparing() -> String {
+    "_preparing/".to_owned()
+}
+
+/// That a batch is to be made a job of, and the credential for it.
+pub(super) fn preparing(tenant: &TenantId, batch: &str) -> String {
+    format!("_preparing/{tenant}/{batch}.json")
+}
+
 /// Where it is kept which batches' ends are to be told, of all tenants: a tenant's name does not begin with an underscore.
 pub(super) fn webhooks() -> String {
     "_webhooks/".to_owned()

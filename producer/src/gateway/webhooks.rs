@@ -195,7 +195,7 @@ async fn look(app: &App, webhooks: &Webhooks) -> Result<(), ApiError> {
         if pending.next_at > now {
             continue;
         }
-        match batches::end_of(app, &pending.tenant, &pending.batch).await? {
+        match batches::end_of(app, &pending.tenant, &pending.batch, pending.created_at).await? {
             // Nothing is left to tell of.
             batches::Ended::Gone => app.store.delete(&object.key).await?,
             batches::Ended::NotYet => {

@@ -19,7 +19,7 @@ use crate::cidr::Cidr;
 use crate::claims::Scope;
 use crate::store::StoredKey;
 use crate::time::unix_now;
-use crate::verify::VerifiedAccess;
+use crate::verify::{Refusal, VerifiedAccess, VerifiedSubmission};
 
 /// Who asks, once its token and the key behind it are found good. Handlers of closed routes get it from the request.
 #[derive(Debug, Clone)]
@@ -54,9 +54,10 @@ async fn admit(app: &App, access: Access, peer: SocketAddr, mut request: Request
     let scope = match access {
         Access::Open | Access::Client => return Ok(request),
         Access::Scope(scope) => scope,
+        Access::Submission => Scope::JobsSubmit,
         Access::TenantAdmin | Access::Operator => Scope::Admin,
     };
-    let caller = bearer(app, request.headers(), scope, peer).await?;
+    let caller = bearer(app, request.headers(), scope, access == Access::Submission, peer).await?;
     let denied = || ApiError::access_denied("this is for the operator's admins, or for an admin of the tenant named");
     if access == Access::Operator && !caller.operator {
         return Err(denied());
@@ -76,11 +77,24 @@ async fn admit(app: &App, access: Access, peer: SocketAddr, mut request: Request
     Ok(request)
 }
 
-/// The bearer, if its token is good and has `scope`, and the key behind it may still be used. An access token lives five
+/// The bearer, if its token is good (an access token, or a submission token where that will do) and has `scope`, and the key behind it may still be used. An access token lives five
 /// minutes: what was revoked or narrowed since must not wait that long.
-async fn bearer(app: &App, headers: &HeaderMap, scope: Scope, peer: SocketAddr) -> Result<Caller, ApiError> {
+async fn bearer(
+    app: &App,
+    headers: &HeaderMap,
+    scope: Scope,
+    or_submission: bool,
+    peer: SocketAddr,
+) -> Result<Caller, ApiError> {
     let token = authorization::bearer(headers)?;
-    let access = app.current.live().verifier().access(token).await.map_err(|refusal| {
+    let live = app.current.live();
+    let access = match live.verifier().access(token).await {
+        Err(Refusal::WrongType) if or_submission => {
+            live.verifier().submission(token).await.map(VerifiedSubmission::into_access)
+        }
+        access => access,
+    };
+    let access = access.map_err(|refusal| {
         tracing::warn!(reason = refusal.code(), client_addr = %peer.ip(), "access token refused");
         ApiError::invalid_token()
     })?;
@@ -96,7 +110,8 @@ async fn bearer(app: &App, headers: &HeaderMap, scope: Scope, peer: SocketAddr) 
     if access.epoch() < key.epoch || app.store.is_token_revoked(access.tenant(), access.token_id()).await? {
         return Err(refuse("token revoked"));
     }
-    if !is_source(&key.sources, peer) {
+    // A gateway asks for others, and holds them to the sources in the token.
+    if !is_gateway(app, peer) && !is_source(&key.sources, peer) {
         tracing::warn!(key_id = access.key_id(), client_addr = %peer.ip(), "address refused");
         return Err(ApiError::access_denied("this tenant's requests may not come from this address"));
     }

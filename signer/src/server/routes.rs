@@ -8,7 +8,7 @@ use axum::http::Method;
 use axum::middleware::from_fn_with_state;
 use axum::routing::{MethodRouter, delete, get, patch, post};
 
-use super::{App, admin, auth, grants, oauth, open, token};
+use super::{App, admin, auth, grants, oauth, open, submissions, token};
 use crate::claims::Scope;
 
 /// Who may use a route.
@@ -20,6 +20,8 @@ pub enum Access {
     Client,
     /// Whoever has an access token with this scope.
     Scope(Scope),
+    /// Whoever has an access token with `jobs:submit`, or a submission token.
+    Submission,
     /// An admin of the tenant that the path names, or one of the operator's tenant.
     TenantAdmin,
     /// An admin of the operator's tenant.
@@ -41,7 +43,8 @@ fn routes() -> Vec<Route> {
         on(Method::POST, "/oauth/token", Client, post(token::token)),
         on(Method::POST, "/oauth/introspect", Client, post(oauth::introspect)),
         on(Method::POST, "/oauth/revoke", Client, post(oauth::revoke)),
-        on(Method::POST, "/v1/grants", Access::Scope(Scope::JobsSubmit), post(grants::grant)),
+        on(Method::POST, "/v1/submissions", Access::Scope(Scope::JobsSubmit), post(submissions::submission)),
+        on(Method::POST, "/v1/grants", Access::Submission, post(grants::grant)),
         on(Method::GET, "/v1/admin/tenants", Operator, get(admin::tenants)),
         on(Method::POST, "/v1/admin/tenants", Operator, post(admin::create_tenant)),
         on(Method::GET, "/v1/admin/tenants/{tenant}", TenantAdmin, get(admin::tenant)),

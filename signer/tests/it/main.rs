@@ -14,6 +14,7 @@ mod postgres;
 mod remote_keys;
 mod revocation;
 mod service;
+mod submission;
 mod support;
 mod tls;
 

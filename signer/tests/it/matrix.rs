@@ -36,6 +36,7 @@ impl Caller {
             // An API key is shown in the form, not as a token: no token opens these.
             Access::Client => false,
             Access::Scope(scope) => self.scopes.contains(&scope),
+            Access::Submission => self.scopes.contains(&Scope::JobsSubmit),
             Access::TenantAdmin => admin && (self.operator || named.is_none_or(|named| named == Named::Own)),
             Access::Operator => admin && self.operator,
         }

@@ -105,6 +105,11 @@ pub(crate) fn access_claims() -> Value {
     })
 }
 
+pub(crate) fn submission_claims() -> Value {
+    let claims = with(with(access_claims(), "aud", json!("vecmill-signer")), "scope", json!("jobs:submit"));
+    with(claims, "exp", json!(NOW + 86_400))
+}
+
 pub(crate) fn grant_claims() -> Value {
     json!({
         "iss": ISSUER, "sub": "acme", "aud": "vecmill-workers", "jti": "cd".repeat(16),
@@ -301,15 +306,7 @@ impl Signer {
     pub(crate) async fn grant(&self, key: &ApiKey, number: u8) -> String {
         let client = self.client(key);
         let access = client.access_token(&[]).await.expect("a token");
-        let request = GrantRequest {
-            job: job(number),
-            manifest_sha256: Digest::of(b"manifest"),
-            model: "vecmill/mini".to_owned(),
-            dimensions: 64,
-            rows: 10,
-            window_s: 3600,
-        };
-        client.job_grant(&access, &request).await.expect("a grant").grant
+        client.job_grant(&access, &grant_request(number)).await.expect("a grant").grant
     }
 
     /// Asks as the bearer of `token`, if there is one.
@@ -350,6 +347,18 @@ impl Signer {
 
     pub(crate) fn client(&self, key: &ApiKey) -> SignerClient {
         SignerClient::new(&self.url(), key.clone()).expect("a client")
+    }
+}
+
+/// What the job of that number asks to be granted.
+pub(crate) fn grant_request(number: u8) -> GrantRequest {
+    GrantRequest {
+        job: job(number),
+        manifest_sha256: Digest::of(b"manifest"),
+        model: "vecmill/mini".to_owned(),
+        dimensions: 64,
+        rows: 10,
+        window_s: 3600,
     }
 }
 

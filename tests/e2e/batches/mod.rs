@@ -10,6 +10,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use vecmill_producer::part;
 use vecmill_signer::claims::JobId;
+use vecmill_signer::client::SignerClient;
 use vecmill_tests::{
     Cluster, Tenant, WorkerOptions,
     cluster::{MODEL, Process},
@@ -270,25 +271,77 @@ async fn a_batch_and_a_submission_are_one_job() {
 
 #[tokio::test]
 async fn a_batch_outlives_the_gateway_that_took_it() {
-    let mut cluster = Cluster::shared().await;
+    let cluster = Cluster::shared().await;
     let (store, tenant, texts) = (cluster.store().await, admin(&cluster, "a", &[]), corpus::texts(72, 60));
-    let mut mortal = cluster.gateway(&[]).await;
-    let caller = Caller::new(&mortal, &tenant);
+    // It can't queue anything.
+    let nowhere = ("VECMILL_AMQP_URL", "amqp://127.0.0.1:9".to_owned());
+    let mut mortal = cluster.gateway_that_answers("/healthz", &[nowhere]).await;
+    // An access token: nobody but this client has what could get another one.
+    let signer = SignerClient::new(&cluster.env["VECMILL_SIGNER_URL"], tenant.api_key.parse().unwrap()).unwrap();
+    let mut caller = Caller::new(&mortal, &tenant);
+    caller.key = signer.access_token(&[]).await.unwrap().token.to_string();
     let file = caller.upload("corpus.jsonl", jsonl(&texts)).await;
-    // Nobody signs its job for now.
-    cluster.stop_signer();
     let batch = caller.batch(&file, json!({"chunk_rows": 10, "output": {"dimensions": 32}})).await;
     eventually("it is at work", LIMIT, || async { mortal.logged().contains("can't be prepared yet").then_some(()) })
         .await;
+    let left = store.list("_preparing/", None).await.unwrap();
+    assert!(left.iter().any(|object| object.key.contains(&batch)), "{left:?}");
     mortal.kill();
-    cluster.start_signer_again().await;
 
+    // The next one goes on with it, and nobody asks for it.
     let heir = cluster.gateway(&[]).await;
     let _worker = cluster.worker(WorkerOptions::default()).await;
-    let caller = Caller::new(&heir, &tenant);
-    let done = caller.reaches(&batch, "completed").await;
+    let summary = eventually("the job is done", LIMIT, || async {
+        let done = store.list(&format!("{}/jobs/", tenant.id), None).await.unwrap();
+        done.into_iter().find(|object| object.key.ends_with("/_SUCCESS"))
+    })
+    .await;
+    let done = Caller::new(&heir, &tenant).reaches(&batch, "completed").await;
     let job: JobId = done["job"].as_str().unwrap().parse().unwrap();
+    assert!(summary.key.contains(job.as_str()), "{}", summary.key);
     check_completed(&store, &cluster.keys(&tenant, &job), &tenant, &cluster.model_dir(), &texts).await;
+    let left = store.list("_preparing/", None).await.unwrap();
+    assert!(!left.iter().any(|object| object.key.contains(&batch)), "its credential is gone: {left:?}");
+    for process in [&mortal, &heir] {
+        assert!(!process.logged().contains("eyJ"), "a token in a log");
+    }
+}
+
+#[tokio::test]
+async fn a_batch_whose_key_is_revoked_before_it_is_a_job_never_becomes_one() {
+    let cluster = Cluster::shared().await;
+    let (tenant, texts) = (admin(&cluster, "a", &[]), corpus::texts(73, 10));
+    let other = cluster.signer(&["key", "create", "--tenant", tenant.id.as_str(), "--role", "admin"]);
+    let nowhere = ("VECMILL_AMQP_URL", "amqp://127.0.0.1:9".to_owned());
+    let gateway = cluster.gateway_that_answers("/healthz", &[nowhere]).await;
+    let mut caller = Caller::new(&gateway, &tenant);
+    let file = caller.upload("corpus.jsonl", jsonl(&texts)).await;
+    let batch = caller.batch(&file, json!({})).await;
+    eventually("it is at work", LIMIT, || async { gateway.logged().contains("can't be prepared yet").then_some(()) })
+        .await;
+    cluster.signer(&["key", "revoke", tenant.key_id()]);
+    caller.key = other["key"].as_str().unwrap().to_owned();
+    let failed = caller.reaches(&batch, "failed").await;
+    assert_eq!(failed["errors"]["data"][0]["code"], "access_denied", "{failed}");
+    assert!(failed["errors"]["data"][0]["message"].as_str().unwrap().contains("revoked"), "{failed}");
+}
+
+#[tokio::test]
+async fn a_batch_of_a_tenant_with_addresses_of_its_own_is_signed_through_the_gateway() {
+    let mut cluster = Cluster::without_signer(vecmill_tests::Servers::shared());
+    // The gateway is at 127.0.0.1, the tenant at 127.0.0.2.
+    cluster.env.insert("VECMILL_SIGNER_GATEWAYS".to_owned(), "127.0.0.1".to_owned());
+    cluster.start_signer().await;
+    let tenant = admin(&cluster, "elsewhere", &["--sources", "127.0.0.2"]);
+    let gateway = cluster.gateway(&[]).await;
+    let _worker = cluster.worker(WorkerOptions::default()).await;
+    let address: std::net::IpAddr = "127.0.0.2".parse().unwrap();
+    let client = reqwest::Client::builder().no_proxy().timeout(LIMIT).local_address(address).build().unwrap();
+    let caller = Caller { client, ..Caller::new(&gateway, &tenant) };
+    let file = caller.upload("corpus.jsonl", jsonl(&corpus::texts(74, 10))).await;
+    let batch = caller.batch(&file, json!({})).await;
+    caller.reaches(&batch, "completed").await;
+    assert_eq!(Caller::new(&gateway, &tenant).ask(reqwest::Method::GET, "/v1/batches", None).await.0, 403, "from here");
 }
 
 #[tokio::test]

@@ -1,6 +1,7 @@
 //! `/v1/batches`: the same jobs that `vecmill submit` makes, from an uploaded file and in OpenAI's words.
 
 mod content;
+mod pending;
 mod prepare;
 mod record;
 mod turns;
@@ -28,6 +29,7 @@ use crate::contract::{CONTRACT_VERSION, JobKeys, Truncate};
 use crate::control;
 
 pub(super) use content::content;
+pub(super) use pending::run;
 pub(super) use record::BatchRecord;
 use record::{InputOptions, Order, OutputOptions, PREFIX};
 pub(super) use turns::Turns;
@@ -48,6 +50,8 @@ const LIST_DEFAULT: usize = 20;
 const LOOKS_MAX: usize = 8;
 /// How long a batch that is asked for again without an idempotency key is the same: OpenAI's clients ask up to three times.
 const SAME_S: u64 = 60;
+/// Seconds after which a batch without its record never was: whoever made it has died in between.
+const RECORD_WITHIN_S: u64 = 60;
 /// How long one with a key is.
 const SAME_KEY_S: u64 = 24 * 3600;
 /// Longest idempotency key.
@@ -259,20 +263,20 @@ pub(super) async fn create(
         return Ok(Json(view::look(&app, &tenant, record).await?));
     }
     let written = async {
-        record.write(&app, &tenant).await?;
-        match &webhook_url {
-            Some(url) => webhooks::register(&app, &tenant, &record, url).await,
-            None => Ok(()),
+        // The record last: where it is missing, the others are of no effect and go.
+        pending::entrust(&app, &caller, &record.id).await?;
+        if let Some(url) = &webhook_url {
+            webhooks::register(&app, &tenant, &record, url).await?;
         }
+        record.write(&app, &tenant).await
     };
     if let Err(refusal) = written.await {
         app.shared.forget(&tenant, &name).await;
         return Err(refusal);
     }
     tracing::info!(%tenant, key_id = caller.access.key_id(), batch = record.id, file = record.input_file_id, "batch made");
-    let batch = view::look(&app, &tenant, record.clone()).await?;
-    prepare::start(&app, &caller, record);
-    Ok(Json(batch))
+    pending::start(&app, &tenant, &record.id);
+    Ok(Json(view::look(&app, &tenant, record).await?))
 }
 
 /// How far a batch is, for whoever tells of its end.
@@ -290,9 +294,12 @@ pub(super) enum Ended {
     },
 }
 
-/// Whether a batch has ended, and how.
-pub(super) async fn end_of(app: &App, tenant: &TenantId, id: &str) -> Result<Ended, ApiError> {
-    let Some(record) = BatchRecord::read(app, tenant, id).await? else { return Ok(Ended::Gone) };
+/// Whether a batch that was made at `created_at` has ended, and how.
+pub(super) async fn end_of(app: &App, tenant: &TenantId, id: &str, created_at: u64) -> Result<Ended, ApiError> {
+    let Some(record) = BatchRecord::read(app, tenant, id).await? else {
+        let awaited = ids::unix_s() < created_at + RECORD_WITHIN_S;
+        return Ok(if awaited { Ended::NotYet } else { Ended::Gone });
+    };
     Ok(view::look(app, tenant, record).await?.end())
 }
 
@@ -322,12 +329,7 @@ pub(super) async fn get(
     id: Id,
 ) -> Result<Json<Batch>, ApiError> {
     let record = found(&app, &caller, id).await?;
-    let batch = view::look(&app, caller.access.tenant(), record.clone()).await?;
-    if batch.is_validating() {
-        // Whoever prepared it may be gone, and with it the credentials it had: these do as well.
-        prepare::start(&app, &caller, record);
-    }
-    Ok(Json(batch))
+    Ok(Json(view::look(&app, caller.access.tenant(), record).await?))
 }
 
 /// The tenant's batches.

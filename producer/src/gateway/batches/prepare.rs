@@ -1,21 +1,15 @@
-//! From a batch's file to a queued job, in the background: the same path as `vecmill submit` takes.
-//!
-//! What is under way is in nobody's memory alone. A gateway that dies leaves a batch that is still `validating`; the next
-//! request for it, at any gateway, takes it up with the credentials that it brings. Every step gives the same when it is
-//! done twice.
+//! From a batch's file to a queued job: the same path as `vecmill submit` takes. Every step gives the same when it is done twice.
 
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
 
-use vecmill_signer::claims::{Scope, TenantId};
+use vecmill_signer::claims::TenantId;
 use vecmill_signer::client::ClientError;
 
-use super::super::auth::Caller;
 use super::super::error::ApiError;
 use super::super::files::FileRecord;
 use super::super::{App, ids, storage};
+use super::pending::Pending;
 use super::record::{BAD_LINES_MAX, BadLine, BatchRecord, InputOptions, OutputOptions};
-use super::turns::Place;
 use crate::contract::{JobKeys, JobSpec, RowError};
 use crate::control;
 use crate::prepare::{Corpus, Event, PrepareError, Prepared, prepare};
@@ -24,23 +18,17 @@ use crate::source::{Source, SourceError};
 use crate::split::{Cut, SplitError};
 use crate::submit::{SubmitError, enter};
 
-/// Tries of one gateway; then the batch waits for the next that is asked for it.
-const TRIES: u32 = 5;
-/// Before the second try; it doubles from there.
-const BACKOFF: Duration = Duration::from_secs(2);
 /// Where chunks are cut, if the tenant does not say: as `vecmill submit` does.
 const CUT: Cut = Cut { chunk_rows: 1000, chunk_bytes: 256 << 10 };
 /// Bytes of a block of rejected rows; the writer cuts far below.
 const REJECTED_BYTES_MAX: usize = 16 << 20;
 
 /// Why a batch is not a job yet.
-enum Trouble {
+pub(super) enum Trouble {
     /// It never will be.
     Failed { code: &'static str, message: String, bad_lines: Vec<BadLine> },
     /// Something is away.
     Passing(String),
-    /// The credentials at hand do no more.
-    Credentials,
     /// The tenant wants no more of it.
     Cancelled,
 }
@@ -51,72 +39,14 @@ impl From<ApiError> for Trouble {
     }
 }
 
-/// Takes a batch up, unless another gateway is at it or the caller may not submit.
-pub(super) fn start(app: &Arc<App>, caller: &Caller, record: BatchRecord) {
-    if !caller.access.has_scope(Scope::JobsSubmit) {
-        return;
-    }
-    let (app, caller) = (Arc::clone(app), caller.clone());
-    let tenant = caller.access.tenant().clone();
-    // How many wait is bounded: those that find no place are taken up when they are asked for next.
-    let Some(place) = app.turns.place(&tenant) else { return };
-    tokio::spawn(async move {
-        let Some(held) = app.shared.hold(&tenant, &record.id).await else { return };
-        tokio::select! {
-            () = run(&app, &caller, &tenant, &record.id, &place) => {}
-            () = held.keep() => {}
-        }
-        held.release().await;
-    });
-}
-
-async fn run(app: &App, caller: &Caller, tenant: &TenantId, id: &str, place: &Place) {
-    let _turn = app.turns.turn(place).await;
-    for tried in 0..TRIES {
-        if tried > 0 {
-            tokio::time::sleep(BACKOFF * 2_u32.pow(tried - 1)).await;
-        }
-        let outcome = match BatchRecord::read(app, tenant, id).await {
-            Ok(Some(record)) if record.job.is_none() && record.failed_at.is_none() => {
-                Box::pin(attempt(app, caller, tenant, record)).await
-            }
-            Ok(_) => return,
-            Err(error) => Err(Trouble::from(error)),
-        };
-        match outcome {
-            Ok(()) | Err(Trouble::Cancelled) => return,
-            Err(Trouble::Credentials) => {
-                tracing::warn!(%tenant, batch = id, "the credentials do no more: the batch waits for the next request for it");
-                return;
-            }
-            Err(Trouble::Passing(reason)) => {
-                tracing::warn!(%tenant, batch = id, tried, reason, "a batch can't be prepared yet")
-            }
-            Err(Trouble::Failed { code, message, bad_lines }) => {
-                tracing::info!(%tenant, batch = id, code, "a batch failed");
-                if write_failure(app, tenant, id, code, &message, bad_lines).await.is_ok() {
-                    return;
-                }
-            }
-        }
-    }
-}
-
-async fn write_failure(
+/// Makes a job of a batch.
+pub(super) async fn attempt(
     app: &App,
+    pending: &Pending,
     tenant: &TenantId,
-    id: &str,
-    code: &str,
-    message: &str,
-    bad_lines: Vec<BadLine>,
-) -> Result<(), ApiError> {
-    let Some(mut record) = BatchRecord::read(app, tenant, id).await? else { return Ok(()) };
-    record.fail(code, message.to_owned(), bad_lines);
-    record.write(app, tenant).await
-}
-
-async fn attempt(app: &App, caller: &Caller, tenant: &TenantId, mut record: BatchRecord) -> Result<(), Trouble> {
-    let signer = app.auth.signer(caller)?;
+    mut record: BatchRecord,
+) -> Result<(), Trouble> {
+    let signer = app.auth.signer_with(pending.token(tenant))?;
     let file = FileRecord::read(app, tenant, &record.input_file_id).await?.ok_or_else(|| Trouble::Failed {
         code: "file_not_found",
         message: "the input file was deleted before it was read".to_owned(),
@@ -131,11 +61,9 @@ async fn attempt(app: &App, caller: &Caller, tenant: &TenantId, mut record: Batc
         _ => rejected(app, &prepared.keys).await?,
     };
     let expires_at = ids::unix_s() + record.window_s;
-    app.shared.reserve(&app.store, tenant, caller.access.limits(), &prepared, expires_at).await.map_err(|over| {
-        match over {
-            Ok(over) => failed("token_limit_exceeded", over),
-            Err(away) => Trouble::from(away),
-        }
+    app.shared.reserve(&app.store, tenant, pending.limits, &prepared, expires_at).await.map_err(|over| match over {
+        Ok(over) => failed("token_limit_exceeded", over),
+        Err(away) => Trouble::from(away),
     })?;
     if is_cancelled(app, tenant, &record.id).await? {
         app.shared.give_back(tenant, &prepared.job).await;
@@ -306,7 +234,12 @@ impl BadLine {
 
 fn refused(error: SubmitError) -> Trouble {
     match error {
-        SubmitError::Signer(ClientError::Refused { status: 401, .. }) => Trouble::Credentials,
+        SubmitError::Signer(ClientError::Refused { status: 401, .. }) => failed(
+            "access_denied",
+            "the API key behind the batch was revoked or has expired, or the batch could not be prepared in a day: make it \
+             again"
+                .to_owned(),
+        ),
         SubmitError::Signer(ClientError::Refused { status, description, .. })
             if (400..500).contains(&status) && status != 429 =>
         {

@@ -17,7 +17,7 @@ use vecmill_signer::store::{NewKey, TenantSettings};
 use vecmill_signer::verify::{Keys, Verifier};
 
 use self::table::{Bench, Kind};
-use crate::support::{ISSUER, NOW, Signer, access_claims, grant_claims, http, with};
+use crate::support::{ISSUER, NOW, Signer, access_claims, grant_claims, http, submission_claims, with};
 
 const SEED: u8 = 9;
 /// Fewer would leave kinds of attack out; the table has several times as many.
@@ -26,8 +26,10 @@ const ATTACKS_MIN: usize = 60;
 type Endpoint = (&'static str, &'static str, fn() -> String);
 /// An endpoint behind each kind of check that a route's access can mean; the check itself is one piece of code before all
 /// of them, and the matrix of routes shows that none is without it.
-const ENDPOINTS: [Endpoint; 3] = [
+const ENDPOINTS: [Endpoint; 4] = [
     ("POST", "/v1/grants", grant_request),
+    // One that renews itself would live for ever.
+    ("POST", "/v1/submissions", String::new),
     ("GET", "/v1/admin/tenants/acme", String::new),
     ("GET", "/v1/admin/signing-keys", String::new),
 ];
@@ -40,8 +42,9 @@ fn grant_request() -> String {
     .to_string()
 }
 
-fn benches(kid: &str) -> [(Kind, Bench); 2] {
+fn benches(kid: &str) -> [(Kind, Bench); 3] {
     [
+        (Kind::Submission, Bench::new(Kind::Submission, SEED, kid, submission_claims(), access_claims())),
         (Kind::Access, Bench::new(Kind::Access, SEED, kid, access_claims(), grant_claims())),
         (Kind::Grant, Bench::new(Kind::Grant, SEED, kid, grant_claims(), access_claims())),
     ]
@@ -64,6 +67,7 @@ fn published() -> (KeySet, String) {
 async fn passes(verifier: &Verifier, kind: Kind, token: &str) -> Result<(), String> {
     match kind {
         Kind::Access => verifier.access_at(token, NOW).await.map(drop),
+        Kind::Submission => verifier.submission_at(token, NOW).await.map(drop),
         Kind::Grant => verifier.grant_at(token, NOW).await.map(drop),
     }
     .map_err(|refusal| refusal.code().to_owned())
@@ -155,6 +159,7 @@ struct Target {
     signer: Signer,
     kid: String,
     access: Value,
+    submission: Value,
     grant: Value,
 }
 
@@ -168,12 +173,14 @@ impl Target {
         };
         let access_claims = || with(access_claims(), "scope", json!("jobs:submit jobs:read admin"));
         let (access, grant) = (live(access_claims(), 300, "client_id"), live(grant_claims(), 3600, "key_id"));
-        Self { kid: published().1, access, grant, signer }
+        let submission = live(submission_claims(), 86_400, "client_id");
+        Self { kid: published().1, access, submission, grant, signer }
     }
 
     fn bench(&self, kind: Kind) -> Bench {
         let (claims, other) = match kind {
             Kind::Access => (&self.access, &self.grant),
+            Kind::Submission => (&self.submission, &self.access),
             Kind::Grant => (&self.grant, &self.access),
         };
         Bench::new(kind, SEED, &self.kid, claims.clone(), other.clone())
@@ -226,16 +233,18 @@ async fn each_endpoint_refuses_every_attack_in_the_same_words() {
         assert!(headers.contains("invalid_token"), "{headers}");
         let refusal = (headers, body);
         let mut wrong = Vec::new();
-        for kind in [Kind::Access, Kind::Grant] {
+        for kind in [Kind::Access, Kind::Submission, Kind::Grant] {
             let bench = target.bench(kind);
             let mut tokens = bench.attacks();
-            if kind == Kind::Grant {
-                // Not even an honest grant opens the signer.
-                tokens.push(table::Attack { name: "an honest grant".to_owned(), token: bench.control() });
+            if kind == Kind::Submission && endpoint.1 == "/v1/grants" {
+                assert_eq!(target.send(endpoint, &bench.control()).await.0, 200, "a submission token is for grants");
+            } else if kind != Kind::Access {
+                // Not even an honest grant opens the signer, and a submission token nothing else of it.
+                tokens.push(table::Attack { name: "an honest one".to_owned(), token: bench.control() });
             }
             for attack in tokens {
-                // For a bench of grants, that is an honest access token.
-                if kind == Kind::Grant && attack.name == "an honest token of the other kind" {
+                // For these benches, that is an honest access token.
+                if kind != Kind::Access && attack.name == "an honest token of the other kind" {
                     continue;
                 }
                 let (status, headers, body) = target.send(endpoint, &attack.token).await;

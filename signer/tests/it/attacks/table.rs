@@ -16,6 +16,8 @@ use serde_json::{Value, json};
 pub enum Kind {
     /// What the signer's own endpoints and the gateway take.
     Access,
+    /// What the signer gives grants for, beside access tokens.
+    Submission,
     /// What workers take.
     Grant,
 }
@@ -24,6 +26,7 @@ impl Kind {
     fn typ(self) -> &'static str {
         match self {
             Self::Access => "at+jwt",
+            Self::Submission => "submission+jwt",
             Self::Grant => "job-grant+jwt",
         }
     }
@@ -31,7 +34,7 @@ impl Kind {
     fn other(self) -> Self {
         match self {
             Self::Access => Self::Grant,
-            Self::Grant => Self::Access,
+            Self::Grant | Self::Submission => Self::Access,
         }
     }
 }
@@ -394,7 +397,7 @@ impl Bench {
         let values: Vec<&Value> = self.claims.as_object().expect("an object").values().collect();
         add("claims: a list of their values".to_owned(), self.sign(self.header(), json!(values).to_string()));
         let field_order = match self.kind {
-            Kind::Access => &[
+            Kind::Access | Kind::Submission => &[
                 "iss",
                 "sub",
                 "aud",
@@ -526,6 +529,11 @@ impl Bench {
         for key_id in ["", "a/b", "../key", "k\0", "\u{43a}ey1", "key id"] {
             cases.push(("", json!({ self.key_claim(): key_id })));
         }
+        if self.kind == Kind::Submission {
+            for scope in ["", "admin", "jobs:submit admin", "jobs:submit jobs:submit", "jobs:submit ", "JOBS:SUBMIT"] {
+                cases.push(("", json!({ "scope": scope })));
+            }
+        }
         if self.kind == Kind::Grant {
             for (name, value) in [
                 ("manifest_sha256", json!("EF".repeat(32))),
@@ -586,7 +594,7 @@ impl Bench {
     /// The claim that names the API key.
     fn key_claim(&self) -> &'static str {
         match self.kind {
-            Kind::Access => "client_id",
+            Kind::Access | Kind::Submission => "client_id",
             Kind::Grant => "key_id",
         }
     }
