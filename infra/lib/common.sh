@@ -17,5 +17,15 @@ die() {
     exit 1
 }
 
+# For a script whose settings are variables: to --help it says what stands at its head, and ends; so it does to anything else,
+# which it does not know.
+takes_no_arguments() {
+    [[ $# == 0 ]] && return
+    awk 'NR > 1 && /^#/ { sub(/^# ?/, ""); print; next } NR > 1 { exit }' "$0"
+    [[ $* == --help || $* == -h ]] && exit 0
+    say "$(basename "$0"): takes no arguments"
+    exit 2
+}
+
 # A secret for one private instance, safe in a URL and in any configuration file.
 secret() { od -An -N20 -tx1 /dev/urandom | tr -d ' \n'; }
