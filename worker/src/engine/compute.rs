@@ -68,6 +68,36 @@ impl std::fmt::Display for Precision {
     }
 }
 
+/// What computes, and in which precision: where two machines have the same path, a text has the same vector on both, to
+/// the bit. Named in every part, record and audit record.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ComputePath {
+    /// bf16 products on an NVIDIA GPU.
+    CudaBf16,
+    /// bf16 products on a CPU with AVX512-BF16.
+    Avx512Bf16,
+    /// f32 products by candle, on any CPU.
+    CandleF32,
+}
+
+impl ComputePath {
+    /// Its name, as everywhere.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::CudaBf16 => "cuda-bf16",
+            Self::Avx512Bf16 => "avx512-bf16",
+            Self::CandleF32 => "candle-f32",
+        }
+    }
+}
+
+impl std::fmt::Display for ComputePath {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
 impl Compute {
     /// On the CPU, in a given precision.
     pub fn cpu(dtype: ComputeDtype) -> Self {

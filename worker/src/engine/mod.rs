@@ -29,7 +29,7 @@ mod tensor;
 mod tokenizer;
 mod weights;
 
-pub use compute::{Compute, ComputeDevice, ComputeDtype, Precision};
+pub use compute::{Compute, ComputeDevice, ComputeDtype, ComputePath, Precision};
 use std::path::Path;
 
 pub use error::{EngineError, LoadError, NonFinite, TokenizeError};

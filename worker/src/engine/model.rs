@@ -6,7 +6,7 @@ use std::path::Path;
 #[cfg(target_arch = "x86_64")]
 use super::avx512;
 use super::card::Card;
-use super::compute::{Compute, Precision};
+use super::compute::{Compute, ComputePath, Precision};
 use super::config::Config;
 use super::packing::Packed;
 use super::place::Place;
@@ -28,6 +28,8 @@ pub struct ModelInfo {
     pub prompts: BTreeMap<String, String>,
     /// Precision of its matrix products.
     pub precision: Precision,
+    /// What computes them.
+    pub path: ComputePath,
     /// Values of a row, and so the most dimensions a vector can have.
     pub hidden: usize,
     /// The most tokens a text may have, the end token included.
@@ -99,6 +101,12 @@ impl Model {
             commit: None,
             prompts: card.prompts,
             precision,
+            path: match (&forward, precision) {
+                (Forward::Tensor(_), Precision::F32) => ComputePath::CandleF32,
+                (Forward::Tensor(_), Precision::Bf16) => ComputePath::CudaBf16,
+                #[cfg(target_arch = "x86_64")]
+                (Forward::Avx512(_), _) => ComputePath::Avx512Bf16,
+            },
             hidden: config.hidden_size,
             tokens_max: config.tokens_max(),
             batch_tokens: forward.batch_tokens(),
