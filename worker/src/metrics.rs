@@ -13,6 +13,8 @@ use prometheus_client::{
     registry::{Registry, Unit},
 };
 
+use crate::engine::{ComputePath, PassedOver};
+
 /// How a delivery ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
 pub enum Outcome {
@@ -57,12 +59,22 @@ struct AnsweredLabel {
     answer: Answered,
 }
 
+/// How the model computes.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ComputeLabels {
+    path: &'static str,
+    precision: String,
+    /// The faster paths, and why each was not taken.
+    passed_over: String,
+}
+
 /// The worker's counters.
 #[derive(Debug)]
 pub struct Metrics {
     registry: Registry,
     chunks: Family<OutcomeLabel, Counter>,
     requests: Family<AnsweredLabel, Counter>,
+    compute: Family<ComputeLabels, Gauge>,
     /// Synchronous requests being worked on.
     pub requests_in_flight: Gauge,
     /// Seconds from a synchronous request's receipt to its vectors.
@@ -91,6 +103,7 @@ impl Default for Metrics {
             registry: Registry::with_prefix("vecmill_worker"),
             chunks: Family::default(),
             requests: Family::default(),
+            compute: Family::default(),
             requests_in_flight: Gauge::default(),
             request_seconds: Histogram::new(exponential_buckets(0.001, 2.0, 16)),
             chunks_in_flight: Gauge::default(),
@@ -105,6 +118,7 @@ impl Default for Metrics {
         let registry = &mut metrics.registry;
         registry.register("chunks", "Deliveries settled, by outcome", metrics.chunks.clone());
         registry.register("requests", "Synchronous requests, by answer", metrics.requests.clone());
+        registry.register("compute", "How the model computes, and why not faster; always 1", metrics.compute.clone());
         let in_flight = metrics.requests_in_flight.clone();
         registry.register("requests_in_flight", "Synchronous requests being worked on", in_flight);
         registry.register_with_unit(
@@ -144,6 +158,13 @@ impl Metrics {
     /// Counts a synchronous request.
     pub fn answered(&self, answer: Answered) {
         self.requests.get_or_create(&AnsweredLabel { answer }).inc();
+    }
+
+    /// Says how the model computes.
+    pub fn computes(&self, path: ComputePath, passed_over: &[PassedOver]) {
+        let passed_over = passed_over.iter().map(PassedOver::to_string).collect::<Vec<_>>().join("; ");
+        let labels = ComputeLabels { path: path.name(), precision: path.precision().to_string(), passed_over };
+        self.compute.get_or_create(&labels).set(1);
     }
 
     /// The counters in the OpenMetrics text format.

@@ -53,9 +53,13 @@ pub async fn run(config: Config, stop: watch::Receiver<bool>) -> anyhow::Result<
         // A download may take hours. What there is of it stays.
         () = stopped(&mut stopping) => return Ok(()),
     };
-    let ModelInfo { revision, commit, precision, hidden, batch_tokens, .. } = model.info();
+    let ModelInfo { revision, commit, precision, path, passed_over, hidden, batch_tokens, .. } = model.info();
     let batch_tokens = config.batch_tokens.or(*batch_tokens).unwrap_or(BATCH_TOKENS);
-    info!(model = config.model.model, revision, commit, %precision, hidden, batch_tokens, "model loaded");
+    info!(model = config.model.model, revision, commit, %precision, compute = %path, hidden, batch_tokens, "model loaded");
+    for passed_over in passed_over {
+        info!(compute = %path, "{passed_over}");
+    }
+    metrics.computes(*path, passed_over);
     let embedder = Embedder::start(model, batch_tokens, metrics.clone())?;
     let store = Store::connect(&config.store).await;
     let (charges, probe) = config.quota;

@@ -1,22 +1,25 @@
-//! Where and in which precision a model computes.
+//! Where, in which precision and by which instructions a model computes.
 
 use tracing::warn;
 
-use super::LoadError;
 #[cfg(feature = "cuda")]
 use super::cuda::Gpu;
 use super::place::Place;
+use super::{LoadError, cpu};
 
 /// What to compute on, as given.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::Args)]
 pub struct Compute {
-    /// Precision of matrix products. auto: bf16 on a GPU and on CPUs with AVX512-BF16, else f32
+    /// Precision of matrix products. auto: bf16 on a GPU and on AMD's CPUs with AVX512-BF16, else f32
     #[arg(long, env = "VECMILL_COMPUTE_DTYPE", value_enum, default_value_t)]
     pub dtype: ComputeDtype,
     /// What computes: by default what the program was built for, and nothing else. auto: the GPU, or, with a warning, the
     /// CPU where there is none
     #[arg(long, env = "VECMILL_DEVICE", value_enum, default_value_t)]
     pub device: ComputeDevice,
+    /// Which of the CPU's instructions to compute with: by default the fastest that it has
+    #[arg(long, env = "VECMILL_CPU_PATH", value_enum, value_name = "PATH")]
+    pub cpu_path: Option<ComputePath>,
 }
 
 /// Precision of matrix products. Everything else is f32 on a CPU.
@@ -29,6 +32,26 @@ pub enum ComputeDtype {
     F32,
     /// Inputs of products rounded to bf16, sums in f32.
     Bf16,
+}
+
+impl ComputeDtype {
+    fn allows(self, precision: Precision) -> bool {
+        match self {
+            Self::Auto => true,
+            Self::F32 => precision == Precision::F32,
+            Self::Bf16 => precision == Precision::Bf16,
+        }
+    }
+}
+
+impl std::fmt::Display for ComputeDtype {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Auto => "auto",
+            Self::F32 => "f32",
+            Self::Bf16 => "bf16",
+        })
+    }
 }
 
 /// What computes.
@@ -70,25 +93,66 @@ impl std::fmt::Display for Precision {
 
 /// What computes, and in which precision: where two machines have the same path, a text has the same vector on both, to
 /// the bit. Named in every part, record and audit record.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+///
+/// The paths in f32 on CPUs, candle's apart, agree to the bit among each other as well.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 pub enum ComputePath {
     /// bf16 products on an NVIDIA GPU.
+    #[value(skip)]
     CudaBf16,
-    /// bf16 products on a CPU with AVX512-BF16.
+    /// bf16 products on a CPU with AVX512-BF16
     Avx512Bf16,
-    /// f32 products by candle, on any CPU.
+    /// f32 products on a CPU with AVX-512
+    Avx512F32,
+    /// f32 products on a CPU with AVX2 and FMA
+    Avx2F32,
+    /// f32 products in plain Rust, on any CPU: slow
+    PortableF32,
+    /// f32 products by candle, on any CPU: what the others are checked against. A text's bits depend on its batch
     CandleF32,
 }
 
 impl ComputePath {
+    /// The paths that are chosen by themselves on this machine's CPU, the fastest first, whether it has them or not.
+    ///
+    /// Intel's CPUs make half as many bf16 products a cycle with AVX512-BF16 as f32 products (measured on Emerald Rapids:
+    /// 87 GFLOP/s a core and 175); their instructions for bf16 are AMX. AMD's make twice as many.
+    pub fn fastest_first() -> [Self; 4] {
+        if cpu::is_intel() {
+            [Self::Avx512F32, Self::Avx512Bf16, Self::Avx2F32, Self::PortableF32]
+        } else {
+            [Self::Avx512Bf16, Self::Avx512F32, Self::Avx2F32, Self::PortableF32]
+        }
+    }
+
+    /// Every path on CPUs.
+    pub const ON_CPUS: [Self; 5] =
+        [Self::Avx512Bf16, Self::Avx512F32, Self::Avx2F32, Self::PortableF32, Self::CandleF32];
+
     /// Its name, as everywhere.
     pub fn name(self) -> &'static str {
         match self {
             Self::CudaBf16 => "cuda-bf16",
             Self::Avx512Bf16 => "avx512-bf16",
+            Self::Avx512F32 => "avx512-f32",
+            Self::Avx2F32 => "avx2-f32",
+            Self::PortableF32 => "portable-f32",
             Self::CandleF32 => "candle-f32",
         }
+    }
+
+    /// Precision of its products.
+    pub fn precision(self) -> Precision {
+        match self {
+            Self::CudaBf16 | Self::Avx512Bf16 => Precision::Bf16,
+            Self::Avx512F32 | Self::Avx2F32 | Self::PortableF32 | Self::CandleF32 => Precision::F32,
+        }
+    }
+
+    /// Why this machine's CPU can't take it; `None` where it can.
+    pub fn lacking(self) -> Option<&'static str> {
+        cpu::lacks(self)
     }
 }
 
@@ -98,36 +162,100 @@ impl std::fmt::Display for ComputePath {
     }
 }
 
+/// A path that is faster than the one that was taken, and why it was not taken.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+pub struct PassedOver {
+    /// The path.
+    pub path: ComputePath,
+    /// Why not.
+    pub reason: String,
+}
+
+impl std::fmt::Display for PassedOver {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "not {}: {}", self.path, self.reason)
+    }
+}
+
+/// What a model is to compute with.
+pub(super) struct Chosen {
+    pub(super) place: Place,
+    pub(super) path: ComputePath,
+    pub(super) passed_over: Vec<PassedOver>,
+}
+
 impl Compute {
     /// On the CPU, in a given precision.
     pub fn cpu(dtype: ComputeDtype) -> Self {
-        Self { dtype, device: ComputeDevice::Cpu }
+        Self { dtype, device: ComputeDevice::Cpu, cpu_path: None }
     }
 
-    /// Finds the device, and the precision it computes in.
-    pub(super) fn resolve(self) -> Result<(Place, Precision), LoadError> {
-        let place = match self.device {
-            ComputeDevice::Cpu => Place::Cpu,
-            ComputeDevice::Cuda => cuda()?,
-            ComputeDevice::Auto if !cfg!(feature = "cuda") || self.dtype == ComputeDtype::F32 => Place::Cpu,
-            ComputeDevice::Auto => cuda().unwrap_or_else(|error| {
-                warn!(%error, "computing on the CPU");
-                Place::Cpu
-            }),
-        };
-        let precision = match self.dtype {
-            #[cfg(feature = "cuda")]
-            dtype if matches!(place, Place::Cuda(_)) => match dtype {
-                ComputeDtype::F32 => return Err(LoadError::NoF32),
-                ComputeDtype::Auto | ComputeDtype::Bf16 => Precision::Bf16,
+    /// On the CPU, by a given path.
+    pub fn by(path: ComputePath) -> Self {
+        Self { dtype: ComputeDtype::Auto, device: ComputeDevice::Cpu, cpu_path: Some(path) }
+    }
+
+    /// Finds the device, and how it computes.
+    pub(super) fn choose(self) -> Result<Chosen, LoadError> {
+        let (place, not_cuda) = self.place()?;
+        if let Some(reason) = not_cuda {
+            let (path, mut passed_over) = self.on_cpu()?;
+            passed_over.insert(0, PassedOver { path: ComputePath::CudaBf16, reason });
+            return Ok(Chosen { place, path, passed_over });
+        }
+        if self.dtype == ComputeDtype::F32 {
+            return Err(LoadError::NoF32);
+        }
+        Ok(Chosen { place, path: ComputePath::CudaBf16, passed_over: Vec::new() })
+    }
+
+    /// Where to compute, and, if that is the CPU, why not on a GPU.
+    fn place(self) -> Result<(Place, Option<String>), LoadError> {
+        const NOT_BUILT: &str = "this program was built without CUDA";
+        Ok(match self.device {
+            ComputeDevice::Cuda => (cuda()?, None),
+            _ if !cfg!(feature = "cuda") => (Place::Cpu, Some(NOT_BUILT.to_owned())),
+            ComputeDevice::Cpu => (Place::Cpu, Some("--device cpu asks for the CPU".to_owned())),
+            ComputeDevice::Auto => match (self.dtype, self.cpu_path) {
+                (ComputeDtype::F32, _) => (Place::Cpu, Some("--dtype f32 asks for f32".to_owned())),
+                (_, Some(path)) => (Place::Cpu, Some(format!("--cpu-path asks for {path}"))),
+                _ => match cuda() {
+                    Ok(gpu) => (gpu, None),
+                    Err(error) => {
+                        warn!(%error, "computing on the CPU");
+                        (Place::Cpu, Some(error.to_string()))
+                    }
+                },
             },
-            ComputeDtype::F32 => Precision::F32,
-            ComputeDtype::Bf16 if super::cpu_has_bf16() => Precision::Bf16,
-            ComputeDtype::Bf16 => return Err(LoadError::NoBf16),
-            ComputeDtype::Auto if super::cpu_has_bf16() => Precision::Bf16,
-            ComputeDtype::Auto => Precision::F32,
-        };
-        Ok((place, precision))
+        })
+    }
+
+    /// The path that is asked for, else the fastest that this CPU has and the precision allows; and those before it.
+    fn on_cpu(self) -> Result<(ComputePath, Vec<PassedOver>), LoadError> {
+        let mut passed_over = Vec::new();
+        if let Some(path) = self.cpu_path {
+            if let Some(reason) = path.lacking() {
+                return Err(LoadError::NoPath { path, reason: reason.to_owned() });
+            }
+            if !self.dtype.allows(path.precision()) {
+                return Err(LoadError::PathDtype { path, dtype: self.dtype });
+            }
+        }
+        for path in ComputePath::fastest_first() {
+            let reason = match path.lacking() {
+                Some(lacking) => lacking.to_owned(),
+                None if !self.dtype.allows(path.precision()) => format!("--dtype {0} asks for {0}", self.dtype),
+                None => match self.cpu_path {
+                    Some(asked) if asked != path => format!("--cpu-path asks for {asked}"),
+                    _ => return Ok((path, passed_over)),
+                },
+            };
+            passed_over.push(PassedOver { path, reason });
+        }
+        match self.cpu_path {
+            Some(path) => Ok((path, passed_over)),
+            None => Err(LoadError::NoBf16),
+        }
     }
 }
 

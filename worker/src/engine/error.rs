@@ -2,6 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
+use super::compute::{ComputeDtype, ComputePath};
+
 /// A model folder that can't be used. Ends the program at start-up.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -66,6 +68,26 @@ pub enum LoadError {
     /// The CPU can't compute in bf16.
     #[error("this CPU has no AVX512-BF16: compute in f32 (--dtype f32, VECMILL_COMPUTE_DTYPE)")]
     NoBf16,
+    /// The CPU can't take the path that is asked for.
+    #[error("--cpu-path {path} (VECMILL_CPU_PATH): {reason}; leave it out to compute with what the CPU has")]
+    NoPath {
+        /// The path.
+        path: ComputePath,
+        /// What the CPU lacks.
+        reason: String,
+    },
+    /// A path of another precision than is asked for.
+    #[error(
+        "--cpu-path {path} (VECMILL_CPU_PATH) computes in {}, --dtype (VECMILL_COMPUTE_DTYPE) asks for {dtype}: leave one \
+         of them out",
+        path.precision()
+    )]
+    PathDtype {
+        /// The path.
+        path: ComputePath,
+        /// The precision that is asked for.
+        dtype: ComputeDtype,
+    },
     /// There is no GPU, or the program can't use it.
     #[error("{0}; --device cpu (VECMILL_DEVICE) computes on the CPU")]
     NoCuda(String),

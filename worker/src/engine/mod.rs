@@ -1,20 +1,19 @@
 //! The Qwen3-Embedding engine: token ids in, one hidden row a text out.
 //!
 //! Texts are packed, never padded: all tokens of a batch lie in one `[total, hidden]` matrix, and only attention knows
-//! where one text ends. A text's row therefore does not depend on what it shares a batch with, beyond the rounding of a
-//! matrix product of another height.
+//! where one text ends. A text's row does not depend on what it shares a batch with: on every path ([`ComputePath`]) it
+//! has the same bits in every batch, candle's on a CPU apart, where a matrix product of another height rounds otherwise.
 //!
 //! A vector is made in three steps, each on its own thread of the pipeline: [`Tokenizer::encode`] (any thread),
 //! [`Model::forward`] (the one thread that owns the model), [`finish`] (any thread).
 
-#[cfg(target_arch = "x86_64")]
-mod avx512;
 // Without the feature there is nobody to ask it, but its tests run on any machine.
 #[cfg(any(feature = "cuda", test))]
 mod budget;
 mod card;
 mod compute;
 mod config;
+mod cpu;
 #[cfg(feature = "cuda")]
 mod cuda;
 mod error;
@@ -29,21 +28,13 @@ mod tensor;
 mod tokenizer;
 mod weights;
 
-pub use compute::{Compute, ComputeDevice, ComputeDtype, ComputePath, Precision};
+pub use compute::{Compute, ComputeDevice, ComputeDtype, ComputePath, PassedOver, Precision};
 use std::path::Path;
 
 pub use error::{EngineError, LoadError, NonFinite, TokenizeError};
 pub use finish::finish;
 pub use model::{Launched, Model, ModelInfo};
 pub use tokenizer::{END_TOKEN, Encoded, Input, TEXT_BYTES_PER_TOKEN_MAX, Tokenizer};
-
-/// Whether the CPU has instructions for bf16 products that the engine uses.
-pub fn cpu_has_bf16() -> bool {
-    #[cfg(target_arch = "x86_64")]
-    return avx512::supported();
-    #[cfg(not(target_arch = "x86_64"))]
-    false
-}
 
 /// Names of the weight files of a model's folder, whether they are there or not.
 pub(crate) fn weight_files(dir: &Path) -> Result<Vec<String>, LoadError> {

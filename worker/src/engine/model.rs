@@ -3,13 +3,11 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-#[cfg(target_arch = "x86_64")]
-use super::avx512;
 use super::card::Card;
-use super::compute::{Compute, ComputePath, Precision};
+use super::compute::{Chosen, Compute, ComputePath, PassedOver, Precision};
 use super::config::Config;
+use super::cpu;
 use super::packing::Packed;
-use super::place::Place;
 use super::revision::revision;
 use super::weights::Weights;
 use super::{EngineError, LoadError, Tokenizer, tensor};
@@ -30,6 +28,8 @@ pub struct ModelInfo {
     pub precision: Precision,
     /// What computes them.
     pub path: ComputePath,
+    /// The paths that are faster, and why each was not taken.
+    pub passed_over: Vec<PassedOver>,
     /// Values of a row, and so the most dimensions a vector can have.
     pub hidden: usize,
     /// The most tokens a text may have, the end token included.
@@ -52,17 +52,17 @@ pub struct Model {
 
 /// The passes that there are. They take the same rows and give the same vectors, within their precisions.
 enum Forward {
+    /// On candle's tensors.
     Tensor(tensor::Forward),
-    #[cfg(target_arch = "x86_64")]
-    Avx512(Box<avx512::Forward>),
+    /// On a CPU, by microkernels.
+    Cpu(Box<dyn cpu::Pass>),
 }
 
 impl Forward {
     fn batch_tokens(&self) -> Option<usize> {
         match self {
             Self::Tensor(forward) => forward.batch_tokens(),
-            #[cfg(target_arch = "x86_64")]
-            Self::Avx512(_) => None,
+            Self::Cpu(_) => None,
         }
     }
 }
@@ -77,18 +77,17 @@ impl Model {
     /// A file is absent or malformed, a tensor does not fit `config.json`, the configuration asks for something the
     /// forward pass does not do, or the machine lacks what `compute` insists on.
     pub fn load(dir: &Path, compute: &Compute) -> Result<Self, LoadError> {
-        let (place, precision) = compute.resolve()?;
+        let Chosen { place, path, passed_over } = compute.choose()?;
         let config = Config::load(&dir.join("config.json"))?;
         let card = Card::load(dir, config.hidden_size)?;
         let files = Weights::file_names(dir)?;
         let weights = Weights::open(dir, &files)?;
         let load_forward = || -> Result<Forward, LoadError> {
-            Ok(match precision {
-                #[cfg(target_arch = "x86_64")]
-                Precision::Bf16 if matches!(place, Place::Cpu) => {
-                    Forward::Avx512(Box::new(avx512::Forward::load(&weights, &config)?))
+            Ok(match path {
+                ComputePath::CudaBf16 | ComputePath::CandleF32 => {
+                    Forward::Tensor(tensor::Forward::load(&weights, &config, place)?)
                 }
-                Precision::Bf16 | Precision::F32 => Forward::Tensor(tensor::Forward::load(&weights, &config, place)?),
+                path => Forward::Cpu(cpu::load(path, &weights, &config)?),
             })
         };
         let load_tokenizer = || tokenizer_of(dir, &config);
@@ -100,13 +99,9 @@ impl Model {
             revision: revision?,
             commit: None,
             prompts: card.prompts,
-            precision,
-            path: match (&forward, precision) {
-                (Forward::Tensor(_), Precision::F32) => ComputePath::CandleF32,
-                (Forward::Tensor(_), Precision::Bf16) => ComputePath::CudaBf16,
-                #[cfg(target_arch = "x86_64")]
-                (Forward::Avx512(_), _) => ComputePath::Avx512Bf16,
-            },
+            precision: path.precision(),
+            path,
+            passed_over,
             hidden: config.hidden_size,
             tokens_max: config.tokens_max(),
             batch_tokens: forward.batch_tokens(),
@@ -160,8 +155,7 @@ impl Model {
         let packed = Packed::new(texts);
         match &self.forward {
             Forward::Tensor(forward) => forward.launch(&packed).map(|rows| Launched(Inner::Coming(rows))),
-            #[cfg(target_arch = "x86_64")]
-            Forward::Avx512(forward) => forward.forward(&packed).map(|rows| Launched(Inner::Computed(rows))),
+            Forward::Cpu(forward) => forward.forward(&packed).map(|rows| Launched(Inner::Computed(rows))),
         }
     }
 

@@ -16,13 +16,15 @@ impl Rope {
         let (positions, half) = (config.max_position_embeddings, config.head_dim / 2);
         // Products in f32, as the model was trained with: at position 32,767 the rounding of an angle is visible, and
         // the trained one is the right one.
-        let frequency = |i: usize| (1.0 / config.rope_theta.powf(2.0 * i as f64 / config.head_dim as f64)) as f32;
+        // By `libm` and not by the C library, whose results depend on its version and on the CPU's generation.
+        let exponent = |i: usize| 2.0 * i as f64 / config.head_dim as f64;
+        let frequency = |i: usize| (1.0 / libm::pow(config.rope_theta, exponent(i))) as f32;
         let frequencies: Vec<f32> = (0..half).map(frequency).collect();
         let (mut cos, mut sin) = (vec![0.0; positions * half], vec![0.0; positions * half]);
         cos.par_chunks_exact_mut(half).zip(sin.par_chunks_exact_mut(half)).enumerate().for_each(
             |(position, (cos, sin))| {
                 for ((cos, sin), frequency) in cos.iter_mut().zip(sin).zip(&frequencies) {
-                    (*sin, *cos) = (position as f32 * frequency).sin_cos();
+                    (*sin, *cos) = libm::sincosf(position as f32 * frequency);
                 }
             },
         );

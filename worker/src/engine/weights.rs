@@ -128,11 +128,16 @@ impl Matrix<'_> {
         self.columns
     }
 
-    /// Writes a row to `out`, rounded to bf16.
-    pub(super) fn row(&self, mut row: usize, out: &mut [bf16]) {
+    /// Whether all of it is stored as bf16.
+    pub(super) fn is_bf16(&self) -> bool {
+        self.parts.iter().all(|part| part.stored == Dtype::BF16)
+    }
+
+    /// Writes a row to `out`, each value as `store` makes it of an f32.
+    pub(super) fn row<T>(&self, mut row: usize, out: &mut [T], store: impl Fn(f32) -> T) {
         for part in &self.parts {
             if row < part.rows {
-                return part.row(row, self.columns, out);
+                return part.row(row, self.columns, out, store);
             }
             row -= part.rows;
         }
@@ -140,17 +145,15 @@ impl Matrix<'_> {
 }
 
 impl Part<'_> {
-    fn row(&self, row: usize, columns: usize, out: &mut [bf16]) {
+    fn row<T>(&self, row: usize, columns: usize, out: &mut [T], store: impl Fn(f32) -> T) {
         let width = if self.stored == Dtype::F32 { 4 } else { 2 };
         let bytes = &self.bytes[row * columns * width..][..columns * width];
         let (pairs, _) = bytes.as_chunks::<2>();
         let (quads, _) = bytes.as_chunks::<4>();
         match self.stored {
-            Dtype::F32 => out.iter_mut().zip(quads).for_each(|(out, v)| *out = bf16::from_f32(f32::from_le_bytes(*v))),
-            Dtype::F16 => {
-                out.iter_mut().zip(pairs).for_each(|(out, v)| *out = bf16::from_f32(f16::from_le_bytes(*v).to_f32()))
-            }
-            _ => out.iter_mut().zip(pairs).for_each(|(out, v)| *out = bf16::from_le_bytes(*v)),
+            Dtype::F32 => out.iter_mut().zip(quads).for_each(|(out, v)| *out = store(f32::from_le_bytes(*v))),
+            Dtype::F16 => out.iter_mut().zip(pairs).for_each(|(out, v)| *out = store(f16::from_le_bytes(*v).to_f32())),
+            _ => out.iter_mut().zip(pairs).for_each(|(out, v)| *out = store(bf16::from_le_bytes(*v).to_f32())),
         }
     }
 }

@@ -29,7 +29,7 @@ use super::{
 };
 use crate::{
     built_in::BUILT_IN_MODEL,
-    engine::{Compute, ComputeDevice, ComputeDtype},
+    engine::{Compute, ComputeDevice, ComputeDtype, ComputePath},
     model_source::ModelSource,
     panics,
 };
@@ -78,12 +78,16 @@ struct Cli {
     /// Element type of the stored vectors
     #[arg(long, env = "VECMILL_DTYPE", value_enum, default_value_t)]
     dtype: Dtype,
-    /// Precision of the model's products; by default bf16 on a GPU and on CPUs with AVX512-BF16, else f32
+    /// Precision of the model's products; by default bf16 on a GPU and on AMD's CPUs with AVX512-BF16, else
+    /// f32
     #[arg(long, env = "VECMILL_COMPUTE_DTYPE", value_enum, default_value_t)]
     compute_dtype: ComputeDtype,
     /// What computes
     #[arg(long, env = "VECMILL_DEVICE", value_enum, default_value_t)]
     device: ComputeDevice,
+    /// Which of the CPU's instructions to compute with; by default the fastest that it has
+    #[arg(long, env = "VECMILL_CPU_PATH", value_enum, value_name = "PATH")]
+    cpu_path: Option<ComputePath>,
     /// Task that the corpus' texts are queries for; leave out for passages
     #[arg(long, env = "VECMILL_INSTRUCTION", value_name = "TASK")]
     instruction: Option<String>,
@@ -161,7 +165,7 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
         model: cli.model.clone(),
         model_dir: cli.model_dir.clone(),
         model_revision: cli.revision.clone(),
-        compute: Compute { dtype: cli.compute_dtype, device: cli.device },
+        compute: Compute { dtype: cli.compute_dtype, device: cli.device, cpu_path: cli.cpu_path },
     };
     let mistakes = model.mistakes();
     anyhow::ensure!(mistakes.is_empty(), "{}", mistakes.join("\n"));

@@ -1,14 +1,14 @@
 //! Against transformers (`tests/golden/make.py`), and each text against itself in every kind of batch.
 
 use serde::Deserialize;
-use vecmill_worker::engine::synthetic::{Shape, token_ids};
-use vecmill_worker::engine::{Compute, ComputeDtype, EngineError, Model, NonFinite, cpu_has_bf16, finish};
+use vecmill_worker::engine::synthetic::{Shape, Stored, token_ids};
+use vecmill_worker::engine::{Compute, ComputePath, EngineError, Model, NonFinite, Precision, finish};
 
-use crate::support::{SEED, cosine, difference, loaded, loaded_as, vectors, written};
+use crate::support::{SEED, cosine, difference, loaded, loaded_by, paths_here, vectors, written};
 
-/// What a precision must hold.
+/// What a path must hold.
 struct Bounds {
-    dtype: ComputeDtype,
+    path: ComputePath,
     /// The cosine that golden vectors, which are f32, must reach.
     cosine_min: f64,
     /// How far a unit vector's values may lie from transformers'. Another library's f32 adds in another order, in every
@@ -18,25 +18,23 @@ struct Bounds {
     batch: f32,
 }
 
-const F32: Bounds = Bounds {
-    dtype: ComputeDtype::F32,
-    cosine_min: 0.99999,
-    golden: 1e-5,
-    // Matrix products of another height add in another order. Measured: 3e-7.
-    batch: 3e-6,
-};
+impl Bounds {
+    fn of(path: ComputePath) -> Self {
+        let (cosine_min, golden) = match path.precision() {
+            Precision::F32 => (0.99999, 1e-5),
+            Precision::Bf16 => (0.9999, 1e-2),
+        };
+        // Our own paths: the same bits. candle's products of another height add in another order; measured: 3e-7.
+        let batch = if path == ComputePath::CandleF32 { 3e-6 } else { 0.0 };
+        Self { path, cosine_min, golden, batch }
+    }
+}
 
-const BF16: Bounds = Bounds {
-    dtype: ComputeDtype::Bf16,
-    cosine_min: 0.9999,
-    golden: 1e-2,
-    // The microkernel adds in one order, whatever the height of a tile: the same bits.
-    batch: 0.0,
-};
-
-/// Every precision that this CPU computes in. That the others are refused is `loading`'s to test.
-fn precisions() -> Vec<Bounds> {
-    if cpu_has_bf16() { vec![F32, BF16] } else { vec![F32] }
+/// Every path that this CPU can take, but for the plain one where there are others: it takes minutes, and agrees with them
+/// to the bit. That paths are refused where the CPU lacks something is `loading`'s to test.
+fn paths() -> impl Iterator<Item = Bounds> {
+    let own = paths_here().filter(|path| !matches!(path, ComputePath::PortableF32 | ComputePath::CandleF32)).count();
+    paths_here().filter(move |path| own == 0 || *path != ComputePath::PortableF32).map(Bounds::of)
 }
 
 #[derive(Deserialize)]
@@ -64,15 +62,15 @@ impl Golden {
 }
 
 fn agrees_with_golden(name: &str) {
-    for bounds in precisions() {
+    for bounds in paths() {
         agrees_within(name, &bounds);
     }
 }
 
 fn agrees_within(name: &str, bounds: &Bounds) {
     let golden = Golden::read(name);
-    let model = loaded_as(&golden.shape, golden.seed, bounds.dtype);
-    let name = format!("{name} {:?}", bounds.dtype);
+    let model = loaded_by(&golden.shape, golden.seed, bounds.path);
+    let name = format!("{name} {}", bounds.path);
     let texts = golden.texts();
     let mut worst = (1.0f64, 0.0f32);
     let mut compare = |how: &str, got: &[Vec<f32>], order: &[usize]| {
@@ -118,8 +116,8 @@ fn a_sharded_model_agrees_with_transformers() {
 /// Different texts, so that a row that gets its neighbour's vector shows; goldens of a length are one text each.
 #[test]
 fn a_text_has_one_vector_whatever_it_is_batched_with() {
-    for bounds in precisions() {
-        let model = loaded_as(&Shape::small(), SEED, bounds.dtype);
+    for bounds in paths() {
+        let model = loaded_by(&Shape::small(), SEED, bounds.path);
         let equal: Vec<_> = (0..9).map(|seed| token_ids(seed, 130)).collect();
         let mixed: Vec<_> = (1..80).step_by(3).chain([257, 600, 128]).map(|n| token_ids(n as u64, n)).collect();
         let permuted: Vec<_> = mixed.iter().rev().cloned().collect();
@@ -131,8 +129,8 @@ fn a_text_has_one_vector_whatever_it_is_batched_with() {
             let together = vectors(&model, batch);
             let alone: Vec<_> = batch.iter().flat_map(|text| vectors(&model, &[text])).collect();
             let worst = together.iter().zip(&alone).map(|(a, b)| difference(a, b)).fold(0.0, f32::max);
-            println!("{:?}, {} texts: alone and together differ by {worst:e}", bounds.dtype, batch.len());
-            assert!(worst <= bounds.batch, "{:?}: {worst:e}", bounds.dtype);
+            println!("{}, {} texts: alone and together differ by {worst:e}", bounds.path, batch.len());
+            assert!(worst <= bounds.batch, "{}: {worst:e}", bounds.path);
             for (i, a) in together.iter().enumerate() {
                 for b in &together[..i] {
                     assert!(cosine(a, b) < 0.99, "different texts must be told apart: {}", cosine(a, b));
@@ -144,15 +142,33 @@ fn a_text_has_one_vector_whatever_it_is_batched_with() {
 
 /// Widths that fill neither registers nor panels.
 #[test]
-fn odd_widths_agree_between_precisions() {
+fn odd_widths_agree_between_paths() {
     let shape = Shape { hidden: 74, intermediate: 106, heads: 5, kv_heads: 5, head_dim: 22, ..Shape::tiny() };
     let texts: Vec<_> = [1, 7, 33, 97, 260].map(|n| token_ids(n as u64, n)).into();
     let wanted = vectors(&loaded(&shape, SEED), &texts);
-    for bounds in precisions() {
-        let got = vectors(&loaded_as(&shape, SEED, bounds.dtype), &texts);
+    for bounds in paths() {
+        let got = vectors(&loaded_by(&shape, SEED, bounds.path), &texts);
         for ((text, got), wanted) in texts.iter().zip(&got).zip(&wanted) {
             let cosine = cosine(got, wanted);
-            assert!(cosine > bounds.cosine_min, "{:?}, {} tokens: cosine {cosine}", bounds.dtype, text.len());
+            assert!(cosine > bounds.cosine_min, "{}, {} tokens: cosine {cosine}", bounds.path, text.len());
+        }
+    }
+}
+
+/// Whatever the width of a CPU's registers: the plain one in Rust says what is right.
+#[test]
+fn paths_in_f32_agree_to_the_bit() {
+    let odd = Shape { hidden: 74, intermediate: 106, heads: 5, kv_heads: 5, head_dim: 22, ..Shape::tiny() };
+    // Weights of both kinds: f32, and bf16, which is widened on the way.
+    for shape in [Shape::small(), Shape { stored: Stored::Bf16, ..Shape::small() }, odd] {
+        let instruction = &token_ids(99, 41)[..40];
+        let texts: Vec<Vec<u32>> = [1, 2, 17, 33, 97, 300]
+            .iter()
+            .flat_map(|&n| [token_ids(n as u64, n), [instruction, &token_ids(n as u64, n)].concat()])
+            .collect();
+        let wanted = vectors(&loaded_by(&shape, SEED, ComputePath::PortableF32), &texts);
+        for path in paths_here().filter(|path| path.precision() == Precision::F32 && *path != ComputePath::CandleF32) {
+            assert!(vectors(&loaded_by(&shape, SEED, path), &texts) == wanted, "{path}");
         }
     }
 }
@@ -160,16 +176,16 @@ fn odd_widths_agree_between_precisions() {
 /// Longer than what attention and the MLP take at a time, beside short ones.
 #[test]
 fn long_texts_are_cut_into_blocks_without_a_trace() {
-    for bounds in precisions() {
+    for bounds in paths() {
         let shape = Shape { tokens_max: 8192, ..Shape::tiny() };
-        let model = loaded_as(&shape, SEED, bounds.dtype);
+        let model = loaded_by(&shape, SEED, bounds.path);
         let texts = [token_ids(1, 12), token_ids(2, 8192), token_ids(3, 5)];
         let together = vectors(&model, &texts);
         for (text, together) in texts.iter().zip(&together) {
             let alone = vectors(&model, &[text]);
             let moved = difference(&alone[0], together);
-            println!("{:?}, {} tokens: alone and together differ by {moved:e}", bounds.dtype, text.len());
-            assert!(moved <= bounds.batch, "{:?}, {} tokens: {moved:e}", bounds.dtype, text.len());
+            println!("{}, {} tokens: alone and together differ by {moved:e}", bounds.path, text.len());
+            assert!(moved <= bounds.batch, "{}, {} tokens: {moved:e}", bounds.path, text.len());
         }
     }
 }
@@ -183,7 +199,7 @@ fn every_token_counts_and_only_those_of_the_text() {
         let mut other = text.clone();
         other[place] = (other[place] + 1) % 256;
         let moved = difference(&vector, &vectors(&model, &[&other])[0]);
-        assert!(moved > 100.0 * F32.batch, "token {place} moves the vector by {moved:e}");
+        assert!(moved > 100.0 * 3e-6, "token {place} moves the vector by {moved:e}");
     }
 }
 
@@ -194,9 +210,9 @@ fn a_value_that_is_not_finite_stays_in_its_text() {
         let (_guard, dir) = written(&Shape::tiny());
         let path = dir.join("model.safetensors");
         spoil(&path, 90, bad);
-        for dtype in [ComputeDtype::F32, ComputeDtype::Auto] {
+        for path in paths_here() {
             let (clean, spoilt) =
-                (loaded_as(&Shape::tiny(), SEED, dtype), Model::load(&dir, &Compute::cpu(dtype)).unwrap());
+                (loaded_by(&Shape::tiny(), SEED, path), Model::load(&dir, &Compute::by(path)).unwrap());
             let text = |length, token: u32| -> Vec<u32> {
                 token_ids(length as u64, length).into_iter().map(|id| if id == 90 { token } else { id }).collect()
             };
@@ -207,8 +223,8 @@ fn a_value_that_is_not_finite_stays_in_its_text() {
             for (place, (clean, spoilt)) in clean.iter().zip(&spoilt).enumerate() {
                 let vector = finish(spoilt, 64);
                 match place {
-                    1 => assert_eq!(vector, Err(NonFinite), "{bad} in {dtype:?}"),
-                    _ => assert_eq!(vector, finish(clean, 64), "text {place} beside {bad} in {dtype:?}"),
+                    1 => assert_eq!(vector, Err(NonFinite), "{bad}, {path}"),
+                    _ => assert_eq!(vector, finish(clean, 64), "text {place} beside {bad}, {path}"),
                 }
             }
         }

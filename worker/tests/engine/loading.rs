@@ -3,7 +3,9 @@
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use vecmill_worker::engine::synthetic::{self, Shape, Stored, WriteError, token_ids};
-use vecmill_worker::engine::{Compute, ComputeDevice, ComputeDtype, LoadError, Model, Precision, cpu_has_bf16};
+use vecmill_worker::engine::{
+    Compute, ComputeDevice, ComputeDtype, ComputePath, LoadError, Model, PassedOver, Precision,
+};
 
 use crate::support::{SEED, difference, edit, loaded, vectors, written};
 
@@ -166,17 +168,41 @@ fn synthetic_models_are_the_same_each_time_and_never_replace_anything() {
 }
 
 #[test]
-fn a_precision_that_the_cpu_lacks_is_refused_and_auto_takes_the_best_there_is() {
+fn what_the_cpu_lacks_is_refused_and_auto_takes_the_best_there_is() {
     let (_guard, dir) = written(&Shape::tiny());
-    let precision = |dtype| Model::load(&dir, &Compute::cpu(dtype)).map(|model| model.info().precision);
-    assert_eq!(precision(ComputeDtype::F32).unwrap(), Precision::F32);
-    if cpu_has_bf16() {
-        assert_eq!(precision(ComputeDtype::Bf16).unwrap(), Precision::Bf16);
-        assert_eq!(precision(ComputeDtype::Auto).unwrap(), Precision::Bf16);
-    } else {
-        assert!(precision(ComputeDtype::Bf16).unwrap_err().to_string().contains("--dtype f32"));
-        assert_eq!(precision(ComputeDtype::Auto).unwrap(), Precision::F32);
+    let load = |compute: &Compute| Model::load(&dir, compute).map(|model| model.info().clone());
+    for path in ComputePath::ON_CPUS {
+        match (path.lacking(), load(&Compute::by(path))) {
+            (None, Ok(info)) => assert_eq!((info.path, info.precision), (path, path.precision())),
+            (Some(lacking), Err(error)) => {
+                let said = error.to_string();
+                assert!(said.contains(lacking) && said.contains(path.name()) && said.contains("--cpu-path"), "{said}");
+            }
+            (lacking, loaded) => panic!("{path}: {lacking:?}, {loaded:?}"),
+        }
     }
+    // The fastest that there is, and why each that is faster was not taken.
+    let best_of = |dtype: ComputeDtype, precision: Option<Precision>| {
+        let allowed = |path: &ComputePath| precision.is_none_or(|precision| path.precision() == precision);
+        let faster = ComputePath::fastest_first();
+        let best = faster.iter().position(|path| path.lacking().is_none() && allowed(path)).unwrap();
+        let info = load(&Compute::cpu(dtype)).unwrap();
+        assert_eq!(info.path, faster[best]);
+        let passed_over: Vec<_> = info.passed_over.iter().map(|passed_over| passed_over.path).collect();
+        assert_eq!(passed_over, [&[ComputePath::CudaBf16], &faster[..best]].concat());
+        for PassedOver { path, reason } in info.passed_over.iter().skip(1) {
+            assert_eq!(reason, path.lacking().unwrap_or("--dtype f32 asks for f32"));
+        }
+    };
+    best_of(ComputeDtype::Auto, None);
+    best_of(ComputeDtype::F32, Some(Precision::F32));
+    match ComputePath::Avx512Bf16.lacking() {
+        None => assert_eq!(load(&Compute::cpu(ComputeDtype::Bf16)).unwrap().precision, Precision::Bf16),
+        Some(_) => assert!(load(&Compute::cpu(ComputeDtype::Bf16)).unwrap_err().to_string().contains("--dtype f32")),
+    }
+    let contrary = Compute { dtype: ComputeDtype::Bf16, ..Compute::by(ComputePath::PortableF32) };
+    let said = load(&contrary).unwrap_err().to_string();
+    assert!(said.contains("--dtype") && said.contains("asks for bf16"), "{said}");
 }
 
 #[test]

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use tempfile::TempDir;
 use vecmill_worker::engine::synthetic::{self, Shape};
-use vecmill_worker::engine::{Compute, ComputeDtype, Model, finish};
+use vecmill_worker::engine::{Compute, ComputeDtype, ComputePath, Model, finish};
 
 pub(crate) const SEED: u64 = 7;
 
@@ -16,16 +16,25 @@ pub(crate) fn written(shape: &Shape) -> (TempDir, std::path::PathBuf) {
     (guard, dir)
 }
 
-/// In f32, whose vectors are the same on every CPU but for rounding.
-pub(crate) fn loaded(shape: &Shape, seed: u64) -> Model {
-    loaded_as(shape, seed, ComputeDtype::F32)
+/// Every path that this CPU can take.
+pub(crate) fn paths_here() -> impl Iterator<Item = ComputePath> {
+    ComputePath::ON_CPUS.into_iter().filter(|path| path.lacking().is_none())
 }
 
-pub(crate) fn loaded_as(shape: &Shape, seed: u64, dtype: ComputeDtype) -> Model {
+/// In f32, whose vectors are the same on every CPU.
+pub(crate) fn loaded(shape: &Shape, seed: u64) -> Model {
+    load(shape, seed, &Compute::cpu(ComputeDtype::F32))
+}
+
+pub(crate) fn loaded_by(shape: &Shape, seed: u64, path: ComputePath) -> Model {
+    load(shape, seed, &Compute::by(path))
+}
+
+fn load(shape: &Shape, seed: u64, compute: &Compute) -> Model {
     let guard = tempfile::tempdir().unwrap();
     let dir = guard.path().join("model");
     synthetic::write(&dir, shape, seed).unwrap();
-    Model::load(&dir, &Compute::cpu(dtype)).unwrap()
+    Model::load(&dir, compute).unwrap()
 }
 
 /// Whole unit vectors of a batch.

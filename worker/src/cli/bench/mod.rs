@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use self::{case::Case, cost::Cost};
 use crate::{
-    engine::{Model, Precision, finish, synthetic},
+    engine::{ComputePath, Model, PassedOver, Precision, finish, synthetic},
     model_source::ModelSource,
 };
 
@@ -70,6 +70,9 @@ struct Figures<'a> {
     tokens: usize,
     layers: u64,
     dtype: Precision,
+    path: ComputePath,
+    /// Faster paths, and why each was not taken.
+    passed_over: &'a [PassedOver],
     threads: usize,
     turns: usize,
     seconds_median: f64,
@@ -118,9 +121,12 @@ fn bench(args: &Args) -> anyhow::Result<()> {
         writeln!(
             out,
             "{name}: {layers} layers, {}, {threads} threads, loaded in {:.1} s",
-            model.info().precision,
+            model.info().path,
             loaded.as_secs_f64()
         )?;
+        for passed_over in &model.info().passed_over {
+            writeln!(out, "  {passed_over}")?;
+        }
         writeln!(
             out,
             "{:20} {:>6} {:>7} {:>6} {:>13} {:>10} {:>10} {:>14} {:>10}",
@@ -139,7 +145,7 @@ fn bench(args: &Args) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn measure<'a>(model: &Model, cost: &Cost, case: &'a Case, args: &Args) -> anyhow::Result<Figures<'a>> {
+fn measure<'a>(model: &'a Model, cost: &Cost, case: &'a Case, args: &Args) -> anyhow::Result<Figures<'a>> {
     let texts: Vec<Vec<u32>> =
         (0..).zip(&case.lengths).map(|(seed, &length)| random_text(model, seed, length)).collect();
     forget_peak_memory();
@@ -163,6 +169,8 @@ fn measure<'a>(model: &Model, cost: &Cost, case: &'a Case, args: &Args) -> anyho
         tokens,
         layers: cost.layers(),
         dtype: model.info().precision,
+        path: model.info().path,
+        passed_over: &model.info().passed_over,
         threads: rayon::current_num_threads(),
         turns: seconds.len(),
         seconds_median: median,
@@ -224,6 +232,7 @@ enum Answer {
     Ready {
         ready: bool,
         dtype: Precision,
+        path: ComputePath,
         threads: usize,
         load_seconds: f64,
         end_token: u32,
@@ -249,6 +258,7 @@ fn interactive(model: &Model, loaded: Duration, input: impl BufRead, mut out: im
     answer(&Answer::Ready {
         ready: true,
         dtype: model.info().precision,
+        path: model.info().path,
         threads: rayon::current_num_threads(),
         load_seconds: loaded.as_secs_f64(),
         end_token: model.info().end_token,
