@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use self::{case::Case, cost::Cost};
 use crate::{
-    engine::{Model, Precision, finish, synthetic},
+    engine::{ComputePath, Model, Precision, finish, synthetic},
     model_source::ModelSource,
 };
 
@@ -70,6 +70,7 @@ struct Figures<'a> {
     tokens: usize,
     layers: u64,
     dtype: Precision,
+    path: ComputePath,
     threads: usize,
     turns: usize,
     seconds_median: f64,
@@ -118,7 +119,7 @@ fn bench(args: &Args) -> anyhow::Result<()> {
         writeln!(
             out,
             "{name}: {layers} layers, {}, {threads} threads, loaded in {:.1} s",
-            model.info().precision,
+            model.info().path,
             loaded.as_secs_f64()
         )?;
         writeln!(
@@ -163,6 +164,7 @@ fn measure<'a>(model: &Model, cost: &Cost, case: &'a Case, args: &Args) -> anyho
         tokens,
         layers: cost.layers(),
         dtype: model.info().precision,
+        path: model.info().path,
         threads: rayon::current_num_threads(),
         turns: seconds.len(),
         seconds_median: median,
@@ -224,6 +226,7 @@ enum Answer {
     Ready {
         ready: bool,
         dtype: Precision,
+        path: ComputePath,
         threads: usize,
         load_seconds: f64,
         end_token: u32,
@@ -249,6 +252,7 @@ fn interactive(model: &Model, loaded: Duration, input: impl BufRead, mut out: im
     answer(&Answer::Ready {
         ready: true,
         dtype: model.info().precision,
+        path: model.info().path,
         threads: rayon::current_num_threads(),
         load_seconds: loaded.as_secs_f64(),
         end_token: model.info().end_token,
