@@ -17,6 +17,10 @@ pub struct Compute {
     /// CPU where there is none
     #[arg(long, env = "VECMILL_DEVICE", value_enum, default_value_t)]
     pub device: ComputeDevice,
+    /// How a GPU multiplies by weights: the same for every batch, or the fastest for each. Without effect on a CPU
+    #[arg(long = "cuda-products", env = "VECMILL_CUDA_PRODUCTS", value_enum, default_value_t)]
+    #[arg(hide = cfg!(not(feature = "cuda")))]
+    pub products: CudaProducts,
 }
 
 /// Precision of matrix products. Everything else is f32 on a CPU.
@@ -49,6 +53,16 @@ impl Default for ComputeDevice {
     }
 }
 
+/// How a GPU multiplies by weights.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum CudaProducts {
+    /// By one algorithm for each matrix, at every number of rows: a text has the same bits in every batch.
+    #[default]
+    Invariant,
+    /// By whichever algorithm is fastest for the rows of a batch: a text's last bits depend on what it shares a batch with.
+    Fastest,
+}
+
 /// How a model computes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -69,12 +83,14 @@ impl std::fmt::Display for Precision {
 }
 
 /// What computes, and in which precision: where two machines have the same path, a text has the same vector on both, to
-/// the bit. Named in every part, record and audit record.
+/// the bit. On a GPU only if they also have the same GPU, driver and cuBLASLt. Named in every part, record and audit record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum ComputePath {
-    /// bf16 products on an NVIDIA GPU.
+    /// bf16 products on an NVIDIA GPU, the same in every batch.
     CudaBf16,
+    /// The same, but by the fastest algorithm for each batch: no two batches need to give a text the same bits.
+    CudaBf16Fastest,
     /// bf16 products on a CPU with AVX512-BF16.
     Avx512Bf16,
     /// f32 products by candle, on any CPU.
@@ -86,6 +102,7 @@ impl ComputePath {
     pub fn name(self) -> &'static str {
         match self {
             Self::CudaBf16 => "cuda-bf16",
+            Self::CudaBf16Fastest => "cuda-bf16-fastest",
             Self::Avx512Bf16 => "avx512-bf16",
             Self::CandleF32 => "candle-f32",
         }
@@ -101,16 +118,16 @@ impl std::fmt::Display for ComputePath {
 impl Compute {
     /// On the CPU, in a given precision.
     pub fn cpu(dtype: ComputeDtype) -> Self {
-        Self { dtype, device: ComputeDevice::Cpu }
+        Self { dtype, device: ComputeDevice::Cpu, ..Self::default() }
     }
 
     /// Finds the device, and the precision it computes in.
     pub(super) fn resolve(self) -> Result<(Place, Precision), LoadError> {
         let place = match self.device {
             ComputeDevice::Cpu => Place::Cpu,
-            ComputeDevice::Cuda => cuda()?,
+            ComputeDevice::Cuda => cuda(self.products)?,
             ComputeDevice::Auto if !cfg!(feature = "cuda") || self.dtype == ComputeDtype::F32 => Place::Cpu,
-            ComputeDevice::Auto => cuda().unwrap_or_else(|error| {
+            ComputeDevice::Auto => cuda(self.products).unwrap_or_else(|error| {
                 warn!(%error, "computing on the CPU");
                 Place::Cpu
             }),
@@ -132,11 +149,11 @@ impl Compute {
 }
 
 #[cfg(feature = "cuda")]
-fn cuda() -> Result<Place, LoadError> {
-    Gpu::open().map(Place::Cuda)
+fn cuda(products: CudaProducts) -> Result<Place, LoadError> {
+    Gpu::open(products).map(Place::Cuda)
 }
 
 #[cfg(not(feature = "cuda"))]
-fn cuda() -> Result<Place, LoadError> {
+fn cuda(_: CudaProducts) -> Result<Place, LoadError> {
     Err(LoadError::NoCuda("this program was built without CUDA (cargo build --features cuda)".to_owned()))
 }

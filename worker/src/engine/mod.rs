@@ -2,14 +2,16 @@
 //!
 //! Texts are packed, never padded: all tokens of a batch lie in one `[total, hidden]` matrix, and only attention knows
 //! where one text ends. A text's row therefore does not depend on what it shares a batch with, beyond the rounding of a
-//! matrix product of another height.
+//! matrix product of another height, which [`ComputePath`] tells.
 //!
 //! A vector is made in three steps, each on its own thread of the pipeline: [`Tokenizer::encode`] (any thread),
 //! [`Model::forward`] (the one thread that owns the model), [`finish`] (any thread).
 
+#[cfg(any(feature = "cuda", test))]
+mod algorithms;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
-// Without the feature there is nobody to ask it, but its tests run on any machine.
+// Without the feature there is nobody to ask them, but their tests run on any machine.
 #[cfg(any(feature = "cuda", test))]
 mod budget;
 mod card;
@@ -27,9 +29,11 @@ mod rope;
 pub mod synthetic;
 mod tensor;
 mod tokenizer;
+#[cfg(any(feature = "cuda", test))]
+mod trial;
 mod weights;
 
-pub use compute::{Compute, ComputeDevice, ComputeDtype, ComputePath, Precision};
+pub use compute::{Compute, ComputeDevice, ComputeDtype, ComputePath, CudaProducts, Precision};
 use std::path::Path;
 
 pub use error::{EngineError, LoadError, NonFinite, TokenizeError};

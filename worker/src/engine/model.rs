@@ -6,7 +6,7 @@ use std::path::Path;
 #[cfg(target_arch = "x86_64")]
 use super::avx512;
 use super::card::Card;
-use super::compute::{Compute, ComputePath, Precision};
+use super::compute::{Compute, ComputePath, CudaProducts, Precision};
 use super::config::Config;
 use super::packing::Packed;
 use super::place::Place;
@@ -103,7 +103,10 @@ impl Model {
             precision,
             path: match (&forward, precision) {
                 (Forward::Tensor(_), Precision::F32) => ComputePath::CandleF32,
-                (Forward::Tensor(_), Precision::Bf16) => ComputePath::CudaBf16,
+                (Forward::Tensor(_), Precision::Bf16) => match compute.products {
+                    CudaProducts::Invariant => ComputePath::CudaBf16,
+                    CudaProducts::Fastest => ComputePath::CudaBf16Fastest,
+                },
                 #[cfg(target_arch = "x86_64")]
                 (Forward::Avx512(_), _) => ComputePath::Avx512Bf16,
             },

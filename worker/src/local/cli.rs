@@ -29,7 +29,7 @@ use super::{
 };
 use crate::{
     built_in::BUILT_IN_MODEL,
-    engine::{Compute, ComputeDevice, ComputeDtype},
+    engine::{Compute, ComputeDevice, ComputeDtype, CudaProducts},
     model_source::ModelSource,
     panics,
 };
@@ -84,6 +84,9 @@ struct Cli {
     /// What computes
     #[arg(long, env = "VECMILL_DEVICE", value_enum, default_value_t)]
     device: ComputeDevice,
+    /// How a GPU multiplies by weights: the same for every batch, or the fastest for each
+    #[arg(long, env = "VECMILL_CUDA_PRODUCTS", value_enum, default_value_t, hide = cfg!(not(feature = "cuda")))]
+    cuda_products: CudaProducts,
     /// Task that the corpus' texts are queries for; leave out for passages
     #[arg(long, env = "VECMILL_INSTRUCTION", value_name = "TASK")]
     instruction: Option<String>,
@@ -161,7 +164,7 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
         model: cli.model.clone(),
         model_dir: cli.model_dir.clone(),
         model_revision: cli.revision.clone(),
-        compute: Compute { dtype: cli.compute_dtype, device: cli.device },
+        compute: Compute { dtype: cli.compute_dtype, device: cli.device, products: cli.cuda_products },
     };
     let mistakes = model.mistakes();
     anyhow::ensure!(mistakes.is_empty(), "{}", mistakes.join("\n"));
