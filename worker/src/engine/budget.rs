@@ -4,7 +4,7 @@ use super::config::Config;
 
 /// Most tokens a batch gets however much memory there is: the longest text, and about half a second of an H100's time
 /// with the 4B model. A larger batch computes no faster, and delays whoever comes next.
-const TOKENS_MAX: usize = 32_768;
+pub(super) const TOKENS_MAX: usize = 32_768;
 
 /// Of the free memory, the part that activations may take. The rest is for what is allocated besides: kernels as they are
 /// loaded, gaps between buffers of different sizes, other programs.

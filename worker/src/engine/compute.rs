@@ -20,6 +20,10 @@ pub struct Compute {
     /// Which of the CPU's instructions to compute with: by default the fastest that it has
     #[arg(long, env = "VECMILL_CPU_PATH", value_enum, value_name = "PATH")]
     pub cpu_path: Option<ComputePath>,
+    /// How a GPU multiplies by weights: the same for every batch, or the fastest for each. Without effect on a CPU
+    #[arg(long = "cuda-products", env = "VECMILL_CUDA_PRODUCTS", value_enum, default_value_t)]
+    #[arg(hide = cfg!(not(feature = "cuda")))]
+    pub products: CudaProducts,
 }
 
 /// Precision of matrix products. Everything else is f32 on a CPU.
@@ -72,6 +76,16 @@ impl Default for ComputeDevice {
     }
 }
 
+/// How a GPU multiplies by weights.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum CudaProducts {
+    /// By one algorithm for each matrix, at every number of rows: a text has the same bits in every batch.
+    #[default]
+    Invariant,
+    /// By whichever algorithm is fastest for the rows of a batch: a text's last bits depend on what it shares a batch with.
+    Fastest,
+}
+
 /// How a model computes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -92,15 +106,18 @@ impl std::fmt::Display for Precision {
 }
 
 /// What computes, and in which precision: where two machines have the same path, a text has the same vector on both, to
-/// the bit. Named in every part, record and audit record.
+/// the bit. On a GPU only if they also have the same GPU, driver and cuBLASLt. Named in every part, record and audit record.
 ///
 /// The paths in f32 on CPUs, candle's apart, agree to the bit among each other as well.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 pub enum ComputePath {
-    /// bf16 products on an NVIDIA GPU.
+    /// bf16 products on an NVIDIA GPU, the same in every batch.
     #[value(skip)]
     CudaBf16,
+    /// The same, but by the fastest algorithm for each batch: no two batches need to give a text the same bits.
+    #[value(skip)]
+    CudaBf16Fastest,
     /// bf16 products on a CPU with AVX512-BF16
     Avx512Bf16,
     /// f32 products on a CPU with AVX-512
@@ -134,6 +151,7 @@ impl ComputePath {
     pub fn name(self) -> &'static str {
         match self {
             Self::CudaBf16 => "cuda-bf16",
+            Self::CudaBf16Fastest => "cuda-bf16-fastest",
             Self::Avx512Bf16 => "avx512-bf16",
             Self::Avx512F32 => "avx512-f32",
             Self::Avx2F32 => "avx2-f32",
@@ -145,7 +163,7 @@ impl ComputePath {
     /// Precision of its products.
     pub fn precision(self) -> Precision {
         match self {
-            Self::CudaBf16 | Self::Avx512Bf16 => Precision::Bf16,
+            Self::CudaBf16 | Self::CudaBf16Fastest | Self::Avx512Bf16 => Precision::Bf16,
             Self::Avx512F32 | Self::Avx2F32 | Self::PortableF32 | Self::CandleF32 => Precision::F32,
         }
     }
@@ -187,12 +205,12 @@ pub(super) struct Chosen {
 impl Compute {
     /// On the CPU, in a given precision.
     pub fn cpu(dtype: ComputeDtype) -> Self {
-        Self { dtype, device: ComputeDevice::Cpu, cpu_path: None }
+        Self { dtype, device: ComputeDevice::Cpu, ..Self::default() }
     }
 
     /// On the CPU, by a given path.
     pub fn by(path: ComputePath) -> Self {
-        Self { dtype: ComputeDtype::Auto, device: ComputeDevice::Cpu, cpu_path: Some(path) }
+        Self { device: ComputeDevice::Cpu, cpu_path: Some(path), ..Self::default() }
     }
 
     /// Finds the device, and how it computes.
@@ -206,20 +224,24 @@ impl Compute {
         if self.dtype == ComputeDtype::F32 {
             return Err(LoadError::NoF32);
         }
-        Ok(Chosen { place, path: ComputePath::CudaBf16, passed_over: Vec::new() })
+        let path = match self.products {
+            CudaProducts::Invariant => ComputePath::CudaBf16,
+            CudaProducts::Fastest => ComputePath::CudaBf16Fastest,
+        };
+        Ok(Chosen { place, path, passed_over: Vec::new() })
     }
 
     /// Where to compute, and, if that is the CPU, why not on a GPU.
     fn place(self) -> Result<(Place, Option<String>), LoadError> {
         const NOT_BUILT: &str = "this program was built without CUDA";
         Ok(match self.device {
-            ComputeDevice::Cuda => (cuda()?, None),
+            ComputeDevice::Cuda => (cuda(self.products)?, None),
             _ if !cfg!(feature = "cuda") => (Place::Cpu, Some(NOT_BUILT.to_owned())),
             ComputeDevice::Cpu => (Place::Cpu, Some("--device cpu asks for the CPU".to_owned())),
             ComputeDevice::Auto => match (self.dtype, self.cpu_path) {
                 (ComputeDtype::F32, _) => (Place::Cpu, Some("--dtype f32 asks for f32".to_owned())),
                 (_, Some(path)) => (Place::Cpu, Some(format!("--cpu-path asks for {path}"))),
-                _ => match cuda() {
+                _ => match cuda(self.products) {
                     Ok(gpu) => (gpu, None),
                     Err(error) => {
                         warn!(%error, "computing on the CPU");
@@ -260,11 +282,11 @@ impl Compute {
 }
 
 #[cfg(feature = "cuda")]
-fn cuda() -> Result<Place, LoadError> {
-    Gpu::open().map(Place::Cuda)
+fn cuda(products: CudaProducts) -> Result<Place, LoadError> {
+    Gpu::open(products).map(Place::Cuda)
 }
 
 #[cfg(not(feature = "cuda"))]
-fn cuda() -> Result<Place, LoadError> {
+fn cuda(_: CudaProducts) -> Result<Place, LoadError> {
     Err(LoadError::NoCuda("this program was built without CUDA (cargo build --features cuda)".to_owned()))
 }

@@ -94,6 +94,15 @@ pub enum LoadError {
     /// A precision that the GPU is not used in.
     #[error("the GPU computes in bf16: leave --dtype (VECMILL_COMPUTE_DTYPE) out, or take --device cpu")]
     NoF32,
+    /// The GPU gave a text other bits alone than among others.
+    #[error(
+        "the GPU gives a text of {tokens} tokens other bits alone than among others: --cuda-products fastest \
+         (VECMILL_CUDA_PRODUCTS) computes without that promise"
+    )]
+    NotInvariant {
+        /// Its length.
+        tokens: usize,
+    },
     /// candle refused an operation.
     #[error("loading weights: {0}")]
     Candle(#[from] candle_core::Error),

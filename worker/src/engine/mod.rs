@@ -1,13 +1,15 @@
 //! The Qwen3-Embedding engine: token ids in, one hidden row a text out.
 //!
 //! Texts are packed, never padded: all tokens of a batch lie in one `[total, hidden]` matrix, and only attention knows
-//! where one text ends. A text's row does not depend on what it shares a batch with: on every path ([`ComputePath`]) it
-//! has the same bits in every batch, candle's on a CPU apart, where a matrix product of another height rounds otherwise.
+//! where one text ends. A text's row does not depend on what it shares a batch with: on nearly every path it has the same
+//! bits in every batch ([`ComputePath`] says on which not).
 //!
 //! A vector is made in three steps, each on its own thread of the pipeline: [`Tokenizer::encode`] (any thread),
 //! [`Model::forward`] (the one thread that owns the model), [`finish`] (any thread).
 
-// Without the feature there is nobody to ask it, but its tests run on any machine.
+#[cfg(any(feature = "cuda", test))]
+mod algorithms;
+// Without the feature there is nobody to ask them, but their tests run on any machine.
 #[cfg(any(feature = "cuda", test))]
 mod budget;
 mod card;
@@ -26,9 +28,11 @@ mod rope;
 pub mod synthetic;
 mod tensor;
 mod tokenizer;
+#[cfg(any(feature = "cuda", test))]
+mod trial;
 mod weights;
 
-pub use compute::{Compute, ComputeDevice, ComputeDtype, ComputePath, PassedOver, Precision};
+pub use compute::{Compute, ComputeDevice, ComputeDtype, ComputePath, CudaProducts, PassedOver, Precision};
 use std::path::Path;
 
 pub use error::{EngineError, LoadError, NonFinite, TokenizeError};

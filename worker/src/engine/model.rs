@@ -84,7 +84,7 @@ impl Model {
         let weights = Weights::open(dir, &files)?;
         let load_forward = || -> Result<Forward, LoadError> {
             Ok(match path {
-                ComputePath::CudaBf16 | ComputePath::CandleF32 => {
+                ComputePath::CudaBf16 | ComputePath::CudaBf16Fastest | ComputePath::CandleF32 => {
                     Forward::Tensor(tensor::Forward::load(&weights, &config, place)?)
                 }
                 path => Forward::Cpu(cpu::load(path, &weights, &config)?),

@@ -29,7 +29,7 @@ use super::{
 };
 use crate::{
     built_in::BUILT_IN_MODEL,
-    engine::{Compute, ComputeDevice, ComputeDtype, ComputePath},
+    engine::{Compute, ComputeDevice, ComputeDtype, ComputePath, CudaProducts},
     model_source::ModelSource,
     panics,
 };
@@ -88,6 +88,9 @@ struct Cli {
     /// Which of the CPU's instructions to compute with; by default the fastest that it has
     #[arg(long, env = "VECMILL_CPU_PATH", value_enum, value_name = "PATH")]
     cpu_path: Option<ComputePath>,
+    /// How a GPU multiplies by weights: the same for every batch, or the fastest for each
+    #[arg(long, env = "VECMILL_CUDA_PRODUCTS", value_enum, default_value_t, hide = cfg!(not(feature = "cuda")))]
+    cuda_products: CudaProducts,
     /// Task that the corpus' texts are queries for; leave out for passages
     #[arg(long, env = "VECMILL_INSTRUCTION", value_name = "TASK")]
     instruction: Option<String>,
@@ -165,7 +168,12 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
         model: cli.model.clone(),
         model_dir: cli.model_dir.clone(),
         model_revision: cli.revision.clone(),
-        compute: Compute { dtype: cli.compute_dtype, device: cli.device, cpu_path: cli.cpu_path },
+        compute: Compute {
+            dtype: cli.compute_dtype,
+            device: cli.device,
+            cpu_path: cli.cpu_path,
+            products: cli.cuda_products,
+        },
     };
     let mistakes = model.mistakes();
     anyhow::ensure!(mistakes.is_empty(), "{}", mistakes.join("\n"));

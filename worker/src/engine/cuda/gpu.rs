@@ -4,14 +4,15 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex};
 
 use candle_core::backend::BackendDevice;
-use candle_core::cuda_backend::cudarc::cublaslt::CudaBlasLT;
 use candle_core::cuda_backend::cudarc::driver::result::{device, mem_pool};
 use candle_core::cuda_backend::cudarc::driver::{CudaStream, sys};
 use candle_core::{CudaDevice, Device};
 
+use super::cublas_lt::CublasLt;
 use super::transfer::Staging;
 use crate::engine::LoadError;
 use crate::engine::budget;
+use crate::engine::compute::CudaProducts;
 use crate::engine::config::Config;
 
 /// The driver's library. It comes with the driver, not with the toolkit.
@@ -21,7 +22,7 @@ const DRIVER: &str = "libcuda.so.1";
 pub(in crate::engine) struct Gpu {
     device: Device,
     stream: Arc<CudaStream>,
-    pub(super) blas: CudaBlasLT,
+    pub(super) blas: CublasLt,
     /// Page-locked memory of batches that are done. Locking pages is slow, and waits for the GPU.
     pub(super) idle: Mutex<Vec<Staging>>,
 }
@@ -31,12 +32,12 @@ impl Gpu {
     ///
     /// # Errors
     /// There is no driver, no GPU, or a library is missing.
-    pub(in crate::engine) fn open() -> Result<Arc<Self>, LoadError> {
+    pub(in crate::engine) fn open(products: CudaProducts) -> Result<Arc<Self>, LoadError> {
         if !driver_is_there() {
             return Err(LoadError::NoCuda(format!("no NVIDIA driver found ({DRIVER})")));
         }
         // A library that is not there (cuBLAS, cuBLASLt, cuRAND) is a panic in the crate that looks for it.
-        match catch_unwind(AssertUnwindSafe(Self::new)) {
+        match catch_unwind(AssertUnwindSafe(|| Self::new(products))) {
             Ok(Ok(gpu)) => Ok(Arc::new(gpu)),
             Ok(Err(error)) => Err(LoadError::NoCuda(format!("the GPU can't be used: {error}"))),
             Err(panic) => Err(LoadError::NoCuda(match panic.downcast_ref::<String>() {
@@ -47,7 +48,7 @@ impl Gpu {
     }
 
     #[allow(unsafe_code, reason = "only the caller can know that there is one stream")]
-    fn new() -> candle_core::Result<Self> {
+    fn new(products: CudaProducts) -> candle_core::Result<Self> {
         // Not candle's usual stream, which is another one on each thread: a model is loaded on one and used on another.
         let cuda = CudaDevice::new_with_stream(0)?;
         // SAFETY: this stream is the only one of the process, so the order of the queue is the order of all accesses.
@@ -55,7 +56,7 @@ impl Gpu {
         unsafe { cuda.disable_event_tracking() };
         let stream = cuda.cuda_stream();
         keep_freed_memory(&stream).map_err(candle_core::Error::wrap)?;
-        let blas = CudaBlasLT::new(stream.clone()).map_err(candle_core::Error::wrap)?;
+        let blas = CublasLt::new(stream.clone(), products)?;
         Ok(Self { device: Device::Cuda(cuda), stream, blas, idle: Mutex::default() })
     }
 
@@ -69,6 +70,11 @@ impl Gpu {
 
     pub(super) fn stream(&self) -> &Arc<CudaStream> {
         &self.stream
+    }
+
+    /// Whether a text is to have the same bits in every batch.
+    pub(in crate::engine) fn is_invariant(&self) -> bool {
+        self.blas.products() == CudaProducts::Invariant
     }
 
     /// Waits for all that is queued.

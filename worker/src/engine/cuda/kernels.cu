@@ -1,4 +1,5 @@
 // What a layer does between its matrix products, each in one pass over memory: bf16 in and out, f32 inside.
+// A row's values depend on that row alone, and its sums on its width: never on how many rows there are.
 // Sizes are checked by kernels.rs: widths are multiples of eight values, heads have 128.
 
 #include <cuda_bf16.h>

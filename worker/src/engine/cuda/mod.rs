@@ -1,10 +1,16 @@
 //! What the forward pass on tensors does on an NVIDIA GPU. Weights and activations are bf16; norms, positions, softmax and
 //! the sums of products are f32.
 //!
+//! A text has the same bits in every batch, but by choice ([`CudaProducts`]). Products have one algorithm for all heights
+//! ([`cublas_lt`]); attention is one kernel in all batches ([`attention`]); norms are a block or a warp a row, whose sums
+//! follow the row's width alone; the rest is done value by value, or copied. In the last layer pooled rows have a kernel
+//! and products of their own, in every batch and at every length.
+//!
 //! Everything of a batch is queued on one stream, and nothing waits for it but [`transfer::Pending::rows`]: while the GPU
 //! computes one batch, the model's thread lays out and queues the next.
 
 mod attention;
+mod cublas_lt;
 mod gpu;
 mod kernels;
 mod products;
@@ -17,6 +23,8 @@ pub(super) use products::{AddProduct, product};
 pub(super) use transfer::{Batch, Pending};
 
 use super::LoadError;
+#[cfg(doc)]
+use super::compute::CudaProducts;
 use super::config::Config;
 
 /// Refuses a model that the kernels don't fit. Qwen3-Embedding's do.

@@ -1,8 +1,7 @@
 //! Matrix products with weights, by cuBLASLt.
 
-use candle_core::cuda_backend::cudarc::cublaslt::{Matmul, MatmulConfig};
 use candle_core::cuda_backend::cudarc::driver::{CudaView, DevicePtrMut};
-use candle_core::{CpuStorage, CudaStorage, Error, InplaceOp1, Layout, Result, Storage, Tensor, bail};
+use candle_core::{CpuStorage, CudaStorage, InplaceOp1, Layout, Result, Storage, Tensor, bail};
 use half::bf16;
 
 use super::Gpu;
@@ -49,36 +48,14 @@ impl InplaceOp1 for AddProduct<'_> {
 }
 
 /// `output` becomes `keep * output` and the product.
-#[allow(unsafe_code, reason = "cuBLASLt is given sizes that it can't check")]
 fn multiply(gpu: &Gpu, rows: &Tensor, weights: &Tensor, output: &mut impl DevicePtrMut<bf16>, keep: f32) -> Result<()> {
-    let ((number, inner), (outer, weights_inner)) = (rows.dims2()?, weights.dims2()?);
-    if inner != weights_inner || output.len() != number * outer {
-        bail!("{:?} can't be multiplied by {:?} into {} values", rows.dims(), weights.dims(), output.len());
+    let ((height, inner), (outer, weights_inner)) = (rows.dims2()?, weights.dims2()?);
+    if inner != weights_inner {
+        bail!("{:?} can't be multiplied by {:?}", rows.dims(), weights.dims());
     }
     let ((rows, rows_layout), (weights, weights_layout)) = (rows.storage_and_layout(), weights.storage_and_layout());
     let (rows, weights) = (view(&rows, rows_layout)?, view(&weights, weights_layout)?);
-    // cuBLASLt counts by columns, and what lies row by row is its own transpose there: the transpose of the output, out by
-    // rows, is the weights (transposed back) times the transpose of the rows.
-    let sizes = MatmulConfig {
-        transa: true,
-        transb: false,
-        transc: false,
-        m: outer as u64,
-        n: number as u64,
-        k: inner as u64,
-        alpha: 1.0,
-        lda: inner as i64,
-        ldb: inner as i64,
-        beta: keep,
-        ldc: outer as i64,
-        stride_a: None,
-        stride_b: None,
-        stride_c: None,
-        stride_bias: None,
-        batch_size: None,
-    };
-    // SAFETY: the three buffers are contiguous and have the lengths that the sizes call for, as checked above.
-    unsafe { gpu.blas.matmul(sizes, &weights, &rows, output, None, None) }.map_err(Error::wrap)
+    gpu.blas.multiply((&weights, outer, inner), (&rows, height), output, keep)
 }
 
 fn view<'a>(storage: &'a Storage, layout: &Layout) -> Result<CudaView<'a, bf16>> {

@@ -16,6 +16,8 @@ use super::cuda;
 use super::packing::Packed;
 use super::place::{Batch, Place};
 use super::rope::Rope;
+#[cfg(feature = "cuda")]
+use super::trial;
 use super::weights::{EMBEDDINGS, Weights};
 use super::{EngineError, LoadError, place};
 use attention::{Reach, Span};
@@ -71,16 +73,27 @@ impl Forward {
         Ok(forward)
     }
 
-    /// On a GPU, runs a small batch: kernels are loaded at their first use, and what does not work shows here and not in
-    /// the first chunk. What memory is left then is for batches.
+    /// On a GPU, runs a few texts: kernels are loaded and products planned at their first use, and what does not work
+    /// shows here and not in the first chunk. What memory is left then is for batches.
     #[cfg(feature = "cuda")]
     fn warmed_up(mut self, config: &Config) -> Result<Self, LoadError> {
         let Place::Cuda(gpu) = &self.place else { return Ok(self) };
-        // Two that share a prefix, and one that is a row alone.
-        let text = vec![0; config.tokens_max().min(200)];
-        let texts: [&[u32]; 3] = [&text, &text, &[1]];
-        let rows = self.launch(&Packed::new(&texts)).and_then(Launched::rows);
-        rows.map_err(|error| LoadError::NoCuda(format!("the GPU can't compute: {error}")))?;
+        let texts = trial::texts(config.vocab_size, config.tokens_max());
+        let texts: Vec<&[u32]> = texts.iter().map(Vec::as_slice).collect();
+        let fails = |why: String| LoadError::NoCuda(format!("the GPU can't compute: {why}"));
+        let rows = |texts: &[&[u32]]| {
+            self.launch(&Packed::new(texts)).and_then(Launched::rows).map_err(|error| fails(error.to_string()))
+        };
+        let among = rows(&texts)?;
+        if among.iter().flatten().any(|value| !value.is_finite()) {
+            return Err(fails("values are not finite".to_owned()));
+        }
+        if gpu.is_invariant() {
+            let alone = texts.iter().map(|text| rows(&[text])).collect::<Result<Vec<_>, _>>()?.concat();
+            if let Some(text) = trial::first_that_differs(&alone, &among) {
+                return Err(LoadError::NotInvariant { tokens: texts[text].len() });
+            }
+        }
         self.batch_tokens = Some(gpu.batch_tokens(config)?);
         Ok(self)
     }
