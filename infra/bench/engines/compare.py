@@ -239,7 +239,11 @@ def say(case):
             ratio = ours[0]["tokens_per_second"] / best["tokens_per_second"]
             at_28 = ratio / case["depth_bonus"]
             case[f"ratio_{precision}"], case[f"ratio_{precision}_at_{DEPTH}_layers"] = ratio, at_28
-            print(f"  {precision}: {ratio:.2f} x the best peer ({best['engine']}); at {DEPTH} layers {at_28:.2f} x")
+            each = ", ".join(
+                f"{ours[0]['tokens_per_second'] / row['tokens_per_second'] / case['depth_bonus']:.2f} x {row['engine']}"
+                for row in peers
+            )
+            print(f"  {precision}: {ratio:.2f} x the best peer ({best['engine']}); at {DEPTH} layers {at_28:.2f} x ({each})")
     sys.stdout.flush()
 
 

@@ -13,7 +13,6 @@ def help_text(program):
 
 class Ours:
     ours = True
-    strategy = "packed"
 
     def __init__(self, program, model_dir, precision, threads):
         self.name, self.precision = f"vecmill {precision}", precision
@@ -29,6 +28,7 @@ class Ours:
         ready = self.answer()
         if ready["dtype"] != precision:
             raise RuntimeError(f"it computes in {ready['dtype']} on this machine")
+        self.strategy = f"packed, {ready['path']}"
 
     def answer(self):
         line = self.process.stdout.readline()

@@ -125,6 +125,13 @@ fn a_text_has_one_vector_whatever_it_is_batched_with() {
         let instruction = &token_ids(99, 41)[..40];
         let alike: Vec<Vec<u32>> =
             [1, 2, 30, 300].iter().map(|&n| [instruction, &token_ids(n as u64, n)].concat()).collect();
+        // Among thousands of tokens' worth of short ones, some of them twice.
+        let many: Vec<_> = (0..700).map(|n| token_ids(n % 690, 2 + n as usize % 13)).collect();
+        let (together, alone) = (vectors(&model, &many), many.iter().step_by(97));
+        for (alone, place) in alone.zip((0..).step_by(97)) {
+            let moved = difference(&vectors(&model, &[alone])[0], &together[place]);
+            assert!(moved <= bounds.batch, "{}, text {place} of 700: {moved:e}", bounds.path);
+        }
         for batch in [&equal, &mixed, &permuted, &alike] {
             let together = vectors(&model, batch);
             let alone: Vec<_> = batch.iter().flat_map(|text| vectors(&model, &[text])).collect();
@@ -151,6 +158,22 @@ fn odd_widths_agree_between_paths() {
         for ((text, got), wanted) in texts.iter().zip(&got).zip(&wanted) {
             let cosine = cosine(got, wanted);
             assert!(cosine > bounds.cosine_min, "{}, {} tokens: cosine {cosine}", bounds.path, text.len());
+        }
+    }
+}
+
+/// How many threads there are decides how rows are cut into blocks and tiles.
+#[test]
+fn threads_change_no_bit() {
+    let texts: Vec<_> = [1, 5, 96, 97, 250, 300].map(|n| token_ids(n as u64, n)).into();
+    for bounds in paths().filter(|bounds| bounds.batch == 0.0) {
+        let on = |threads: usize| {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            pool.install(|| vectors(&loaded_by(&Shape::small(), SEED, bounds.path), &texts))
+        };
+        let alone = on(1);
+        for threads in [2, 3, 8] {
+            assert!(on(threads) == alone, "{}, {threads} threads", bounds.path);
         }
     }
 }

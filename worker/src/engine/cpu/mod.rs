@@ -60,7 +60,7 @@ pub(super) fn is_intel() -> bool {
     #[cfg(target_arch = "x86_64")]
     {
         let maker = std::arch::x86_64::__cpuid(0);
-        return [maker.ebx, maker.edx, maker.ecx].map(u32::to_le_bytes).as_flattened() == b"GenuineIntel";
+        [maker.ebx, maker.edx, maker.ecx].map(u32::to_le_bytes).as_flattened() == b"GenuineIntel"
     }
     #[cfg(not(target_arch = "x86_64"))]
     false

@@ -33,7 +33,7 @@ fn mul_add(a: f32, b: f32, c: f32) -> f32 {
     let lost = (product - (sum - part)) + (c - part);
     let bits = sum.to_bits();
     let away = (lost > 0.0) == (sum > 0.0);
-    let inexact = lost > 0.0 || lost < 0.0;
+    let inexact = lost.abs() > 0.0;
     let odd = if inexact && bits & 1 == 0 { bits.wrapping_add(if away { 1 } else { u64::MAX }) } else { bits };
     f64::from_bits(odd) as f32
 }
