@@ -53,9 +53,10 @@ pub async fn run(config: Config, stop: watch::Receiver<bool>) -> anyhow::Result<
         // A download may take hours. What there is of it stays.
         () = stopped(&mut stopping) => return Ok(()),
     };
-    let ModelInfo { revision, commit, precision, hidden, batch_tokens, .. } = model.info();
+    let ModelInfo { revision, commit, precision, path, hidden, batch_tokens, .. } = model.info();
+    let precision = *precision;
     let batch_tokens = config.batch_tokens.or(*batch_tokens).unwrap_or(BATCH_TOKENS);
-    info!(model = config.model.model, revision, commit, %precision, hidden, batch_tokens, "model loaded");
+    info!(model = config.model.model, revision, commit, %precision, %path, hidden, batch_tokens, "model loaded");
     let embedder = Embedder::start(model, batch_tokens, metrics.clone())?;
     let store = Store::connect(&config.store).await;
     let (charges, probe) = config.quota;
@@ -82,6 +83,7 @@ pub async fn run(config: Config, stop: watch::Receiver<bool>) -> anyhow::Result<
         tls: config.broker.tls.clone(),
         topology: config.broker.topology(),
         prefetch: config.prefetch,
+        precision,
         worker: config.name,
     };
     // What is delivered is bounded by the prefetch; the channel only hands over.

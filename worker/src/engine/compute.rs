@@ -1,6 +1,7 @@
 //! Where and in which precision a model computes.
 
 use tracing::warn;
+pub use vecmill_producer::contract::Precision;
 
 use super::LoadError;
 #[cfg(feature = "cuda")]
@@ -46,25 +47,6 @@ impl Default for ComputeDevice {
     /// What the program was built for: nobody builds for CUDA to compute on a CPU, and a silent fallback would cost money.
     fn default() -> Self {
         if cfg!(feature = "cuda") { Self::Cuda } else { Self::Cpu }
-    }
-}
-
-/// How a model computes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Precision {
-    /// f32 products.
-    F32,
-    /// bf16 products.
-    Bf16,
-}
-
-impl std::fmt::Display for Precision {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match self {
-            Self::F32 => "f32",
-            Self::Bf16 => "bf16",
-        })
     }
 }
 
