@@ -1,6 +1,7 @@
 //! Reading a job's parts: the rows of one, and many as one file. Workers write them; columns `id` (string), `embedding`
 //! (fixed-size list of 32- or 16-bit floats), `tokens` (unsigned 32-bit) and `truncated` (boolean), none of them null.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
 use std::sync::Arc;
 
@@ -11,10 +12,24 @@ use bytes::Bytes;
 use parquet::arrow::arrow_reader::{ParquetRecordBatchReader, ParquetRecordBatchReaderBuilder};
 use parquet::column::writer::ColumnCloseResult;
 use parquet::errors::ParquetError;
-use parquet::file::metadata::ParquetMetaDataReader;
+use parquet::file::metadata::{KeyValue, ParquetMetaDataReader};
 use parquet::file::properties::WriterProperties;
 use parquet::file::reader::ChunkReader;
 use parquet::file::writer::SerializedFileWriter;
+
+/// In a part's key-value metadata: the model's revision.
+pub const REVISION: &str = "vecmill.revision";
+/// In a part's key-value metadata: the commit of the model's repository.
+pub const COMMIT: &str = "vecmill.commit";
+/// In a part's key-value metadata: the precision of the model's products.
+pub const PRECISION: &str = "vecmill.precision";
+/// In a part's key-value metadata: what computed it, such as `avx512-bf16`.
+pub const COMPUTE: &str = "vecmill.compute";
+/// In a part's key-value metadata: the number of its chunk.
+pub const CHUNK: &str = "vecmill.chunk";
+
+/// What parts of one job may differ in, if their workers do.
+const OF_A_WORKER: [&str; 4] = [REVISION, COMMIT, PRECISION, COMPUTE];
 
 /// Rows decoded at once: 256 rows of 4,096 floats are 4 MiB.
 const DECODE_ROWS: usize = 256;
@@ -95,16 +110,19 @@ fn floats(vector: &ArrayRef) -> Option<Vec<f32>> {
 }
 
 /// Many parts of one job as one Parquet file: each part's row groups, byte for byte, one after the other. Nothing is decoded,
-/// and of what has been written only the footer's entries are kept.
+/// and of what has been written only the footer's entries are kept. What the file says of itself holds for all parts: where
+/// workers of several kinds had a hand in them, it names each kind.
 pub struct OneFile<W: Write + Send> {
     out: Option<W>,
     writer: Option<SerializedFileWriter<W>>,
+    /// What the parts say of their workers, each value once.
+    workers: BTreeMap<&'static str, BTreeSet<String>>,
 }
 
 impl<W: Write + Send> OneFile<W> {
     /// An empty file; its schema is that of the first part.
     pub fn new(out: W) -> Self {
-        Self { out: Some(out), writer: None }
+        Self { out: Some(out), writer: None, workers: BTreeMap::new() }
     }
 
     /// Appends a part.
@@ -114,12 +132,19 @@ impl<W: Write + Send> OneFile<W> {
     pub fn append(&mut self, part: &impl ChunkReader) -> Result<(), PartError> {
         let metadata = ParquetMetaDataReader::new().parse_and_finish(part)?;
         let file = metadata.file_metadata();
+        let said = file.key_value_metadata().map(Vec::as_slice).unwrap_or_default();
+        for name in OF_A_WORKER {
+            let value = said.iter().find(|entry| entry.key == name).and_then(|entry| entry.value.clone());
+            self.workers.entry(name).or_default().extend(value);
+        }
         let writer = match (&mut self.writer, self.out.take()) {
             (Some(writer), _) => writer,
             (empty, Some(out)) => {
+                // Of no part alone is said what differs between them.
+                let of_the_job = said.iter().filter(|entry| entry.key != CHUNK && !OF_A_WORKER.contains(&&*entry.key));
                 let properties = WriterProperties::builder()
                     .set_created_by("vecmill".to_owned())
-                    .set_key_value_metadata(file.key_value_metadata().cloned())
+                    .set_key_value_metadata(Some(of_the_job.cloned().collect()))
                     .build();
                 let schema = file.schema_descr().root_schema_ptr();
                 empty.insert(SerializedFileWriter::new(out, schema, Arc::new(properties))?)
@@ -152,7 +177,11 @@ impl<W: Write + Send> OneFile<W> {
     /// # Errors
     /// When it can't be written.
     pub fn finish(self) -> Result<bool, PartError> {
-        let Some(writer) = self.writer else { return Ok(false) };
+        let Some(mut writer) = self.writer else { return Ok(false) };
+        for (name, values) in self.workers.into_iter().filter(|(_, values)| !values.is_empty()) {
+            let values = Vec::from_iter(values).join(", ");
+            writer.append_key_value_metadata(KeyValue::new(name.to_owned(), values));
+        }
         writer.close()?;
         Ok(true)
     }

@@ -4,7 +4,7 @@ use serde::Serialize;
 use vecmill_signer::claims::{Digest, JobId, TenantId};
 
 use crate::{
-    contract::{CONTRACT_VERSION, Input, JobKeys, JobSpec, MANIFEST_BYTES_MAX, Manifest, ManifestError},
+    contract::{CONTRACT_VERSION, Input, JobKeys, JobSpec, MANIFEST_BYTES_MAX, Manifest, ManifestError, Precision},
     read::{self, BadRow, InputFormat, ReadError, ReadOptions},
     source::{Source, SourceError, Spooled},
     split::{Cut, SplitError, split},
@@ -39,6 +39,8 @@ pub enum Event {
     Publishing(u32),
     /// The broker has confirmed one.
     Published,
+    /// No worker runs that computes in the precision that the job asks for: it waits for one.
+    NobodyComputes(Precision),
 }
 
 /// A corpus that lies on S3 in chunks, with the manifest to sign.
@@ -226,5 +228,33 @@ async fn refuse_bad_rows(
     match bad {
         0 => Ok(()),
         bad => Err(PrepareError::Strict { name: spooled.name.clone(), bad }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::contract::{Dtype, Precision, Truncate};
+
+    #[test]
+    fn a_precision_is_part_of_a_job_and_its_absence_is_not() {
+        let tenant: TenantId = "acme".parse().expect("a tenant");
+        let input = Input { sha256: Digest::of(b"x"), bytes: 1, format: InputFormat::Jsonl };
+        let cut = Cut { chunk_rows: 1000, chunk_bytes: 256 << 10 };
+        let job = |precision| {
+            let spec = JobSpec {
+                model: "m".to_owned(),
+                dimensions: 32,
+                dtype: Dtype::F32,
+                instruction: None,
+                truncate: Truncate::None,
+                precision,
+            };
+            job_id(&tenant, &spec, &input, &ReadOptions::default(), cut).to_string()
+        };
+        // As it was called before there was a precision to ask for.
+        assert_eq!(job(None), "16540bcd7a386565f0fabda607d2bdf1");
+        let asked = Precision::ALL.map(|precision| job(Some(precision)));
+        assert!(asked[0] != asked[1] && !asked.contains(&job(None)), "{asked:?}");
     }
 }

@@ -10,7 +10,7 @@ use lapin::{
 
 use vecmill_signer::edge::{self, ClientTls};
 
-use crate::topology::Topology;
+use crate::{contract::Precision, topology::Topology};
 
 /// Messages on the way to the broker at once. Enough to hide the round trip and the quorum's disk writes; at
 /// 12 KiB at most each, 6 MiB.
@@ -73,6 +73,11 @@ impl Publisher {
     /// Declares the queues. A queue that is there with other arguments is an error that names it.
     pub async fn declare(&self, topology: &Topology) -> Result<(), lapin::Error> {
         topology.declare(&self.channel).await
+    }
+
+    /// How many workers compute in a precision, once the queues are declared.
+    pub async fn workers_in(&self, topology: &Topology, precision: Precision) -> Result<u32, lapin::Error> {
+        topology.workers_in(&self.channel, precision).await
     }
 
     /// Publishes one message and waits until the broker has it.

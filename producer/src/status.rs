@@ -9,7 +9,7 @@ use vecmill_signer::claims::{JobId, TenantId};
 use crate::{
     contract::{
         Cancelled, ChunkResult, DeadChunk, FinalManifest, JobKeys, MANIFEST_BYTES_MAX, Manifest, ManifestError, Paused,
-        Submission, chunk_of_key, job_of_key, tenant_jobs_prefix,
+        Precision, Submission, chunk_of_key, job_of_key, tenant_jobs_prefix,
     },
     store::{Object, Store, StoreError},
 };
@@ -92,6 +92,8 @@ pub enum WaitReason {
     TokensPerDay,
     /// Nobody takes chunks from its lane.
     NoWorker,
+    /// Nobody computes in the precision that it asks for.
+    NoWorkerInPrecision,
     /// Chunks before it.
     Backlog,
 }
@@ -124,6 +126,9 @@ pub struct JobStatus {
     pub model: Option<String>,
     /// Length of each vector.
     pub dimensions: Option<u32>,
+    /// The precision that it asks for; absent where any will do.
+    #[serde(default)]
+    pub precision: Option<Precision>,
     /// Texts in the job.
     pub rows: u64,
     /// Texts in finished chunks.
@@ -181,6 +186,7 @@ impl JobStatus {
             name: None,
             model: None,
             dimensions: None,
+            precision: None,
             rows: 0,
             rows_done: 0,
             rows_failed: None,
@@ -248,6 +254,7 @@ impl Watch {
         };
         status.model = Some(manifest.spec.model.clone());
         status.dimensions = Some(manifest.spec.dimensions);
+        status.precision = manifest.spec.precision;
         status.rows = manifest.rows;
         status.rejected = manifest.rejected;
         status.chunks = manifest.chunk_count();
@@ -394,7 +401,10 @@ fn note(status: &JobStatus, submission: Option<&Submission>) -> Option<String> {
             Some("its messages are not all published; if no submit is running, submit the same corpus again".to_owned())
         }
         JobState::Validating => Some("the corpus is uploaded; if no submit is running, submit it again".to_owned()),
-        JobState::Queued => Some("no chunk is done yet: it waits for a worker, or for the tenant's quota".to_owned()),
+        JobState::Queued => Some(format!(
+            "no chunk is done yet: it waits for a worker{}, or for the tenant's quota",
+            status.precision.map(|precision| format!(" that computes in {precision}")).unwrap_or_default()
+        )),
         JobState::Failed => Some(format!(
             "{} of {} chunks were given up; the others' vectors are there; submit the same corpus again to retry",
             status.chunks_dead, status.chunks

@@ -196,6 +196,11 @@ async fn take_up(
     let publisher = Publisher::open(&connection).await.map_err(PublishError::from)?;
     let topology = broker.topology();
     publisher.declare(&topology).await.map_err(PublishError::from)?;
+    if let Some(precision) = manifest.spec.precision
+        && publisher.workers_in(&topology, precision).await.map_err(PublishError::from)? == 0
+    {
+        report(Event::NobodyComputes(precision));
+    }
     let messages = missing.into_iter().map(|chunk| message(manifest, chunk, &grant.grant).to_bytes());
     let lane = topology.lane_key_of(grant.lane);
     publisher.publish_all(&topology.jobs_exchange(), &lane, messages, || report(Event::Published)).await?;

@@ -18,6 +18,8 @@ use lapin::{
 };
 use vecmill_signer::{claims::DEFAULT_LANES, edge::ClientTls};
 
+use crate::contract::Precision;
+
 /// Most lanes. Each is a quorum queue; RabbitMQ asks for a topology review above 5,000.
 pub const LANES_MAX: u16 = 256;
 
@@ -133,6 +135,20 @@ impl Topology {
         format!("{}.embed", self.namespace)
     }
 
+    /// The queue whose consumers are the workers that compute in a precision. Nothing is ever sent to it: it is there to be
+    /// counted, so that who asks for a precision that nobody has can be told.
+    pub fn computes_queue(&self, precision: Precision) -> String {
+        format!("{}.computes.{precision}", self.namespace)
+    }
+
+    /// How many workers compute in a precision. Where the topology is not declared, the channel is closed by the question.
+    pub async fn workers_in(&self, channel: &Channel, precision: Precision) -> Result<u32, lapin::Error> {
+        let queue = self.computes_queue(precision);
+        let options = QueueDeclareOptions { passive: true, ..Default::default() };
+        let queue = channel.queue_declare(queue.as_str().into(), options, FieldTable::default()).await?;
+        Ok(queue.consumer_count())
+    }
+
     /// The exchange on which gateways say that nobody waits for a synchronous request any more.
     pub fn abandoned(&self) -> String {
         format!("{}.abandoned", self.namespace)
@@ -175,6 +191,9 @@ impl Topology {
         }
         self.exchange(channel, &self.abandoned(), ExchangeKind::Fanout).await?;
         self.queue(channel, &self.embed_queue(), short_lived()).await?;
+        for precision in Precision::ALL {
+            self.queue(channel, &self.computes_queue(precision), of_nothing()).await?;
+        }
         for key in self.lane_keys() {
             let name = self.lane_queue(&key);
             let mut arguments = dead_lettering(self.dead());
@@ -225,6 +244,15 @@ fn short_lived() -> FieldTable {
     arguments.insert("x-overflow".into(), AMQPValue::LongString("reject-publish".into()));
     // Each message has a shorter one of its own; this is for one that has none.
     arguments.insert("x-message-ttl".into(), AMQPValue::LongLongInt(EMBED_TTL_MS));
+    arguments
+}
+
+/// A classic queue that takes no message, for its consumers to be counted.
+fn of_nothing() -> FieldTable {
+    let mut arguments = FieldTable::default();
+    arguments.insert("x-queue-type".into(), AMQPValue::LongString("classic".into()));
+    arguments.insert("x-max-length".into(), AMQPValue::LongLongInt(0));
+    arguments.insert("x-overflow".into(), AMQPValue::LongString("reject-publish".into()));
     arguments
 }
 

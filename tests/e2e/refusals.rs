@@ -168,7 +168,14 @@ impl Scene {
 }
 
 fn spec() -> JobSpec {
-    JobSpec { model: MODEL.to_owned(), dimensions: 32, dtype: Dtype::F32, instruction: None, truncate: Truncate::None }
+    JobSpec {
+        model: MODEL.to_owned(),
+        dimensions: 32,
+        dtype: Dtype::F32,
+        instruction: None,
+        truncate: Truncate::None,
+        precision: None,
+    }
 }
 
 fn now() -> u64 {

@@ -59,7 +59,8 @@ pub async fn in_mid_job(store: &Store, keys: &JobKeys) -> usize {
 }
 
 /// Checks everything that a completed job of `texts` must have left, and nothing else: each row once and in input
-/// order, exact token counts, one audit record a chunk, digests that agree with the bytes, the summary and `_SUCCESS`.
+/// order, exact token counts, one audit record a chunk, digests that agree with the bytes, one word on what computed each
+/// part, the summary and `_SUCCESS`.
 /// Gives the rows in input order.
 ///
 /// # Panics
@@ -114,6 +115,9 @@ pub async fn check_completed(
         );
         assert_eq!(audit.input_sha256, Some(entry.sha256), "the audit's digest of chunk {chunk}");
         assert_eq!(audit.decision, Decision::Embedded, "audit of chunk {chunk}");
+        let compute = audit.compute.map(|path| path.to_string());
+        assert!(compute.as_ref().is_some_and(|path| summary.compute.contains(path)), "what computed chunk {chunk}");
+        assert_eq!((&done.compute, &listed.compute), (&compute, &compute), "what computed chunk {chunk}");
         assert_eq!(audit.tenant.as_ref(), Some(&tenant.id), "the tenant in the audit of chunk {chunk}");
         assert_eq!((audit.job.as_ref(), audit.chunk), (Some(&manifest.job), Some(chunk)), "audit of chunk {chunk}");
         rows.extend(stored.into_iter().map(|(id, vector, tokens)| StoredRow { chunk, id, vector, tokens }));

@@ -10,7 +10,7 @@ use vecmill_signer::{
     verify::{VerifiedAccess, VerifiedGrant},
 };
 
-use crate::engine::Precision;
+use crate::engine::{ComputePath, Precision};
 
 /// The version of the records.
 const AUDIT_VERSION: u32 = 1;
@@ -66,6 +66,9 @@ pub struct AuditRecord {
     pub request: Option<String>,
     /// Precision of the model's matrix products.
     pub precision: Option<Precision>,
+    /// What computed them; absent in records from before it was named.
+    #[serde(default)]
+    pub compute: Option<ComputePath>,
     /// Rows with a vector.
     pub rows: u32,
     /// Rows that failed.
@@ -145,6 +148,7 @@ impl AuditRecord {
             commit: None,
             request: None,
             precision: None,
+            compute: None,
             rows: 0,
             failed: 0,
             truncated: 0,

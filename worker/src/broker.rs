@@ -8,7 +8,7 @@ use std::{sync::Arc, time::Duration};
 
 use futures_util::{StreamExt, stream};
 use lapin::{
-    BasicProperties, Connection, Consumer,
+    BasicProperties, Channel, Connection, Consumer,
     message::Delivery as Message,
     options::{BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicQosOptions},
     types::{AMQPValue, FieldTable},
@@ -19,7 +19,7 @@ use tokio::{
 };
 use tracing::{info, warn};
 use vecmill_producer::{
-    contract::{ATTEMPT_HEADER, REASON_HEADER, RUNG_HEADER},
+    contract::{ATTEMPT_HEADER, Precision, REASON_HEADER, RUNG_HEADER},
     publish::{PublishError, Publisher, connect, number},
     topology::Topology,
 };
@@ -49,6 +49,8 @@ pub struct Consume {
     pub topology: Topology,
     /// Unsettled chunks of one lane that this worker holds. Two keep the model fed while one is written.
     pub prefetch: u16,
+    /// What this worker computes in, for who counts the workers that do.
+    pub precision: Precision,
     /// The connection's name on the broker.
     pub worker: String,
 }
@@ -99,11 +101,11 @@ async fn session(
     mut stop: watch::Receiver<bool>,
 ) -> Result<(), SessionError> {
     let opening = tokio::time::timeout(OPEN_WITHIN, open(settings));
-    let (connection, publisher, consumers) = opening.await.map_err(|_| SessionError::Late)??;
-    let tags: Vec<_> = consumers.iter().map(|(_, consumer)| consumer.tag()).collect();
-    let channel = consumers.first().map(|(channel, _)| channel.clone());
+    let Open { connection, publisher, channel, lanes, mut counted } =
+        opening.await.map_err(|_| SessionError::Late)??;
+    let tags: Vec<_> = lanes.iter().chain([&counted]).map(Consumer::tag).collect();
     // A consumer's stream that ends is an event here, not silence.
-    let streams = consumers.into_iter().map(|(_, consumer)| {
+    let streams = lanes.into_iter().map(|consumer| {
         let queue = consumer.queue().to_string();
         consumer.map(Some).chain(stream::iter([None])).map(move |message| (queue.clone(), message)).boxed()
     });
@@ -111,7 +113,7 @@ async fn session(
     let desk = Arc::new(Desk { publisher, topology: settings.topology.clone() });
     let mut unsettled = JoinSet::new();
     health.has(Need::Broker);
-    info!(lanes = tags.len(), prefetch = settings.prefetch, "consuming");
+    info!(lanes = tags.len() - 1, prefetch = settings.prefetch, "consuming");
 
     let ended = loop {
         tokio::select! {
@@ -128,13 +130,17 @@ async fn session(
                 Some((queue, None)) => break Err(SessionError::Cancelled(queue)),
                 None => break Ok(()),
             },
+            none = counted.next() => match none {
+                // The queue takes no message, so there is none.
+                Some(Ok(_)) => {}
+                Some(Err(error)) => break Err(error.into()),
+                None => break Err(SessionError::Cancelled(counted.queue().to_string())),
+            },
             Some(_) = unsettled.join_next() => {}
             () = stopped(&mut stop) => break Ok(()),
         }
     };
-    if ended.is_ok()
-        && let Some(channel) = channel
-    {
+    if ended.is_ok() {
         for tag in tags {
             channel.basic_cancel(tag, BasicCancelOptions::default()).await?;
         }
@@ -145,36 +151,45 @@ async fn session(
     ended
 }
 
-async fn open(settings: &Consume) -> Result<(Connection, Publisher, Vec<(lapin::Channel, Consumer)>), lapin::Error> {
+/// What a session is made of.
+struct Open {
+    connection: Connection,
+    publisher: Publisher,
+    /// The consumers' own.
+    channel: Channel,
+    lanes: Vec<Consumer>,
+    /// By which this worker is counted among those of its precision. Nothing comes by it.
+    counted: Consumer,
+}
+
+async fn open(settings: &Consume) -> Result<Open, lapin::Error> {
     let connection = connect(&settings.url, &settings.worker, &settings.tls).await?;
     let publisher = Publisher::open(&connection).await?;
     publisher.declare(&settings.topology).await?;
-    let consumers = consumers(settings, &connection).await?;
-    Ok((connection, publisher, consumers))
-}
-
-async fn consumers(
-    settings: &Consume,
-    connection: &Connection,
-) -> Result<Vec<(lapin::Channel, Consumer)>, lapin::Error> {
     let channel = connection.create_channel().await?;
     // Not global: the bound is each consumer's own, so that one lane's backlog takes no other lane's places.
     channel.basic_qos(settings.prefetch, BasicQosOptions::default()).await?;
-    let mut consumers = Vec::new();
+    let mut lanes = Vec::new();
     for key in settings.topology.lane_keys() {
         let queue = settings.topology.lane_queue(&key);
         let tag = format!("{}-{key}", settings.worker);
-        let consumer = channel
-            .basic_consume(
-                queue.as_str().into(),
-                tag.as_str().into(),
-                BasicConsumeOptions::default(),
-                FieldTable::default(),
-            )
-            .await?;
-        consumers.push((channel.clone(), consumer));
+        lanes.push(consume_queue(&channel, &queue, &tag, BasicConsumeOptions::default()).await?);
     }
-    Ok(consumers)
+    // After the lanes: who is counted takes chunks.
+    let queue = settings.topology.computes_queue(settings.precision);
+    let tag = format!("{}-{}", settings.worker, settings.precision);
+    let unacknowledged = BasicConsumeOptions { no_ack: true, ..Default::default() };
+    let counted = consume_queue(&channel, &queue, &tag, unacknowledged).await?;
+    Ok(Open { connection, publisher, channel, lanes, counted })
+}
+
+async fn consume_queue(
+    channel: &Channel,
+    queue: &str,
+    tag: &str,
+    options: BasicConsumeOptions,
+) -> Result<Consumer, lapin::Error> {
+    channel.basic_consume(queue.into(), tag.into(), options, FieldTable::default()).await
 }
 
 fn receive(message: &Message, settle: oneshot::Sender<Settle>) -> Delivery {

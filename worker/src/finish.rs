@@ -7,7 +7,7 @@
 //! than what is new.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{BTreeSet, HashMap, HashSet},
     sync::Arc,
 };
 
@@ -182,14 +182,15 @@ async fn finalize(store: &Store, job: &EndedJob, dead: Vec<DeadChunk>) -> Result
     let gone: Vec<u32> = dead.iter().map(|dead| dead.chunk).collect();
     let done = (0..job.manifest.chunk_count()).filter(|chunk| !gone.contains(chunk)).map(|chunk| job.keys.done(chunk));
     let results: Vec<ChunkResult> = read_all(store, done).await?;
-    let mut revisions: Vec<String> = results.iter().map(|result| result.revision.clone()).collect();
-    revisions.sort();
-    revisions.dedup();
+    // Sorted, so that two workers that both see the end write the same.
+    let revisions: BTreeSet<&String> = results.iter().map(|result| &result.revision).collect();
+    let compute: BTreeSet<&String> = results.iter().filter_map(|result| result.compute.as_ref()).collect();
     let summary = FinalManifest {
         version: CONTRACT_VERSION,
         job: job.manifest.job.clone(),
         spec: job.manifest.spec.clone(),
-        revisions,
+        revisions: revisions.into_iter().cloned().collect(),
+        compute: compute.into_iter().cloned().collect(),
         manifest_sha256: job.manifest_sha256,
         rows: results.iter().map(|result| u64::from(result.rows)).sum(),
         failed: results.iter().map(|result| u64::from(result.failed)).sum(),
@@ -220,6 +221,7 @@ fn part_entry(keys: &JobKeys, result: &ChunkResult) -> PartEntry {
         tokens: result.tokens,
         bytes: result.part_bytes,
         sha256: result.part_sha256,
+        compute: result.compute.clone(),
     }
 }
 

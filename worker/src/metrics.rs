@@ -26,6 +26,8 @@ pub enum Outcome {
     Cancelled,
     /// Over quota, or something needed is away.
     Later,
+    /// Not for this worker: its job asks for a precision that the model here does not have.
+    Elsewhere,
     /// Failed, to be tried again.
     Retry,
     /// Refused: the message proves no right to be computed.

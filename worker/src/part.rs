@@ -20,6 +20,9 @@ use parquet::file::properties::{EnabledStatistics, WriterProperties};
 use parquet::schema::types::ColumnPath;
 use sha2::{Digest, Sha256};
 use vecmill_producer::contract::Dtype;
+use vecmill_producer::part::{COMMIT, COMPUTE, PRECISION, REVISION};
+
+use crate::engine::ModelInfo;
 
 /// What a file that grows row by row holds back before it writes: readers like large row groups, memory small ones.
 const ROW_GROUP_BYTES: usize = 64 << 20;
@@ -76,6 +79,19 @@ pub enum PartError {
     /// The file can't be written.
     #[error("the Parquet file can't be written")]
     Parquet(#[from] ParquetError),
+}
+
+/// What a file says of the model that computed it, as key-value metadata.
+pub fn metadata(model: &str, info: &ModelInfo, dimensions: usize) -> Vec<(String, String)> {
+    let known = [
+        ("vecmill.model", Some(model.to_owned())),
+        (REVISION, Some(info.revision.clone())),
+        (COMMIT, info.commit.clone()),
+        (PRECISION, Some(info.precision.to_string())),
+        (COMPUTE, Some(info.path.to_string())),
+        ("vecmill.dimensions", Some(dimensions.to_string())),
+    ];
+    known.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?))).collect()
 }
 
 /// Encodes a chunk's rows. `metadata` goes to the file's key-value metadata, in the order given.

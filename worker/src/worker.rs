@@ -54,6 +54,7 @@ pub async fn run(config: Config, stop: watch::Receiver<bool>) -> anyhow::Result<
         () = stopped(&mut stopping) => return Ok(()),
     };
     let ModelInfo { revision, commit, precision, path, passed_over, hidden, batch_tokens, .. } = model.info();
+    let precision = *precision;
     let batch_tokens = config.batch_tokens.or(*batch_tokens).unwrap_or(BATCH_TOKENS);
     info!(model = config.model.model, revision, commit, %precision, compute = %path, hidden, batch_tokens, "model loaded");
     for passed_over in passed_over {
@@ -86,6 +87,7 @@ pub async fn run(config: Config, stop: watch::Receiver<bool>) -> anyhow::Result<
         tls: config.broker.tls.clone(),
         topology: config.broker.topology(),
         prefetch: config.prefetch,
+        precision,
         worker: config.name,
     };
     // What is delivered is bounded by the prefetch; the channel only hands over.

@@ -5,6 +5,7 @@ use vecmill_signer::claims::JobId;
 use super::{
     connection::Connection,
     output::{Failure, bar, print_json},
+    submit::nobody_computes,
 };
 use crate::{prepare::Event, topology::BrokerSettings};
 
@@ -31,6 +32,7 @@ pub(super) async fn run(args: Args) -> Result<(), Failure> {
         .repair(&args.job, args.window_hours, |event| match event {
             Event::Publishing(messages) => bar.set_length(u64::from(messages)),
             Event::Published => bar.inc(1),
+            Event::NobodyComputes(precision) => bar.suspend(|| nobody_computes(precision)),
             _ => {}
         })
         .await;

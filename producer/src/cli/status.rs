@@ -88,7 +88,8 @@ fn say(status: &JobStatus) {
     println!("state      {state}{}", status.note.as_ref().map(|note| format!(": {note}")).unwrap_or_default());
     if let (Some(name), Some(model), Some(dimensions)) = (&status.name, &status.model, status.dimensions) {
         println!("corpus     {name}");
-        println!("model      {model}, {dimensions} dimensions");
+        let precision = status.precision.map(|precision| format!(", computed in {precision}"));
+        println!("model      {model}, {dimensions} dimensions{}", precision.unwrap_or_default());
     }
     let share = 100.0 * *rows_done as f64 / (*rows).max(1) as f64;
     println!(

@@ -11,7 +11,7 @@ use super::{
     through_gateway,
 };
 use crate::{
-    contract::{Dtype, JobSpec, Truncate},
+    contract::{Dtype, JobSpec, Precision, Truncate},
     prepare::{Corpus, Event},
     read::{InputFormat, ReadOptions},
     source::Source,
@@ -43,6 +43,9 @@ pub(super) struct Args {
     /// Element type of the stored vectors
     #[arg(long, env = "VECMILL_DTYPE", value_enum, default_value_t)]
     dtype: Dtype,
+    /// Precision to compute in; left out, that of whichever worker takes a chunk
+    #[arg(long, env = "VECMILL_PRECISION", value_enum)]
+    precision: Option<Precision>,
     /// Task that the texts are queries for; leave out for documents
     #[arg(long, env = "VECMILL_INSTRUCTION", value_name = "TASK")]
     instruction: Option<String>,
@@ -98,6 +101,7 @@ impl Args {
                 dtype: self.dtype,
                 instruction: self.instruction.clone(),
                 truncate: self.truncate,
+                precision: self.precision,
             },
             corpus: Corpus { source: self.corpus.clone(), format, options, cut: self.cut, strict: self.strict },
             window_s: self.window_hours * 3600,
@@ -171,6 +175,11 @@ fn say(submitted: &Submitted, json: bool) {
     }
 }
 
+/// Says that a job asks for what nobody has at the moment. It is no error: a worker may be on its way.
+pub(super) fn nobody_computes(precision: Precision) {
+    eprintln!("vecmill: no worker computes in {precision} now: the job waits for one started with --dtype {precision}");
+}
+
 /// Turns events into bars, and every bad row into a line on standard error.
 #[derive(Clone)]
 pub(super) struct Reporter {
@@ -197,6 +206,7 @@ impl Reporter {
                 *bar_slot = bar(u64::from(messages), "chunks").with_message("publishing");
             }
             Event::Published => bar_slot.inc(1),
+            Event::NobodyComputes(precision) => bar_slot.suspend(|| nobody_computes(precision)),
         }
     }
 

@@ -23,7 +23,7 @@ pub use layout::{JobKeys, chunk_of_key, job_of_key, refusal_key, tenant_jobs_pre
 pub use manifest::{CHUNKS_MAX, ChunkEntry, Input, MANIFEST_BYTES_MAX, Manifest, ManifestError};
 pub use message::{ATTEMPT_HEADER, ChunkMessage, MESSAGE_BYTES_MAX, MessageError, REASON_HEADER, RUNG_HEADER};
 pub use outcome::{Cancelled, ChunkResult, DeadChunk, FinalManifest, PartEntry, Paused, RowError, Submission};
-pub use spec::{Dtype, JobSpec, SpecError, Truncate};
+pub use spec::{Dtype, JobSpec, Precision, SpecError, Truncate};
 pub use usage::{USAGE_DAYS, usage_field, usage_key};
 
 /// The version of every document in this module. A reader refuses any other: a later version comes with

@@ -64,6 +64,9 @@ pub struct ChunkResult {
     /// The commit of the model's repository, where it came from the Hugging Face hub.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub commit: Option<String>,
+    /// What computed them, and in which precision, for example `avx512-bf16`; absent in records from before it was named.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub compute: Option<String>,
 }
 
 /// `dead/chunk-….json`: a chunk was given up, and why.
@@ -113,6 +116,9 @@ pub struct PartEntry {
     pub bytes: u64,
     /// SHA-256 of the part.
     pub sha256: Digest,
+    /// What computed it, as its chunk's record has it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub compute: Option<String>,
 }
 
 /// `_manifest.json`: the whole result of a job.
@@ -127,6 +133,9 @@ pub struct FinalManifest {
     /// Revisions of the model that computed the parts; more than one only when the fleet was
     /// updated in mid-job.
     pub revisions: Vec<String>,
+    /// What computed the parts, each path once; more than one where workers of several kinds had a hand in it.
+    #[serde(default)]
+    pub compute: Vec<String>,
     /// SHA-256 of the manifest that the grant vouched for.
     pub manifest_sha256: Digest,
     /// Rows with a vector.

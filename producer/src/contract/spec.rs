@@ -13,6 +13,30 @@ pub enum Dtype {
     F16,
 }
 
+/// How a model computes: the type of its matrix products' inputs. Sums are f32 either way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Precision {
+    /// f32 products.
+    F32,
+    /// bf16 products.
+    Bf16,
+}
+
+impl Precision {
+    /// All there are.
+    pub const ALL: [Self; 2] = [Self::F32, Self::Bf16];
+}
+
+impl std::fmt::Display for Precision {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::F32 => "f32",
+            Self::Bf16 => "bf16",
+        })
+    }
+}
+
 /// What becomes of a text that has more tokens than the model takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
@@ -47,6 +71,9 @@ pub struct JobSpec {
     /// What becomes of a text that is too long.
     #[serde(default, skip_serializing_if = "Truncate::is_default")]
     pub truncate: Truncate,
+    /// The precision to compute in; absent, it is that of whichever worker takes a chunk.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub precision: Option<Precision>,
 }
 
 /// Why a [`JobSpec`] can't be accepted.
@@ -76,5 +103,25 @@ impl JobSpec {
             return Err(SpecError::Instruction);
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_precision_is_in_the_document_only_where_it_is_asked_for() {
+        let plain = r#"{"model":"m","dimensions":32,"dtype":"f32"}"#;
+        let spec: JobSpec = serde_json::from_str(plain).expect("a spec");
+        assert_eq!(spec.precision, None);
+        assert_eq!(serde_json::to_string(&spec).expect("JSON"), plain, "what jobs were called before stays");
+        for precision in Precision::ALL {
+            let asking = JobSpec { precision: Some(precision), ..spec.clone() };
+            let json = serde_json::to_string(&asking).expect("JSON");
+            assert!(json.contains(&format!(r#""precision":"{precision}""#)), "{json}");
+            assert_eq!(serde_json::from_str::<JobSpec>(&json).expect("a spec"), asking);
+        }
+        assert!(serde_json::from_str::<JobSpec>(r#"{"model":"m","dimensions":32,"precision":"f16"}"#).is_err());
     }
 }

@@ -2,6 +2,7 @@
 
 mod command_line;
 mod files;
+mod precision;
 mod scopes;
 mod webhooks;
 

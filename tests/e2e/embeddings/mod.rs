@@ -143,6 +143,8 @@ async fn the_numbers_are_those_of_a_job() {
         (&record["key_id"], &record["tokens"]),
         (&json!(tenant.key_id()), &answer.body["usage"]["total_tokens"])
     );
+    let path = record["compute"].as_str().expect("what computed it");
+    assert!(path.ends_with(record["precision"].as_str().unwrap()), "{record}");
     let logged = worker.logged() + &gateway.logged();
     assert!(logged.contains(&id) && !logged.contains(inputs[0]) && !logged.contains(&tenant.api_key));
 

@@ -1,6 +1,7 @@
 //! Where, in which precision and by which instructions a model computes.
 
 use tracing::warn;
+pub use vecmill_producer::contract::Precision;
 
 #[cfg(feature = "cuda")]
 use super::cuda::Gpu;
@@ -84,25 +85,6 @@ pub enum CudaProducts {
     Invariant,
     /// By whichever algorithm is fastest for the rows of a batch: a text's last bits depend on what it shares a batch with.
     Fastest,
-}
-
-/// How a model computes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Precision {
-    /// f32 products.
-    F32,
-    /// bf16 products.
-    Bf16,
-}
-
-impl std::fmt::Display for Precision {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match self {
-            Self::F32 => "f32",
-            Self::Bf16 => "bf16",
-        })
-    }
 }
 
 /// What computes, and in which precision: where two machines have the same path, a text has the same vector on both, to

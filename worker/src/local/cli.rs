@@ -13,7 +13,7 @@ use clap::Parser;
 use indicatif::{HumanCount, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use tracing_subscriber::EnvFilter;
 use vecmill_producer::{
-    contract::{Dtype, JobSpec, Manifest, Truncate},
+    contract::{Dtype, JobSpec, Manifest, Precision, Truncate},
     prepare::{Corpus, Event, Prepared},
     read::{InputFormat, ReadOptions},
     source::Source,
@@ -186,6 +186,13 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
         dtype: cli.dtype,
         instruction: cli.instruction.clone(),
         truncate: cli.truncate,
+        // A precision that was chosen is part of the job: what goes on later in another one is another job. With `auto`
+        // nothing is asked for, and the parts say what it came to.
+        precision: match cli.compute_dtype {
+            ComputeDtype::Auto => None,
+            ComputeDtype::F32 => Some(Precision::F32),
+            ComputeDtype::Bf16 => Some(Precision::Bf16),
+        },
     };
     spec.check()?;
 

@@ -131,6 +131,25 @@ fn many_parts_are_one_file() {
     let one = decode(three_rows(Dtype::F16).bytes.into()).unwrap();
     assert_eq!(decode(Bytes::from(bytes)).unwrap(), [one.clone(), one].concat());
 
+    // The file speaks for all its parts: of what they differ in it names each, and it is no chunk.
+    let of = |path: &str, chunk: &str| {
+        let said = [("vecmill.compute", path), (part::CHUNK, chunk), ("vecmill.job", "j")];
+        let said = said.map(|(name, value)| (name.to_owned(), value.to_owned()));
+        encode(&["a".to_owned()], &[vec![1.0; 3]], &[1], &[false], 3, Dtype::F16, &said).unwrap()
+    };
+    let mut bytes = Vec::new();
+    let mut file = OneFile::new(&mut bytes);
+    for part in [of("candle-f32", "0"), of("avx512-bf16", "1"), of("candle-f32", "2")] {
+        file.append(&Bytes::from(part.bytes)).unwrap();
+    }
+    assert!(file.finish().unwrap());
+    let reader = SerializedFileReader::new(Bytes::from(bytes)).unwrap();
+    let said = reader.metadata().file_metadata().key_value_metadata().unwrap();
+    let said: Vec<_> = said.iter().map(|entry| (&*entry.key, entry.value.as_deref().unwrap_or_default())).collect();
+    assert!(said.contains(&("vecmill.compute", "avx512-bf16, candle-f32")), "{said:?}");
+    assert!(said.contains(&("vecmill.job", "j")), "{said:?}");
+    assert!(!said.iter().any(|(name, _)| *name == part::CHUNK), "{said:?}");
+
     let mut file = OneFile::new(Vec::new());
     file.append(&Bytes::from(three_rows(Dtype::F16).bytes)).unwrap();
     assert!(file.append(&Bytes::from(three_rows(Dtype::F32).bytes)).is_err(), "another schema");

@@ -3,6 +3,7 @@
 
 use std::{sync::Arc, time::Duration};
 
+use tracing::debug;
 use vecmill_producer::{
     contract::{ChunkEntry, ChunkMessage, ChunkRow, JobKeys, Manifest, Submission, read_chunk, usage_field},
     store::StoreError,
@@ -22,6 +23,10 @@ use crate::{
 
 /// How long a chunk waits outside when something that admission needs is away.
 const AWAY_WAIT: Duration = Duration::from_secs(5);
+
+/// How long a chunk waits outside that asks for a precision which this worker does not have. Short: a worker that has it
+/// takes only what lies in the lane when it has a place.
+const ELSEWHERE_WAIT: Duration = Duration::from_secs(5);
 
 /// A submission is under 1 KiB.
 const SUBMISSION_BYTES_MAX: usize = 64 * 1024;
@@ -54,6 +59,8 @@ pub(super) enum Stop {
     Transient { reason: String },
     /// Not now.
     Later { wait: Duration },
+    /// Not here: another worker can.
+    Elsewhere { wait: Duration },
     /// This worker goes away.
     HandBack,
 }
@@ -139,6 +146,15 @@ impl Pipeline {
             return Err(Stop::Refused { code: "tampered", reason });
         }
         Ok(Admitted { manifest: manifest.clone(), entry })
+    }
+
+    /// Whether the model here has the precision that the job asks for. If not it is nobody's fault and costs nothing: a
+    /// worker that has it takes the chunk in its turn, and a gateway says so where there is none.
+    pub(super) fn check_precision(&self, claim: &Claim, manifest: &Manifest) -> Result<(), Stop> {
+        let have = self.parts.embedder.info().precision;
+        let Some(asked) = manifest.spec.precision.filter(|&asked| asked != have) else { return Ok(()) };
+        debug!(job = %claim.grant.job(), chunk = claim.chunk, %asked, %have, "chunk left to a worker of its precision");
+        Err(Stop::Elsewhere { wait: ELSEWHERE_WAIT })
     }
 
     /// Fetches the chunk's rows, which must be those of the manifest.

@@ -107,6 +107,8 @@ impl Pipeline {
             return Ok(Ended::Cancelled);
         }
         self.check_revoked(claim).await?;
+        // After what ends a job whoever looks, before anything is spent on the chunk.
+        self.check_precision(claim, manifest)?;
         let turn = self.turn(delivery, claim).await?;
         let computed = self.compute(claim, admitted).await;
         self.survived(turn, claim).await;
@@ -161,6 +163,7 @@ impl Pipeline {
         match stop {
             Stop::Refused { code, reason } => self.refuse(delivery, code, reason).await,
             Stop::Later { wait } => (Settle::Later { wait }, Outcome::Later),
+            Stop::Elsewhere { wait } => (Settle::Later { wait }, Outcome::Elsewhere),
             Stop::Dead { reason, .. } | Stop::Transient { reason } => (Settle::Retry { reason }, Outcome::Retry),
             Stop::HandBack => (Settle::HandBack, Outcome::HandedBack),
         }
@@ -184,6 +187,7 @@ impl Pipeline {
     ) -> (Settle, Outcome) {
         let (code, reason) = match stop {
             Stop::Later { wait } => return (Settle::Later { wait }, Outcome::Later),
+            Stop::Elsewhere { wait } => return (Settle::Later { wait }, Outcome::Elsewhere),
             Stop::HandBack => return (Settle::HandBack, Outcome::HandedBack),
             Stop::Refused { code, reason } => return self.refuse(delivery, code, reason).await,
             Stop::Transient { reason } if delivery.attempt + 1 < ATTEMPTS_MAX => {

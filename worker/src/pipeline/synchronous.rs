@@ -95,6 +95,7 @@ impl Pipeline {
         record.revision = Some(info.revision.clone());
         record.commit = info.commit.clone();
         record.precision = Some(info.precision);
+        record.compute = Some(info.path);
         record.rows = tokens.len() as u32;
         record.tokens = total;
         record.dimensions = Some(dimensions);

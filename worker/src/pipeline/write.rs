@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use vecmill_producer::{
     contract::{CONTRACT_VERSION, ChunkResult},
+    part::CHUNK,
     store::StoreError,
 };
 use vecmill_signer::claims::Digest;
@@ -35,17 +36,9 @@ impl Pipeline {
     pub(super) async fn encode(&self, claim: &Claim, admitted: &Admitted, embedded: Embedded) -> Result<Encoded, Stop> {
         let spec = admitted.manifest.spec.clone();
         let info = self.parts.embedder.info();
-        let mut metadata = [
-            ("vecmill.model", spec.model.clone()),
-            ("vecmill.revision", info.revision.clone()),
-            ("vecmill.precision", info.precision.to_string()),
-            ("vecmill.dimensions", spec.dimensions.to_string()),
-            ("vecmill.job", claim.grant.job().to_string()),
-            ("vecmill.chunk", claim.chunk.to_string()),
-        ]
-        .map(|(name, value)| (name.to_owned(), value))
-        .to_vec();
-        metadata.extend(info.commit.clone().map(|commit| ("vecmill.commit".to_owned(), commit)));
+        let mut metadata = part::metadata(&spec.model, info, spec.dimensions as usize);
+        metadata.push(("vecmill.job".to_owned(), claim.grant.job().to_string()));
+        metadata.push((CHUNK.to_owned(), claim.chunk.to_string()));
         let encoding = tokio::task::spawn_blocking(move || {
             let Embedded { ids, vectors, tokens, truncated, failed } = embedded;
             let part =
@@ -89,6 +82,7 @@ impl Pipeline {
         let mut audit = AuditRecord::of_chunk(&self.parts.worker, Decision::Embedded, &claim.grant, chunk);
         audit.revision = Some(info.revision.clone());
         audit.precision = Some(info.precision);
+        audit.compute = Some(info.path);
         audit.commit = info.commit.clone();
         audit.rows = rows;
         audit.failed = encoded.failed;
@@ -111,6 +105,7 @@ impl Pipeline {
             vectors_sha256,
             revision: info.revision.clone(),
             commit: info.commit.clone(),
+            compute: Some(info.path.to_string()),
         };
         store.put_json(&keys.done(chunk), &result).await?;
         self.parts.metrics.rows.inc_by(u64::from(rows));

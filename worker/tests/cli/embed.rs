@@ -4,6 +4,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::sync::mpsc;
 use std::time::Duration;
 
+use parquet::file::reader::{FileReader, SerializedFileReader};
 use vecmill_producer::part;
 
 use crate::support::{Folder, assert_near, json_lines, numbers, path, program, run, stderr};
@@ -134,6 +135,12 @@ fn a_parquet_file_has_the_form_of_a_part() {
     assert_eq!(output.stdout, b"");
     let rows = part::decode(std::fs::read(&file).unwrap().into()).unwrap();
     assert_eq!(rows.iter().map(|(id, ..)| id.as_str()).collect::<Vec<_>>(), ["one", "2"]);
+    // It says what computed it.
+    let reader = SerializedFileReader::new(std::fs::File::open(&file).unwrap()).unwrap();
+    let said = reader.metadata().file_metadata().key_value_metadata().unwrap();
+    let said = |name: &str| said.iter().find(|entry| entry.key == name).and_then(|entry| entry.value.clone()).unwrap();
+    assert!(said(part::COMPUTE).ends_with(&said(part::PRECISION)), "{}", said(part::COMPUTE));
+    assert_eq!(said(part::REVISION).len(), 64);
     assert_eq!(rows.iter().map(|(_, _, tokens)| *tokens).collect::<Vec<_>>(), [6, 7], "bytes and the end token");
     assert_near(&rows[0].1, &folder.vector("first", None, 48), ROUNDING);
     assert_near(&rows[1].1, &folder.vector("second", None, 48), ROUNDING);

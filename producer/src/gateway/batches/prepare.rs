@@ -153,6 +153,7 @@ fn spec(app: &App, record: &BatchRecord) -> JobSpec {
         dtype: order.output.dtype,
         instruction: order.instruction.clone(),
         truncate: order.truncate,
+        precision: order.output.precision,
     }
 }
 

@@ -37,6 +37,8 @@ pub(in super::super) struct Part {
     bytes: u64,
     /// Its SHA-256, in hex.
     sha256: String,
+    /// What computed it and in which precision, such as `avx512-bf16`; null of a part from before it was named.
+    compute: Option<String>,
 }
 
 /// A job's summary.
@@ -45,6 +47,8 @@ pub(in super::super) struct Part {
 pub(in super::super) struct Summary {
     /// The job.
     job: String,
+    /// What computed the parts, each path once, such as `avx512-bf16`.
+    compute: Vec<String>,
     /// Rows with a vector.
     rows: u64,
     /// Rows that failed.
@@ -101,6 +105,7 @@ pub(in super::super) async fn parts(
         tokens: record.tokens,
         bytes: record.part_bytes,
         sha256: record.part_sha256.to_string(),
+        compute: record.compute,
     });
     Ok(Json(Parts { object: "list", data: data.collect(), complete }))
 }

@@ -8,7 +8,7 @@ use lapin::types::FieldTable;
 use super::super::App;
 use super::super::auth::Caller;
 use super::DOCUMENT_BYTES_MAX;
-use crate::contract::{JobKeys, Submission};
+use crate::contract::{JobKeys, Precision, Submission};
 use crate::status::{JobState, JobStatus, WaitReason, Waiting};
 
 /// Why a job that could run does not, or not faster. What can't be asked at the moment is passed over: the status itself is
@@ -16,6 +16,16 @@ use crate::status::{JobState, JobStatus, WaitReason, Waiting};
 pub(super) async fn waiting(app: &App, caller: &Caller, keys: &JobKeys, status: &JobStatus) -> Option<Waiting> {
     let tenant = caller.access.tenant();
     let submission: Submission = app.store.get_json(&keys.submission(), DOCUMENT_BYTES_MAX).await.ok()??;
+    // Said before what is true of every job: a worker of another precision would not help.
+    if let Some(precision) = status.precision
+        && workers_in(app, precision).await == Some(0)
+    {
+        let message = format!(
+            "it asks to be computed in {precision}, and no worker that runs does: it goes on when one starts with \
+             --dtype {precision} (VECMILL_COMPUTE_DTYPE={precision}); nothing is lost meanwhile"
+        );
+        return Some(Waiting { reason: WaitReason::NoWorkerInPrecision, until: None, message });
+    }
     let lane = match submission.lane {
         Some(lane) => lane_of(app, lane).await,
         None => None,
@@ -43,6 +53,11 @@ pub(super) async fn waiting(app: &App, caller: &Caller, keys: &JobKeys, status: 
         until: None,
         message,
     })
+}
+
+async fn workers_in(app: &App, precision: Precision) -> Option<u32> {
+    let channel = app.workers.channel().await?;
+    app.broker.topology().workers_in(&channel, precision).await.ok()
 }
 
 /// A lane as RabbitMQ sees it.

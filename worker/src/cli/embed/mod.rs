@@ -36,7 +36,7 @@ use crate::{
     engine::{Encoded, Input, ModelInfo, Tokenizer, finish},
     metrics::Metrics,
     model_source::ModelSource,
-    panics,
+    panics, part,
     schedule::Class,
 };
 
@@ -151,7 +151,8 @@ async fn embed(args: &Args) -> anyhow::Result<u64> {
         truncate: args.truncate,
     };
     let ids = args.format == Format::Jsonl;
-    let mut output = Output::create(args.output.as_deref(), dimensions, args.output_dtype, ids)?;
+    let metadata = part::metadata(&args.source.model, model.info(), dimensions);
+    let mut output = Output::create(args.output.as_deref(), dimensions, args.output_dtype, ids, &metadata)?;
     let batch_tokens =
         args.batch_tokens.map(|tokens| tokens as usize).or(model.info().batch_tokens).unwrap_or(BATCH_TOKENS);
     let embedder = Embedder::start(model, batch_tokens, Arc::new(Metrics::default()))?;

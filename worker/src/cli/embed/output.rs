@@ -54,13 +54,20 @@ pub(super) fn mistake(path: &Path) -> Option<String> {
 
 impl Output {
     /// Opens the file, or standard output. `ids` says whether lines carry ids.
-    pub(super) fn create(path: Option<&Path>, dimensions: usize, dtype: Dtype, ids: bool) -> anyhow::Result<Self> {
+    /// `metadata` goes into a Parquet file.
+    pub(super) fn create(
+        path: Option<&Path>,
+        dimensions: usize,
+        dtype: Dtype,
+        ids: bool,
+        metadata: &[(String, String)],
+    ) -> anyhow::Result<Self> {
         let Some(path) = path else {
             return Ok(Self::Jsonl { out: Box::new(BufWriter::new(std::io::stdout())), dtype, ids });
         };
         let file = File::create(path).with_context(|| format!("{} can't be written", path.display()))?;
         Ok(match extension(path) {
-            "parquet" | "pq" => Self::Parquet(Box::new(PartFile::begin(file, dimensions, dtype, &[])?)),
+            "parquet" | "pq" => Self::Parquet(Box::new(PartFile::begin(file, dimensions, dtype, metadata)?)),
             _ => Self::Jsonl { out: Box::new(BufWriter::new(file)), dtype, ids },
         })
     }
