@@ -18,7 +18,7 @@ use vecmill_tests::{
     corpus, eventually,
     results::{check_completed, document, done_chunks},
 };
-use vecmill_worker::{engine::cpu_has_bf16, kill_point};
+use vecmill_worker::{engine::ComputePath, kill_point};
 
 use super::{Caller, LIMIT, admin, jsonl};
 
@@ -180,7 +180,7 @@ async fn a_job_whose_precision_nobody_has_waits_at_no_cost_and_says_so() {
     assert_eq!(attempts(&cluster, 4).await, vec![AMQPValue::LongUInt(0); 4], "no attempt is spent");
     assert!(cluster.dead_letters().await.is_empty());
 
-    if !cpu_has_bf16() {
+    if ComputePath::Avx512Bf16.lacking().is_some() {
         return;
     }
     let _worker = cluster.worker(computing_in("bf16")).await;
@@ -192,9 +192,6 @@ async fn a_job_whose_precision_nobody_has_waits_at_no_cost_and_says_so() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_job_of_two_kinds_of_workers_names_both() {
-    if !cpu_has_bf16() {
-        return;
-    }
     let cluster = Cluster::shared().await;
     let (store, tenant, texts) = (cluster.store().await, admin(&cluster, "a", &[]), corpus::texts(173, 80));
     let gateway = cluster.gateway(&[]).await;
@@ -204,25 +201,25 @@ async fn a_job_of_two_kinds_of_workers_names_both() {
     let job: JobId = caller.reaches(&batch, "in_progress").await["job"].as_str().unwrap().parse().unwrap();
 
     // One dies in the middle, one of another kind goes on.
-    let mut options = computing_in("f32");
+    let by = |path: ComputePath| WorkerOptions { env: vec![("VECMILL_CPU_PATH", path.to_string())] };
+    let mut options = by(ComputePath::PortableF32);
     options.env.push((kill_point::VARIABLE, "before-part:5".to_owned()));
     let mut doomed: Process = cluster.worker_unready(options);
     eventually("the worker has died", LIMIT, || std::future::ready(doomed.end())).await;
-    let _worker = cluster.worker(computing_in("bf16")).await;
+    let _worker = cluster.worker(by(ComputePath::CandleF32)).await;
     let ended = caller.reaches(&batch, "completed").await;
 
     let keys = cluster.keys(&tenant, &job);
     check_completed(&store, &keys, &tenant, &cluster.model_dir(), &texts).await;
     let summary = summary(&cluster, &keys).await;
-    assert_eq!(summary.compute.len(), 2, "{:?}", summary.compute);
-    let mut precisions: Vec<&str> = summary.compute.iter().filter_map(|path| path.rsplit('-').next()).collect();
-    precisions.sort_unstable();
-    assert_eq!(precisions, ["bf16", "f32"]);
+    let mut paths = summary.compute.clone();
+    paths.sort_unstable();
+    assert_eq!(paths, ["candle-f32", "portable-f32"]);
     // The one file of all parts says of itself what holds for all of them.
     let output = caller.bytes(&format!("/v1/files/{}/content", ended["output_file_id"].as_str().unwrap())).await;
     let said = said(output.into());
     assert_eq!(said["vecmill.compute"], summary.compute.join(", "));
-    assert_eq!(said["vecmill.precision"], "bf16, f32");
+    assert_eq!(said["vecmill.precision"], "f32");
     assert!(!said.contains_key("vecmill.chunk"), "{said:?}");
 }
 
