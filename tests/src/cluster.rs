@@ -176,6 +176,7 @@ impl Cluster {
     pub fn without_signer(servers: Servers) -> Self {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let unique = format!("t{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
+        let servers = if servers.are_shared() { servers.with_bucket(&unique) } else { servers };
         let dir = TempDir::with_prefix("vecmill-test-").expect("a folder");
         let model = dir.path().join("model");
         synthetic::write(&model, &synthetic::Shape::tiny(), MODEL_SEED).expect("a model");

@@ -1,6 +1,11 @@
 //! RabbitMQ, Redis and S3, as `infra/services` starts them.
 
-use std::{collections::BTreeMap, path::PathBuf, process::Command};
+use std::{
+    collections::BTreeMap,
+    io::Write,
+    path::PathBuf,
+    process::{Command, Stdio},
+};
 
 use tempfile::TempDir;
 
@@ -42,6 +47,30 @@ impl Servers {
             (name.to_string(), value.unwrap_or_else(|_| panic!("{name} is not set: run the tests by ./infra/test")))
         };
         Self { env: NAMES.iter().map(value).collect(), dir: None }
+    }
+
+    /// With a bucket of its own on them: gateways look through a whole bucket for work that nobody is at, and would take up
+    /// that of other tests.
+    ///
+    /// # Panics
+    /// When it can't be made.
+    pub(crate) fn with_bucket(mut self, name: &str) -> Self {
+        let mut curl = Command::new("curl");
+        curl.args(["--silent", "--show-error", "--fail", "--noproxy", "*", "--max-time", "30", "--config", "-"]);
+        curl.args(["--aws-sigv4", "aws:amz:us-east-1:s3", "--request", "PUT"]);
+        curl.arg(format!("{}/{name}", self.env["VECMILL_S3_ENDPOINT"]));
+        let mut child = curl.stdin(Stdio::piped()).spawn().expect("curl runs");
+        let keys = format!("user = \"{}:{}\"\n", self.env["AWS_ACCESS_KEY_ID"], self.env["AWS_SECRET_ACCESS_KEY"]);
+        // By its standard input: others see arguments.
+        child.stdin.take().expect("piped").write_all(keys.as_bytes()).expect("it listens");
+        assert!(child.wait().expect("it ends").success(), "the bucket {name} can't be made");
+        self.env.insert("VECMILL_S3_BUCKET".to_owned(), name.to_owned());
+        self
+    }
+
+    /// Whether other tests use them, too.
+    pub(crate) fn are_shared(&self) -> bool {
+        self.dir.is_none()
     }
 
     /// Instances of this test's own, to be killed and restarted.
