@@ -38,10 +38,11 @@ use crate::vault::VaultError;
 /// SQLite has one writer at a time; a few readers beside it are plenty for token requests. Postgres is far away: more wait.
 const SQLITE_CONNECTIONS_MAX: u32 = 4;
 const POSTGRES_CONNECTIONS_MAX: u32 = 16;
-/// How long a writer waits for another. Writes take milliseconds.
+/// How long a request waits for a connection, and a writer for Postgres' other writers. Both take milliseconds.
 const BUSY_FOR_MAX: Duration = Duration::from_secs(5);
-/// FULL: a revocation that was acknowledged must survive a power cut. 5000 ms: BUSY_FOR_MAX.
-const SQLITE_SETTINGS: &str = "PRAGMA busy_timeout = 5000; PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; \
+/// 30 s: a writer waits for another also on a disk that is busy with something else, where each sync takes seconds. FULL: a
+/// revocation that was acknowledged must survive a power cut.
+const SQLITE_SETTINGS: &str = "PRAGMA busy_timeout = 30000; PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; \
                                PRAGMA foreign_keys = ON";
 /// The name of the lock that Postgres' writers take in turn.
 const WRITE_LOCK: i64 = 0x7665_636d_696c_6c01;
@@ -264,8 +265,8 @@ impl Store {
                 let _starting = start_lock(path.clone()).await?;
                 let url = SqliteConnectOptions::new().filename(&path).to_url_lossy();
                 let options = AnyConnectOptions::from_url(&url)?;
-                // Not through the pool: it gives up after BUSY_FOR_MAX, which a new file takes on a disk that is busy with
-                // something else, and says of any failure that the time was up.
+                // Not through the pool: it gives up after BUSY_FOR_MAX, which a new file may take on a slow disk, and says of
+                // any failure that the time was up.
                 let mut first = AnyConnection::connect_with(&options).await?;
                 first.execute(SQLITE_SETTINGS).await?;
                 let pool = AnyPoolOptions::new()
