@@ -21,9 +21,12 @@ alive() {
 launch() {
     local name=$1
     shift
-    # Descriptor 9 is the caller's lock: a server that kept it would hold it for ever.
-    setsid "$@" </dev/null >>"$dir/$name.log" 2>&1 9>&- &
-    printf '%s %s\n' $! "$(start_time $!)" >"$dir/$name.pid"
+    rm -f "$dir/$name.pid"
+    setsid "$root/infra/lib/become" "$dir/$name.pid" "$@" </dev/null >>"$dir/$name.log" 2>&1 &
+    # Else bash reports its end.
+    disown
+    # Whoever asks next whether it is alive must find the file.
+    while [[ ! -e $dir/$name.pid ]] && start_time $! >/dev/null; do sleep 0.01; done
 }
 
 # halt NAME SECONDS: SIGTERM, then SIGKILL after that many seconds; 0 is SIGKILL at once. Returns when it is gone.

@@ -20,7 +20,7 @@ use std::time::Duration;
 use sqlx::any::{AnyConnectOptions, AnyPoolOptions};
 use sqlx::migrate::Migrator;
 use sqlx::sqlite::SqliteConnectOptions;
-use sqlx::{Any, AnyConnection, AnyPool, ConnectOptions as _, Executor as _, Transaction};
+use sqlx::{Any, AnyConnection, AnyPool, ConnectOptions as _, Connection as _, Executor as _, Transaction};
 
 pub use api_keys::{KeyInfo, NewKey, RotatedKey, StoredKey};
 pub use backup::restore;
@@ -38,8 +38,12 @@ use crate::vault::VaultError;
 /// SQLite has one writer at a time; a few readers beside it are plenty for token requests. Postgres is far away: more wait.
 const SQLITE_CONNECTIONS_MAX: u32 = 4;
 const POSTGRES_CONNECTIONS_MAX: u32 = 16;
-/// How long a writer waits for another. Writes take milliseconds.
+/// How long a request waits for a connection, and a writer for Postgres' other writers. Both take milliseconds.
 const BUSY_FOR_MAX: Duration = Duration::from_secs(5);
+/// 30 s: a writer waits for another also on a disk that is busy with something else, where each sync takes seconds. FULL: a
+/// revocation that was acknowledged must survive a power cut.
+const SQLITE_SETTINGS: &str = "PRAGMA busy_timeout = 30000; PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; \
+                               PRAGMA foreign_keys = ON";
 /// The name of the lock that Postgres' writers take in turn.
 const WRITE_LOCK: i64 = 0x7665_636d_696c_6c01;
 
@@ -260,20 +264,22 @@ impl Store {
                 // two processes that start on a new database would trip over each other.
                 let _starting = start_lock(path.clone()).await?;
                 let url = SqliteConnectOptions::new().filename(&path).to_url_lossy();
+                let options = AnyConnectOptions::from_url(&url)?;
+                // Not through the pool: it gives up after BUSY_FOR_MAX, which a new file may take on a slow disk, and says of
+                // any failure that the time was up.
+                let mut first = AnyConnection::connect_with(&options).await?;
+                first.execute(SQLITE_SETTINGS).await?;
                 let pool = AnyPoolOptions::new()
                     .max_connections(SQLITE_CONNECTIONS_MAX)
                     .acquire_timeout(BUSY_FOR_MAX)
                     .after_connect(|connection, _| {
-                        Box::pin(async move {
-                            // FULL: a revocation that was acknowledged must survive a power cut. 5000 ms: BUSY_FOR_MAX.
-                            let settings = "PRAGMA busy_timeout = 5000; PRAGMA journal_mode = WAL; \
-                                            PRAGMA synchronous = FULL; PRAGMA foreign_keys = ON";
-                            connection.execute(settings).await.map(|_| ())
-                        })
+                        Box::pin(async move { connection.execute(SQLITE_SETTINGS).await.map(|_| ()) })
                     })
-                    .connect_with(AnyConnectOptions::from_url(&url)?)
+                    .connect_with(options)
                     .await?;
                 SQLITE.run(&pool).await?;
+                // Only now: the last connection to close would write the log into the file, once for every command.
+                first.close().await?;
                 Ok(Self { pool, postgres: false })
             }
             Database::Postgres(url) => {

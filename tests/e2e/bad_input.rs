@@ -13,7 +13,7 @@ use parquet::arrow::ArrowWriter;
 use serde_json::{Value, json};
 use vecmill_producer::part;
 use vecmill_signer::claims::JobId;
-use vecmill_tests::{Cluster, Tenant, WorkerOptions};
+use vecmill_tests::{Cluster, Tenant, WorkerOptions, program::json_of};
 
 const LIMIT: Duration = Duration::from_secs(60);
 
@@ -205,7 +205,7 @@ async fn bad_rows_are_named_and_the_good_ones_done() {
         let stderr = String::from_utf8_lossy(&output.stderr);
         assert_eq!(output.status.code(), Some(0), "{}: {stderr}", case.name);
         assert_eq!(named(&corpus, &output.stderr), owned(&case.bad), "{}: {stderr}", case.name);
-        let submitted: Value = serde_json::from_slice(&output.stdout).unwrap();
+        let submitted = json_of(&output);
         assert_eq!(submitted["rows"], case.good.len() + case.failed.len(), "{}", case.name);
         assert_eq!(submitted["rejected"], case.bad.len(), "{}", case.name);
         jobs.push(submitted["job"].as_str().unwrap().parse::<JobId>().unwrap());
@@ -293,16 +293,16 @@ async fn standard_input_and_s3_are_read_like_a_file() {
 
     // The same bytes are the same job, wherever they come from.
     let output = cluster.vecmill_with_input(&tenant, &["submit", "-", "--json"], JSONL);
-    let from_input: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let from_input = json_of(&output);
     assert_eq!((&from_input["job"], &from_input["published"]), (&json!(file), &json!(0)));
     let output = cluster.vecmill(&tenant, &["submit", &object, "--json"]);
-    let from_s3: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let from_s3 = json_of(&output);
     assert_eq!((&from_s3["job"], &from_s3["published"]), (&json!(file), &json!(0)));
 
     // Read otherwise they are another, and the bad rows are named after where they stand.
     let output = cluster.vecmill_with_input(&tenant, &["submit", "-", "--json", "--format", "lines"], JSONL);
     assert_eq!(named("standard input", &output.stderr), owned(&[(12, "not_utf8")]));
-    let as_lines: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let as_lines = json_of(&output);
     assert_ne!(as_lines["job"], json!(file));
     let output = cluster.vecmill(&tenant, &["submit", &object, "--json", "--id-field", "key"]);
     assert_eq!(named(&object, &output.stderr).len(), 11, "{}", String::from_utf8_lossy(&output.stderr));

@@ -2,7 +2,7 @@
 
 use std::{
     path::{Path, PathBuf},
-    process::{Command, Output},
+    process::Output,
     time::Duration,
 };
 
@@ -10,9 +10,10 @@ use serde_json::{Value, json};
 use vecmill_signer::claims::JobId;
 use vecmill_tests::{
     Cluster, Servers, Tenant, WorkerOptions,
-    cluster::release_dir,
+    cluster::bare,
     corpus::{texts, write_jsonl},
     eventually,
+    program::json_of,
 };
 
 const LIMIT: Duration = Duration::from_secs(60);
@@ -23,11 +24,6 @@ fn stdout(output: &Output) -> String {
 
 fn stderr(output: &Output) -> String {
     String::from_utf8(output.stderr.clone()).unwrap()
-}
-
-fn json_of(output: &Output) -> Value {
-    assert!(output.status.success(), "{}", stderr(output));
-    serde_json::from_slice(&output.stdout).unwrap()
 }
 
 /// Fails with this exit code and a sentence on standard error, and with nothing on standard output.
@@ -153,7 +149,7 @@ async fn a_cancelled_job_stops_and_goes_on_when_it_is_submitted_again() {
     assert_eq!(watched.status.code(), Some(5), "{}", stderr(&watched));
 
     // The ladder's longest rung is 3 s: within seconds every chunk has come by and been dropped.
-    let settled = eventually("every other chunk is dropped", Duration::from_secs(20), || async {
+    let settled = eventually("every other chunk is dropped", LIMIT, || async {
         let (done, dropped) = (worker.settled("Embedded").await, worker.settled("Cancelled").await);
         (done + dropped == 20).then_some((done, dropped))
     })
@@ -201,9 +197,8 @@ async fn a_job_that_no_worker_can_compute_fails_and_says_why() {
 }
 
 /// A program with these settings and no others.
-fn bare(program: &str, arguments: &[&str], env: &[(&str, &str)]) -> Output {
-    let mut command = Command::new(release_dir().join(program));
-    command.args(arguments).env_clear().envs(env.iter().copied()).output().unwrap()
+fn run(program: &str, arguments: &[&str], env: &[(&str, &str)]) -> Output {
+    bare(program).args(arguments).envs(env.iter().copied()).output().unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -213,7 +208,7 @@ async fn mistakes_in_settings_are_reported_together_and_refusals_with_a_sentence
     let corpus = corpus.to_str().unwrap();
 
     let env = [("VECMILL_S3_ENDPOINT", "ftp://127.0.0.1"), ("VECMILL_LANES", "0"), ("VECMILL_WAIT_LADDER", "5,1")];
-    let output = bare("vecmill", &["submit", corpus], &env);
+    let output = run("vecmill", &["submit", corpus], &env);
     for setting in
         ["VECMILL_S3_ENDPOINT", "VECMILL_LANES", "VECMILL_WAIT_LADDER", "VECMILL_AMQP_URL", "VECMILL_API_KEY"]
     {
@@ -225,7 +220,7 @@ async fn mistakes_in_settings_are_reported_together_and_refusals_with_a_sentence
         ("VECMILL_WORKER_LISTEN", "here"),
         ("VECMILL_SIGNER_URL", "signer"),
     ];
-    let output = bare("vecmill-worker", &["run"], &env);
+    let output = run("vecmill-worker", &["run"], &env);
     for setting in [
         "VECMILL_MODEL",
         "VECMILL_LANES",
@@ -237,7 +232,7 @@ async fn mistakes_in_settings_are_reported_together_and_refusals_with_a_sentence
         fails(&output, 2, setting);
     }
     for command in [&["list"][..], &["status", "0123456789abcdef0123456789abcdef"], &["cancel", "x"], &["submit"]] {
-        let output = bare("vecmill", command, &[("VECMILL_API_KEY", "vm_nonsense")]);
+        let output = run("vecmill", command, &[("VECMILL_API_KEY", "vm_nonsense")]);
         assert_eq!(output.status.code(), Some(2), "{command:?}: {}", stderr(&output));
         assert!(!stderr(&output).contains("nonsense"), "{}", stderr(&output));
     }
@@ -272,15 +267,15 @@ fn api_key(printed: &Value) -> String {
 fn every_program_has_completions_help_and_a_version() {
     for program in ["vecmill", "vecmill-worker", "vecmill-signer"] {
         for shell in ["bash", "zsh", "fish"] {
-            let printed = stdout(&bare(program, &["completions", shell], &[]));
+            let printed = stdout(&run(program, &["completions", shell], &[]));
             assert!(printed.lines().count() > 10 && printed.contains(program), "{program} {shell}: {printed}");
         }
     }
     for program in ["vecmill", "vecmill-worker", "vecmill-signer", "vecmill-local"] {
-        let help = stdout(&bare(program, &["--help"], &[]));
+        let help = stdout(&run(program, &["--help"], &[]));
         assert!(help.contains("Examples:"), "{program}: {help}");
-        assert!(stdout(&bare(program, &["--version"], &[])).starts_with(&format!("{program} ")));
-        assert_eq!(bare(program, &["--no-such-flag"], &[]).status.code(), Some(2), "{program}");
+        assert!(stdout(&run(program, &["--version"], &[])).starts_with(&format!("{program} ")));
+        assert_eq!(run(program, &["--no-such-flag"], &[]).status.code(), Some(2), "{program}");
     }
 }
 
@@ -426,7 +421,7 @@ fn misconfigured(cluster: &Cluster, tenant: &Tenant, corpus: &str, said: &mut Sa
     }
     for url in [format!("redis://:{WRONG}@not a host"), format!("{WRONG}://127.0.0.1")] {
         let env: Vec<(&str, &str)> = cluster.env.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
-        let output = bare("vecmill-worker", &["run"], &[&env[..], &[("VECMILL_REDIS_URL", &url)]].concat());
+        let output = run("vecmill-worker", &["run"], &[&env[..], &[("VECMILL_REDIS_URL", &url)]].concat());
         fails(&output, 2, "VECMILL_REDIS_URL");
         said.output("a worker with a wrong Redis URL", &output);
     }

@@ -4,7 +4,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     os::unix::process::ExitStatusExt,
     path::{Path, PathBuf},
-    process::{Command, Output},
+    process::Output,
     time::SystemTime,
 };
 
@@ -15,8 +15,9 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 use vecmill_producer::part;
 use vecmill_tests::{
-    cluster::release_dir,
+    cluster::bare,
     corpus::{texts, write_jsonl},
+    program::json_of as outcome,
 };
 use vecmill_worker::{
     audit::AuditRecord,
@@ -31,19 +32,13 @@ const SIGABRT: i32 = 6;
 
 /// Runs `vecmill-local` in a folder, with nothing of the caller's settings.
 fn local(dir: &Path, arguments: &[&str], env: &[(&str, &str)]) -> Output {
-    let mut command = Command::new(release_dir().join("vecmill-local"));
-    command.args(arguments).current_dir(dir).env_clear().env("VECMILL_CACHE_DIR", dir.join("cache"));
+    let mut command = bare("vecmill-local");
+    command.args(arguments).current_dir(dir).env("VECMILL_CACHE_DIR", dir.join("cache"));
     command.envs(env.iter().copied()).output().expect("vecmill-local runs")
 }
 
 fn text(bytes: &[u8]) -> String {
     String::from_utf8(bytes.to_vec()).unwrap()
-}
-
-/// The JSON that a run which must succeed prints.
-fn outcome(output: &Output) -> Value {
-    assert!(output.status.success(), "{}", text(&output.stderr));
-    serde_json::from_slice(&output.stdout).unwrap()
 }
 
 /// Every file of a folder: its bytes and when it was written.

@@ -6,6 +6,7 @@ mod batches;
 mod cli;
 mod crashes;
 mod embeddings;
+mod guard;
 mod local_mode;
 mod outages;
 mod quota;

@@ -31,7 +31,7 @@ use vecmill_signer::{
 use vecmill_tests::{
     Cluster, Servers, WorkerOptions,
     attacks::{Bench, Kind},
-    cluster::{MODEL, Process, free_address},
+    cluster::{MODEL, Process},
     corpus::{texts, write_jsonl},
     eventually,
     forge::{ForgeKey, sign_hs256, unsigned},
@@ -190,8 +190,8 @@ async fn serve_as_signer(key: &ForgeKey) -> (String, Arc<AtomicUsize>) {
         counter.fetch_add(1, Ordering::SeqCst);
         std::future::ready(Json(jwks))
     });
-    let listen = free_address();
-    let listener = tokio::net::TcpListener::bind(&listen).await.unwrap();
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let listen = listener.local_addr().unwrap();
     let minter = Minter::new(DEFAULT_ISSUER.to_owned(), SigningKey::from_seed(&[FORGE_SEED; 32]).unwrap());
     let minter = Arc::new(minter);
     let statement = get(move || std::future::ready(minter.mint_revocations(RevocationClaims::default()).unwrap()));

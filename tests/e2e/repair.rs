@@ -3,10 +3,11 @@
 use std::time::Duration;
 
 use lapin::options::QueuePurgeOptions;
-use serde_json::{Value, json};
+use serde_json::json;
 use vecmill_tests::{
     Cluster, WorkerOptions,
     corpus::{texts, write_jsonl},
+    program::json_of,
 };
 
 const LIMIT: Duration = Duration::from_secs(60);
@@ -29,11 +30,7 @@ async fn a_job_whose_messages_the_broker_lost_goes_on() {
     }
     assert_eq!(lost, 3, "every chunk's message was on its lane");
 
-    let repair = || {
-        let output = cluster.vecmill(&tenant, &["repair", job.as_str(), "--json"]);
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-        serde_json::from_slice::<Value>(&output.stdout).unwrap()
-    };
+    let repair = || json_of(&cluster.vecmill(&tenant, &["repair", job.as_str(), "--json"]));
     let repaired = repair();
     assert_eq!((&repaired["published"], &repaired["was"]), (&json!(3), &json!("queued")));
     let _worker = cluster.worker(WorkerOptions::default()).await;

@@ -4,6 +4,7 @@ use std::ffi::{OsStr, OsString};
 use std::process::Command;
 
 use serde_json::Value;
+use vecmill_tests::program::printed;
 
 /// A Python that has OpenAI's SDK, pyarrow and DuckDB.
 pub(crate) const PYTHON: &str = "VECMILL_OPENAI_PYTHON";
@@ -21,7 +22,6 @@ pub(crate) fn installed(name: &str) -> OsString {
 pub(crate) fn steps(program: impl AsRef<OsStr>, script: &str, arguments: &[&OsStr]) -> Vec<Value> {
     let mut command = Command::new(program);
     command.arg(format!("{}/e2e/{script}", env!("CARGO_MANIFEST_DIR"))).args(arguments);
-    let output = command.env("NO_PROXY", "127.0.0.1").output().unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    output.stdout.split(|byte| *byte == b'\n').filter_map(|line| serde_json::from_slice(line).ok()).collect()
+    let printed = printed(&command.env("NO_PROXY", "127.0.0.1").output().unwrap());
+    printed.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
 }

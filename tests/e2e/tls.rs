@@ -2,11 +2,11 @@
 
 use std::{path::Path, process::Command, time::Duration};
 
-use serde_json::Value;
 use vecmill_tests::{
     Cluster, Servers, WorkerOptions,
     corpus::{texts, write_jsonl},
     eventually,
+    program::json_of,
 };
 
 const LIMIT: Duration = Duration::from_secs(60);
@@ -46,9 +46,7 @@ async fn a_job_goes_through_over_tls_alone() {
     let status = cluster.reaches(&tenant, &job, "completed", LIMIT).await;
     assert_eq!(status["state"], "completed");
     let out = cluster.dir.path().join("vectors").display().to_string();
-    let got = cluster.vecmill(&tenant, &["get", job.as_str(), "--out", &out, "--json"]);
-    assert!(got.status.success(), "{}", String::from_utf8_lossy(&got.stderr));
-    let got: Value = serde_json::from_slice(&got.stdout).unwrap();
+    let got = json_of(&cluster.vecmill(&tenant, &["get", job.as_str(), "--out", &out, "--json"]));
     assert_eq!(got["complete"], true, "{got}");
 
     // The same with the system's authorities, which know none of these servers.

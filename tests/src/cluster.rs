@@ -2,10 +2,12 @@
 
 use std::{
     io::Write,
-    net::TcpListener,
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Output, Stdio},
-    sync::atomic::{AtomicU32, Ordering},
+    sync::{
+        Mutex,
+        atomic::{AtomicU32, Ordering},
+    },
     time::Duration,
 };
 
@@ -21,7 +23,8 @@ use vecmill_signer::claims::{JobId, TenantId};
 use vecmill_worker::engine::synthetic;
 
 use crate::{
-    eventually,
+    eventually, free_address,
+    program::{end_of, json_of, told},
     servers::{Env, Servers},
 };
 
@@ -29,8 +32,6 @@ use crate::{
 pub const MODEL: &str = "vecmill/mini";
 /// The tests' model: small, so that thousands of texts take seconds.
 const MODEL_SEED: u64 = 7;
-/// Of a failed test's programs.
-const LOG_LINES_SHOWN: usize = 40;
 /// Starting a program, with a busy machine in mind.
 const START_LIMIT: Duration = Duration::from_secs(60);
 
@@ -123,6 +124,24 @@ impl Process {
         self.get(path).await.is_some_and(|(status, _)| status == 200)
     }
 
+    /// Waits until it answers one of its routes with 200.
+    ///
+    /// # Panics
+    /// When it ends instead, or takes too long.
+    async fn comes_up(mut self, path: &str) -> Self {
+        let end = eventually(&format!("{}{path} answers with 200", self.url), START_LIMIT, || {
+            let (end, url) = (self.end(), self.url.clone());
+            async move {
+                let answers = async || http_get(&url, path).await.is_some_and(|(status, _)| status == 200);
+                if end.is_some() || answers().await { Some(end) } else { None }
+            }
+        })
+        .await;
+        // Its log is shown when it is dropped.
+        assert_eq!(end, None, "it ended before it answered {path}");
+        self
+    }
+
     /// The status and body of one of its routes, or `None` when nobody answers.
     pub async fn get(&self, path: &str) -> Option<(u16, String)> {
         http_get(&self.url, path).await
@@ -146,10 +165,7 @@ impl Drop for Process {
         self.kill();
         if std::thread::panicking() {
             // The folder with the log is about to be removed.
-            let logged = self.logged();
-            let last = logged.lines().rev().take(LOG_LINES_SHOWN).collect::<Vec<_>>();
-            eprintln!("the end of {}:", self.log.display());
-            last.iter().rev().for_each(|line| eprintln!("  {line}"));
+            eprintln!("the end of {}:\n{}", self.log.display(), end_of(&self.logged()));
         }
     }
 }
@@ -201,9 +217,7 @@ impl Cluster {
 
     /// Sets up and starts the signer of a cluster that has none yet.
     pub async fn start_signer(&mut self) {
-        let signer = self.set_up_signer("http");
-        eventually("the signer answers", START_LIMIT, || async { signer.answers("/readyz").await.then_some(()) }).await;
-        self.signer = Some(signer);
+        self.signer = Some(self.set_up_signer("http").comes_up("/readyz").await);
     }
 
     fn set_up_signer(&mut self, scheme: &str) -> Process {
@@ -223,9 +237,7 @@ impl Cluster {
     /// Starts the signer at the address where it was.
     pub async fn start_signer_again(&mut self) {
         let url = self.env["VECMILL_SIGNER_URL"].clone();
-        let signer = self.spawn("vecmill-signer", &["serve"], &[], url);
-        eventually("the signer answers", START_LIMIT, || async { signer.answers("/readyz").await.then_some(()) }).await;
-        self.signer = Some(signer);
+        self.signer = Some(self.spawn("vecmill-signer", &["serve"], &[], url).comes_up("/readyz").await);
     }
 
     /// The same over TLS, with the servers' certificate, and every client set to trust its authority alone and to reach
@@ -243,9 +255,12 @@ impl Cluster {
             ("VECMILL_S3_ENDPOINT", self.env["VECMILL_TEST_S3_TLS"].clone()),
         ];
         self.env.extend(more.map(|(name, value)| (name.to_owned(), value)));
-        let signer = self.set_up_signer("https");
-        eventually("the signer listens", START_LIMIT, || async { signer.logged().contains("listening").then_some(()) })
-            .await;
+        let mut signer = self.set_up_signer("https");
+        eventually("the signer listens", START_LIMIT, || {
+            assert_eq!(signer.end(), None, "the signer ended before it listened");
+            std::future::ready(signer.logged().contains("listening").then_some(()))
+        })
+        .await;
         self.signer = Some(signer);
     }
 
@@ -260,10 +275,7 @@ impl Cluster {
 
     /// A worker, ready to take chunks.
     pub async fn worker(&self, options: WorkerOptions) -> Process {
-        let worker = self.worker_unready(options);
-        eventually("the worker is ready", START_LIMIT, || async { worker.answers("/readyz").await.then_some(()) })
-            .await;
-        worker
+        self.worker_unready(options).comes_up("/readyz").await
     }
 
     /// A worker, just started.
@@ -284,9 +296,7 @@ impl Cluster {
         let listen = free_address();
         let mut env = env.to_vec();
         env.push(("VECMILL_GATEWAY_LISTEN", listen.clone()));
-        let gateway = self.spawn("vecmill-gateway", &["serve"], &env, format!("http://{listen}"));
-        eventually("the gateway answers", START_LIMIT, || async { gateway.answers(path).await.then_some(()) }).await;
-        gateway
+        self.spawn("vecmill-gateway", &["serve"], &env, format!("http://{listen}")).comes_up(path).await
     }
 
     /// Runs `vecmill` as a tenant.
@@ -322,27 +332,33 @@ impl Cluster {
     ///
     /// # Panics
     /// When `vecmill submit` fails.
+    #[track_caller]
     pub fn submit(&self, tenant: &Tenant, corpus: &Path, more: &[&str]) -> JobId {
         let corpus = corpus.display().to_string();
-        let output = self.vecmill(tenant, &[&["submit", &corpus, "--json"], more].concat());
-        assert!(output.status.success(), "submit failed: {}", String::from_utf8_lossy(&output.stderr));
-        let submitted: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+        let submitted = json_of(&self.vecmill(tenant, &[&["submit", &corpus, "--json"], more].concat()));
         submitted["job"].as_str().expect("a job").parse().expect("a job id")
     }
 
     /// A job's status as `vecmill status --json` gives it.
+    #[track_caller]
     pub fn status(&self, tenant: &Tenant, job: &JobId) -> Value {
-        let output = self.vecmill(tenant, &["status", job.as_str(), "--json"]);
-        assert!(output.status.success(), "status failed: {}", String::from_utf8_lossy(&output.stderr));
-        serde_json::from_slice(&output.stdout).expect("JSON")
+        json_of(&self.vecmill(tenant, &["status", job.as_str(), "--json"]))
     }
 
     /// Waits until a job is in a state, and gives its status.
     pub async fn reaches(&self, tenant: &Tenant, job: &JobId, state: &str, limit: Duration) -> Value {
+        let last = Mutex::new(String::new());
         eventually(&format!("job {job} is {state}"), limit, || async {
             let output = self.vecmill(tenant, &["status", job.as_str(), "--json"]);
-            let status: Value = serde_json::from_slice(&output.stdout).ok()?;
-            (status["state"] == state).then_some(status)
+            let status = serde_json::from_slice::<Value>(&output.stdout).ok();
+            let seen = status.as_ref().map_or_else(|| told(&output), |status| format!("is {}", status["state"]));
+            let mut last = last.lock().expect("nothing panics with it");
+            // Shown where the test fails: what it was instead.
+            if *last != seen {
+                println!("job {job}: vecmill status {seen}");
+                *last = seen;
+            }
+            status.filter(|status| status["state"] == state)
         })
         .await
     }
@@ -431,10 +447,9 @@ impl Cluster {
     ///
     /// # Panics
     /// When it fails.
+    #[track_caller]
     pub fn signer(&self, arguments: &[&str]) -> Value {
-        let output = self.run("vecmill-signer", &[arguments, &["--json"]].concat());
-        assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
-        serde_json::from_slice(&output.stdout).expect("JSON")
+        json_of(&self.run("vecmill-signer", &[arguments, &["--json"]].concat()))
     }
 
     /// Runs one of the programs with the cluster's settings.
@@ -459,17 +474,18 @@ impl Cluster {
     }
 }
 
+/// One of the programs, with nothing of the caller's environment but what says whose run it belongs to.
+pub fn bare(program: &str) -> Command {
+    let mut command = Command::new(release_dir().join(program));
+    command.env_clear().env("TMPDIR", std::env::temp_dir());
+    command
+}
+
 /// Where cargo leaves the programs: a benchmark stands beside them, a test in `deps` below.
 pub fn release_dir() -> PathBuf {
     let this = std::env::current_exe().expect("this program's path");
     let dir = this.parent().expect("a folder");
     if dir.ends_with("deps") { dir.parent().expect("target/release").to_owned() } else { dir.to_owned() }
-}
-
-/// An address that was free a moment ago.
-pub fn free_address() -> String {
-    let listener = TcpListener::bind(("127.0.0.1", 0)).expect("a free port");
-    listener.local_addr().expect("its address").to_string()
 }
 
 /// The status and body of a GET, or `None` when nobody answers.

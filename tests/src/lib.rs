@@ -3,15 +3,19 @@
 //! `infra/test` brings up one RabbitMQ, Redis and S3 for the tests that leave them alone; a test that kills a server
 //! starts instances of its own ([`Servers::private`]).
 
+mod address;
 #[path = "../../signer/tests/it/attacks/table.rs"]
 pub mod attacks;
 pub mod cluster;
 pub mod corpus;
 pub mod forge;
+#[path = "../../signer/tests/it/program.rs"]
+pub mod program;
 pub mod redis;
 pub mod results;
 pub mod servers;
 
+pub use address::free_address;
 pub use cluster::{Cluster, Tenant, WorkerOptions};
 pub use servers::Servers;
 

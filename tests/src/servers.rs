@@ -9,6 +9,8 @@ use std::{
 
 use tempfile::TempDir;
 
+use crate::program::printed;
+
 /// Addresses and credentials, as environment variables for the programs.
 pub type Env = BTreeMap<String, String>;
 
@@ -113,10 +115,9 @@ impl Servers {
         let script = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../infra/services");
         let mut command = Command::new(&script);
         command.arg(action).arg(dir).args(services).envs(settings.iter().copied());
-        let output = command.output().expect("infra/services runs");
-        let stderr = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success(), "infra/services {action} failed: {stderr}");
-        String::from_utf8(output.stdout).expect("UTF-8")
+        // They go with this test, also when it is killed.
+        command.env("VECMILL_SERVICES_OWNER", std::process::id().to_string());
+        printed(&command.output().expect("infra/services runs"))
     }
 }
 

@@ -1,13 +1,13 @@
 //! Setting up a signer: once, whoever is first, and readable by its owner only.
 
 use std::os::unix::fs::MetadataExt as _;
-use std::process::Command;
 
 use vecmill_signer::client::ApiKey;
 use vecmill_signer::store::{Store, StoreError};
 use vecmill_signer::vault::{Vault, VaultError};
 
-use crate::support::{Home, json_of};
+use crate::program::{json_of, printed, told};
+use crate::support::{Home, Program};
 
 #[test]
 fn of_many_at_once_exactly_one_wins() {
@@ -23,11 +23,11 @@ fn of_many_at_once_exactly_one_wins() {
         .into_iter()
         .map(|racer| racer.wait_with_output().expect("the program ends"))
         .partition(|output| output.status.success());
-    assert_eq!(won.len(), 1);
+    assert_eq!(won.len(), 1, "{}", lost.iter().map(told).collect::<String>());
     for output in lost {
-        let told = String::from_utf8_lossy(&output.stderr);
-        assert_eq!(output.status.code(), Some(3), "{told}");
-        assert!(told.contains("bootstrapped already") && output.stdout.is_empty(), "{told}");
+        assert_eq!(output.status.code(), Some(3), "{}", told(&output));
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(said.contains("bootstrapped already") && output.stdout.is_empty(), "{}", told(&output));
     }
     let keys = home.json(&["key", "list"]);
     assert_eq!(keys.as_array().expect("a list").len(), 2);
@@ -83,21 +83,26 @@ fn settings_are_checked_before_anything_opens() {
 
 #[test]
 fn serve_stops_at_sigterm() {
-    use std::io::{BufRead as _, BufReader};
-    use std::process::Stdio;
     let home = Home::new();
     home.json(&["bootstrap"]);
-    let mut server =
-        home.program(&["serve", "--listen", "127.0.0.1:0"]).stderr(Stdio::piped()).spawn().expect("the program runs");
-    let mut log = BufReader::new(server.stderr.take().expect("piped")).lines();
-    assert!(log.any(|line| line.expect("UTF-8").contains("listening")));
-    let killed = Command::new("kill").args(["-TERM", &server.id().to_string()]).status().expect("kill runs");
-    assert!(killed.success());
-    assert!(server.wait().expect("the program ends").success());
+    assert!(Program::serve(&home, &[]).terminate().success());
+}
+
+#[test]
+fn what_a_failed_program_said_is_told_without_secrets() {
+    let mut program = std::process::Command::new("sh");
+    program.args([
+        "-c",
+        "echo '{\"key\": \"vm_id_secret\"}'; echo at postgres://me:secret@host/db, eyJsecret! >&2; exit 7",
+    ]);
+    let told = told(&program.output().expect("it runs"));
+    for part in ["exit status: 7", "{\"key\": \"vm_..\"}", "at postgres://..@host/db, eyJ.."] {
+        assert!(told.contains(part), "{told}");
+    }
+    assert!(!told.contains("secret"), "{told}");
 }
 
 #[test]
 fn completions_are_printed() {
-    let output = Home::new().run(&["completions", "bash"]);
-    assert!(output.status.success() && String::from_utf8_lossy(&output.stdout).contains("vecmill-signer"));
+    assert!(printed(&Home::new().run(&["completions", "bash"])).contains("vecmill-signer"));
 }

@@ -3,7 +3,8 @@
 use serde_json::json;
 use vecmill_signer::client::ApiKey;
 
-use crate::support::{Home, json_of};
+use crate::program::{json_of, printed};
+use crate::support::Home;
 
 /// Standard error of a command that must fail with `code`.
 fn refused(home: &Home, arguments: &[&str], code: i32) -> String {
@@ -16,9 +17,7 @@ fn refused(home: &Home, arguments: &[&str], code: i32) -> String {
 
 /// What a command prints for people.
 fn table(home: &Home, arguments: &[&str]) -> String {
-    let output = home.run(arguments);
-    assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
-    String::from_utf8(output.stdout).expect("UTF-8")
+    printed(&home.run(arguments))
 }
 
 #[test]
@@ -166,4 +165,12 @@ async fn the_database_is_named_once_and_its_password_nowhere() {
     let output = command.env("VECMILL_SIGNER_DATABASE_URL", wrong).output().expect("it runs");
     let told = String::from_utf8_lossy(&output.stderr);
     assert!(!output.status.success() && !told.contains("wrong-secret") && !told.contains(&password), "{told}");
+}
+
+#[test]
+fn a_file_that_is_no_database_is_told_as_that() {
+    let home = Home::new();
+    std::fs::write(home.database(), [7; 8192]).expect("written");
+    let told = refused(&home, &["tenant", "list"], 1);
+    assert!(told.contains("file is not a database"), "{told}");
 }

@@ -11,6 +11,8 @@ mod mounted_key;
 mod oauth;
 mod policy;
 mod postgres;
+#[allow(unreachable_pub, reason = "`vecmill-tests` compiles the file too, where it is reachable")]
+mod program;
 mod remote_keys;
 mod revocation;
 mod service;

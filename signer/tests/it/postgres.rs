@@ -4,6 +4,7 @@
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -12,10 +13,11 @@ use vecmill_signer::client::SignerClient;
 use vecmill_signer::store::{AuditFilter, Store, TenantSettings};
 use vecmill_signer::verify::{Keys, RemoteKeys, Verifier};
 
+use crate::program::printed;
 use crate::support::{Home, ISSUER, Signer, eventually, http};
 
 /// Half a second between two looks at the database, and room for a busy machine.
-const SOON: Duration = Duration::from_secs(3);
+const SOON: Duration = Duration::from_secs(10);
 
 async fn signer() -> Signer {
     let home = Home::on_postgres().await;
@@ -122,7 +124,8 @@ impl PrivatePostgres {
     fn start() -> Self {
         let script = PathBuf::from(std::env::var("VECMILL_TEST_SERVICES").expect("run ./infra/test"));
         let dir = PathBuf::from(std::env::var("VECMILL_TEST_DIR").expect("run ./infra/test"));
-        let dir = dir.join(format!("postgres-{}", std::process::id()));
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        let dir = dir.join(format!("postgres-{}-{}", std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed)));
         let this = Self { script, dir, url: String::new() };
         this.control("start");
         let printed = this.control("env");
@@ -132,9 +135,11 @@ impl PrivatePostgres {
     }
 
     fn control(&self, action: &str) -> String {
-        let output = Command::new(&self.script).arg(action).arg(&self.dir).arg("postgres").output().expect("it runs");
-        assert!(output.status.success(), "{action}: {}", String::from_utf8_lossy(&output.stderr));
-        String::from_utf8(output.stdout).expect("UTF-8")
+        let mut command = Command::new(&self.script);
+        command.arg(action).arg(&self.dir).arg("postgres");
+        // It goes with this test, however that ends.
+        command.env("VECMILL_SERVICES_OWNER", std::process::id().to_string());
+        printed(&command.output().expect("it runs"))
     }
 }
 

@@ -3,7 +3,7 @@
 use std::io::{BufRead as _, BufReader};
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -27,6 +27,8 @@ use vecmill_signer::server::{self, App};
 use vecmill_signer::store::{Bootstrapped, Database, FirstTenant, NewKey, Store, TenantSettings};
 use vecmill_signer::vault::Vault;
 use vecmill_signer::verify::{Keys, Verifier};
+
+use crate::program::{end_of, json_of};
 
 pub(crate) const ISSUER: &str = "test-signer";
 /// The time at which forged tokens are minted and, unless a test says otherwise, checked.
@@ -186,7 +188,9 @@ impl Home {
     /// The signer's program at work here.
     pub(crate) fn program(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_vecmill-signer"));
-        command.env_clear().env("VECMILL_SIGNER_MASTER_KEY_FILE", self.master_key_file()).args(arguments);
+        // Of the caller's environment only what says whose run it belongs to.
+        command.env_clear().env("TMPDIR", std::env::temp_dir()).args(arguments);
+        command.env("VECMILL_SIGNER_MASTER_KEY_FILE", self.master_key_file());
         match &self.postgres {
             Some(url) => command.env("VECMILL_SIGNER_DATABASE_URL", url),
             None => command.env("VECMILL_SIGNER_DATABASE", self.database()),
@@ -199,6 +203,7 @@ impl Home {
     }
 
     /// What a command that succeeds prints.
+    #[track_caller]
     pub(crate) fn json(&self, arguments: &[&str]) -> Value {
         json_of(&self.run(&[arguments, &["--json"]].concat()))
     }
@@ -215,11 +220,6 @@ impl Home {
 
 pub(crate) fn job(number: u8) -> JobId {
     JobId::from_digest(&[number; 32])
-}
-
-pub(crate) fn json_of(output: &Output) -> Value {
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    serde_json::from_slice(&output.stdout).expect("JSON")
 }
 
 /// A client that gives up: a signer that hangs must fail the test, not stall it.
@@ -370,15 +370,30 @@ pub(crate) struct Program {
 }
 
 impl Program {
+    /// Starts it and waits until it listens.
     pub(crate) fn serve(home: &Home, env: &[(&str, &str)]) -> Self {
         let mut command = home.program(&["serve", "--listen", "127.0.0.1:0"]);
         let mut child = command.envs(env.iter().copied()).stderr(Stdio::piped()).spawn().expect("the program runs");
-        let mut log = BufReader::new(child.stderr.take().expect("piped")).lines();
-        let line = log.find_map(|line| line.ok().filter(|line| line.contains("listening"))).expect("it listens");
+        let mut log = BufReader::new(child.stderr.take().expect("piped")).lines().map_while(Result::ok);
+        let mut said = String::new();
+        let line = loop {
+            match log.next() {
+                Some(line) if line.contains("listening") => break line,
+                Some(line) => said += &format!("{line}\n"),
+                None => panic!("it ended before it listened, with {}:\n{}", child.wait().expect("ours"), end_of(&said)),
+            }
+        };
         let port = line.split("127.0.0.1:").nth(1).expect("an address").split(' ').next().expect("a port").to_owned();
         // A full pipe would hold the program up.
         let log = std::thread::spawn(move || log.for_each(drop));
         Self { child, url: format!("http://127.0.0.1:{port}"), _log: log }
+    }
+
+    /// SIGTERM; gives how it ended.
+    pub(crate) fn terminate(&mut self) -> ExitStatus {
+        let killed = Command::new("kill").args(["-TERM", &self.child.id().to_string()]).status().expect("kill runs");
+        assert!(killed.success());
+        self.child.wait().expect("ours")
     }
 
     /// SIGKILL.

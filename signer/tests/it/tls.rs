@@ -1,8 +1,6 @@
 //! TLS between real programs: a signer that serves it, clients that trust somebody, and what is said when it fails.
 
-use std::io::{BufRead as _, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use rcgen::{BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, date_time_ymd};
@@ -13,7 +11,7 @@ use vecmill_signer::client::{ApiKey, SignerClient};
 use vecmill_signer::edge::{ClientTls, ClientTlsArgs};
 use vecmill_signer::verify::{Keys, RemoteKeys, Verifier};
 
-use crate::support::ISSUER;
+use crate::support::{Home, ISSUER, Program, eventually};
 
 /// A folder with an authority and what it signs, as PEM files.
 struct Authority {
@@ -52,49 +50,31 @@ impl Authority {
 }
 
 /// The signer's program over TLS, and a writer's key.
-struct Program {
-    child: Child,
+struct TlsSigner {
+    _program: Program,
     url: String,
     key: ApiKey,
-    _home: TempDir,
-    _log: std::thread::JoinHandle<()>,
+    _home: Home,
 }
 
-impl Program {
+impl TlsSigner {
     fn start(cert: &Path, key: &Path, client_ca: Option<&Path>) -> Self {
-        let home = tempfile::tempdir().expect("a folder");
-        let program = || {
-            let mut command = Command::new(env!("CARGO_BIN_EXE_vecmill-signer"));
-            command.current_dir(home.path()).env("VECMILL_SIGNER_ISSUER", ISSUER);
-            command
-        };
-        let output = program().args(["bootstrap", "--tenant", "acme", "--json"]).output().expect("the program runs");
-        let made: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
+        let home = Home::new();
+        let made = home.json(&["bootstrap", "--tenant", "acme"]);
         let api_key = made["writer_key"].as_str().expect("a key").parse().expect("an API key");
-        let mut serve = program();
-        serve.args(["serve", "--listen", "127.0.0.1:0", "--log", "info"]).stderr(Stdio::piped());
-        serve.env("VECMILL_SIGNER_TLS_CERT_FILE", cert).env("VECMILL_SIGNER_TLS_KEY_FILE", key);
-        client_ca.map(|file| serve.env("VECMILL_SIGNER_TLS_CLIENT_CA_FILE", file));
-        let mut child = serve.spawn().expect("the program runs");
-        let mut log = BufReader::new(child.stderr.take().expect("piped")).lines();
-        let line = log.find_map(|line| line.ok().filter(|line| line.contains("listening"))).expect("it listens");
-        let port = line.split("127.0.0.1:").nth(1).expect("an address").split(' ').next().expect("a port").to_owned();
-        // A full pipe would hold the program up.
-        let log = std::thread::spawn(move || log.for_each(drop));
-        Self { child, url: format!("https://127.0.0.1:{port}"), key: api_key, _home: home, _log: log }
+        let mut env = vec![("VECMILL_SIGNER_ISSUER", ISSUER)];
+        let files = [("VECMILL_SIGNER_TLS_CERT_FILE", Some(cert)), ("VECMILL_SIGNER_TLS_KEY_FILE", Some(key))];
+        let files = files.into_iter().chain([("VECMILL_SIGNER_TLS_CLIENT_CA_FILE", client_ca)]);
+        env.extend(files.filter_map(|(name, path)| Some((name, path?.to_str().expect("UTF-8")))));
+        let program = Program::serve(&home, &env);
+        let url = program.url.replacen("http", "https", 1);
+        Self { _program: program, url, key: api_key, _home: home }
     }
 
     /// What a client with these files gets: nothing, or the failure's sentence.
     async fn ask(&self, tls: &ClientTls) -> Result<(), String> {
         let client = SignerClient::with_tls(&self.url, self.key.clone(), tls).expect("a client");
         client.access_token(&[Scope::Embed]).await.map(drop).map_err(|error| error.to_string())
-    }
-}
-
-impl Drop for Program {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
     }
 }
 
@@ -120,7 +100,7 @@ async fn a_trusted_signer_is_asked_and_no_other() {
         ("another host's", ours.sign("elsewhere", "signer.example", 2900), "for another host name"),
         ("another authority's", theirs.sign("server", "127.0.0.1", 2900), "not trusted here"),
     ] {
-        let signer = Program::start(&cert, &key, None);
+        let signer = TlsSigner::start(&cert, &key, None);
         let told = signer.ask(&trusting(&ours.ca())).await.expect_err(what);
         assert!(told.contains(says) && told.contains("can't be reached"), "{what}: {told}");
         let keys = RemoteKeys::with_tls(&signer.url, &trusting(&ours.ca())).expect("an address");
@@ -129,7 +109,7 @@ async fn a_trusted_signer_is_asked_and_no_other() {
     }
 
     let (cert, key) = ours.sign("server", "127.0.0.1", 2900);
-    let signer = Program::start(&cert, &key, None);
+    let signer = TlsSigner::start(&cert, &key, None);
     assert_eq!(signer.ask(&trusting(&ours.ca())).await, Ok(()));
     let keys = RemoteKeys::with_tls(&signer.url, &trusting(&ours.ca())).expect("an address");
     assert!(Verifier::new(ISSUER.to_owned(), Keys::Remote(keys)).ready().await.is_ok());
@@ -145,7 +125,7 @@ async fn a_trusted_signer_is_asked_and_no_other() {
 async fn a_client_shows_its_certificate_where_it_must() {
     let (ours, theirs) = (Authority::new(), Authority::new());
     let (cert, key) = ours.sign("server", "127.0.0.1", 2900);
-    let signer = Program::start(&cert, &key, Some(&ours.ca()));
+    let signer = TlsSigner::start(&cert, &key, Some(&ours.ca()));
     assert_eq!(signer.ask(&showing(&ours.ca(), &ours.sign("client", "client", 2900))).await, Ok(()));
     let told = signer.ask(&trusting(&ours.ca())).await.expect_err("no certificate");
     assert!(told.contains("asks for a client certificate"), "{told}");
@@ -161,16 +141,13 @@ async fn a_client_shows_its_certificate_where_it_must() {
 async fn a_renewed_certificate_is_taken_without_a_restart() {
     let ours = Authority::new();
     let (cert, key) = ours.sign("server", "127.0.0.1", 2002);
-    let signer = Program::start(&cert, &key, None);
+    let signer = TlsSigner::start(&cert, &key, None);
     assert!(signer.ask(&trusting(&ours.ca())).await.is_err());
     ours.sign("server", "127.0.0.1", 2900);
-    for _ in 0..150 {
-        if signer.ask(&trusting(&ours.ca())).await.is_ok() {
-            return;
-        }
-        tokio::time::sleep(Duration::from_millis(200)).await;
-    }
-    panic!("the new certificate was not taken");
+    eventually("the new certificate is taken", Duration::from_secs(60), || async {
+        signer.ask(&trusting(&ours.ca())).await.is_ok()
+    })
+    .await;
 }
 
 #[test]

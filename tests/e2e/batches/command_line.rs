@@ -1,30 +1,22 @@
 //! `vecmill --gateway`: the same commands from outside the cluster, with an API key and nothing else.
 
-use std::{
-    collections::BTreeMap,
-    path::Path,
-    process::{Command, Output},
-};
+use std::{collections::BTreeMap, path::Path, process::Output};
 
-use serde_json::{Value, json};
+use serde_json::json;
 use vecmill_signer::claims::JobId;
 use vecmill_tests::{
     Cluster, Tenant, WorkerOptions,
-    cluster::{MODEL, Process, release_dir},
+    cluster::{MODEL, Process, bare},
     corpus,
+    program::{json_of, printed},
 };
 
 /// Runs `vecmill` with nothing of the cluster's settings.
 fn outside(cluster: &Cluster, gateway: &Process, tenant: &Tenant, arguments: &[&str]) -> Output {
-    let mut command = Command::new(release_dir().join("vecmill"));
-    command.env_clear().args(arguments).current_dir(cluster.dir.path());
+    let mut command = bare("vecmill");
+    command.args(arguments).current_dir(cluster.dir.path());
     command.env("VECMILL_API_KEY", &tenant.api_key).env("VECMILL_GATEWAY_URL", &gateway.url);
     command.env("VECMILL_MODEL", MODEL).env("VECMILL_DIMENSIONS", "32").output().unwrap()
-}
-
-fn json_of(output: &Output) -> Value {
-    assert!(output.status.success(), "{}", stderr(output));
-    serde_json::from_slice(&output.stdout).unwrap()
 }
 
 fn stderr(output: &Output) -> String {
@@ -62,10 +54,10 @@ async fn the_same_commands_give_the_same() {
     let job: JobId = submitted["job"].as_str().unwrap().parse().unwrap();
     let job = job.as_str();
 
-    let shown = String::from_utf8(run(&["status", job]).stdout).unwrap();
+    let shown = printed(&run(&["status", job]));
     assert!(shown.contains("no worker takes chunks"), "{shown}");
     assert_eq!(json_of(&run(&["pause", job, "--json"]))["waiting"]["reason"], "paused");
-    let shown = String::from_utf8(run(&["status", job]).stdout).unwrap();
+    let shown = printed(&run(&["status", job]));
     assert!(shown.contains("held it up"), "{shown}");
     assert_eq!(json_of(&run(&["resume", job, "--json"]))["state"], "queued");
 

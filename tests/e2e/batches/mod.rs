@@ -190,14 +190,15 @@ async fn a_batch_and_a_submission_are_one_job() {
     let caller = Caller::new(&gateway, &tenant);
     let bytes = jsonl(&texts);
     let file = caller.upload("corpus.jsonl", bytes.clone()).await;
-    let more = json!({"output": {"dimensions": 32}, "chunk_rows": 20});
+    // Many chunks, so that its middle is seen.
+    let more = json!({"output": {"dimensions": 32}, "chunk_rows": 4});
     let batch = caller.batch(&file, more).await;
     let queued = caller.reaches(&batch, "in_progress").await;
     let job: JobId = queued["job"].as_str().unwrap().parse().unwrap();
 
     let path = cluster.dir.path().join("corpus.jsonl");
     std::fs::write(&path, &bytes).unwrap();
-    let submitted = cluster.submit(&tenant, &path, &["--dimensions", "32", "--chunk-rows", "20"]);
+    let submitted = cluster.submit(&tenant, &path, &["--dimensions", "32", "--chunk-rows", "4"]);
     assert_eq!(submitted, job, "one path, two doors");
 
     // No worker yet: that is said, in words.

@@ -4,8 +4,8 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use axum::{Router, body::Bytes, extract::State, http::HeaderMap, http::StatusCode, routing::post};
-use serde_json::{Value, json};
-use vecmill_tests::{Cluster, WorkerOptions, corpus, eventually};
+use serde_json::json;
+use vecmill_tests::{Cluster, WorkerOptions, corpus, eventually, program::json_of};
 
 use super::{Caller, LIMIT, admin, jsonl};
 use crate::stock_clients::{PYTHON, installed};
@@ -71,11 +71,12 @@ async fn an_end_is_told_until_it_is_heard() {
         .args(["-c", script])
         .stdin(std::process::Stdio::piped())
         .stdout(std::process::Stdio::piped())
+        .stderr(std::process::Stdio::piped())
         .spawn()
         .unwrap();
-    serde_json::to_writer(child.stdin.take().unwrap(), &message).unwrap();
-    let output = child.wait_with_output().unwrap();
-    let told: Value = serde_json::from_slice(&output.stdout).unwrap();
+    // It is closed here, whether or not it was read to its end: the program's own words tell why.
+    let _ = serde_json::to_writer(child.stdin.take().unwrap(), &message);
+    let told = json_of(&child.wait_with_output().unwrap());
     assert_eq!(told, json!({"type": "batch.completed", "batch": batch, "refused": 2}));
 
     // It goes to the public Internet, and nowhere else that was not allowed.

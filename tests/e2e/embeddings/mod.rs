@@ -272,10 +272,18 @@ async fn over_quota_is_an_answer_with_a_time() {
     let _worker = cluster.worker(WorkerOptions::default()).await;
     let gateway = cluster.gateway(&[]).await;
     for (tenant, fits, code) in [(&minute, 2, "tokens_per_minute"), (&day, 1, "tokens_per_day")] {
-        for _ in 0..fits {
-            assert_eq!(ask(&gateway, &tenant.api_key, &body(text)).await.status, 200);
-        }
-        let over = ask(&gateway, &tenant.api_key, &body(text)).await;
+        let (begun, mut let_through) = (Instant::now(), 0);
+        let over = loop {
+            let answer = ask(&gateway, &tenant.api_key, &body(text)).await;
+            if answer.status != 200 {
+                break answer;
+            }
+            let_through += 1;
+            // On a slow machine one comes back meanwhile, every ten seconds.
+            let came_back = if code == "tokens_per_minute" { begun.elapsed().as_secs() / 10 } else { 0 };
+            assert!(let_through <= fits + came_back, "{let_through} in {:?}", begun.elapsed());
+        };
+        assert!(let_through >= fits, "{let_through}: {}", over.body);
         assert_eq!(
             (over.status, over.code(), &over.body["error"]["type"]),
             (429, code, &json!("rate_limit_error")),
@@ -336,9 +344,17 @@ async fn requests_a_minute_are_exact_over_two_gateways() {
             status => panic!("{status}"),
         }
     }
+    // One that came back since the last of them is let through.
+    let over = loop {
+        let answer = ask(&gateways[1], &tenant.api_key, &body("a text")).await;
+        if answer.status != 200 {
+            break answer;
+        }
+        let_through += 1;
+        assert!(begun.elapsed() < LIMIT, "none is refused");
+    };
     let came_back = begun.elapsed().as_secs_f64().ceil() as u32 + 1;
     assert!((59..=59 + came_back).contains(&let_through), "{let_through} were let through in {:?}", begun.elapsed());
-    let over = ask(&gateways[1], &tenant.api_key, &body("a text")).await;
     assert_eq!((over.status, over.code()), (429, "requests_per_minute"), "{}", over.body);
     assert_eq!(ask(&gateways[1], &other.api_key, &body("a text")).await.status, 200, "another tenant's are its own");
 
@@ -386,7 +402,8 @@ async fn without_a_worker_the_answer_comes_in_time_and_says_so() {
     let late = ask(&gateway, &tenant.api_key, &body("a text")).await;
     assert_eq!((late.status, late.code()), (503, "timeout"), "{}", late.body);
     assert!(late.headers.contains_key("retry-after") && late.headers.contains_key("retry-after-ms"));
-    assert!((2.0..4.0).contains(&begun.elapsed().as_secs_f64()), "{:?}", begun.elapsed());
+    // By default it would be 30; the rest is room for a busy machine.
+    assert!((2.0..15.0).contains(&begun.elapsed().as_secs_f64()), "{:?}", begun.elapsed());
 
     // What nobody waits for any more is not computed when a worker comes.
     let worker = cluster.worker(WorkerOptions::default()).await;
@@ -440,7 +457,7 @@ async fn more_than_it_can_do_is_told_to_come_back() {
     // Callers that go away free the gateway's place and the worker's.
     first.abort();
     second.abort();
-    eventually("a place is free", Duration::from_secs(5), || async {
+    eventually("a place is free", LIMIT, || async {
         (ask(&gateway, &tenant.api_key, &body("a text")).await.status == 200).then_some(())
     })
     .await;

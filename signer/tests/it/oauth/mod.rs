@@ -39,10 +39,12 @@ async fn a_stock_client_works_until_its_key_is_revoked() {
         .stdout(Stdio::piped())
         .spawn()
         .expect("Python runs");
+    let mut go_on = client.stdin.take().expect("piped");
     let mut steps = BufReader::new(client.stdout.take().expect("piped")).lines();
     let mut next = || -> Value {
-        let line = steps.next().expect("a step more").expect("UTF-8");
-        serde_json::from_str(&line).expect("JSON")
+        // What it complains of is beside this test's own words.
+        let Some(line) = steps.next() else { panic!("the client ended too early: {:?}", client.wait()) };
+        serde_json::from_str(&line.expect("UTF-8")).expect("JSON")
     };
     for method in ["client_secret_basic", "client_secret_post"] {
         let step = next();
@@ -51,7 +53,8 @@ async fn a_stock_client_works_until_its_key_is_revoked() {
         assert_eq!((&step["status"], &step["tenant"]), (&json!(200), &json!("acme")));
     }
     signer.home.json(&["key", "revoke", key.id()]);
-    client.stdin.take().expect("piped").write_all(b"revoked\n").expect("it listens");
+    go_on.write_all(b"revoked\n").expect("it listens");
+    drop(go_on);
     let step = next();
     assert_eq!((&step["status"], &step["error"]), (&json!(401), &json!("invalid_token")), "{step}");
     for _ in 0..2 {

@@ -13,7 +13,8 @@ use serde_json::{Value, json};
 use vecmill_signer::client::SignerClient;
 use vecmill_tests::{
     Cluster, Tenant,
-    cluster::{MODEL, Process, free_address},
+    cluster::{MODEL, Process},
+    free_address,
 };
 use vecmill_worker::{
     embedder::Embedder,
