@@ -245,7 +245,7 @@ async fn what_a_withdrawn_key_has_signed_is_refused_within_seconds() {
 async fn a_worker_that_hears_nothing_of_revocations_pauses_and_goes_on() {
     // A chunk of a lane at a time: the job must be longer than the bound.
     let slow = vec![("VECMILL_REVOCATIONS_MAX_AGE_S", "10".to_owned()), ("VECMILL_PREFETCH", "1".to_owned())];
-    let mut it = UnderWay::reach(54, 10_000, slow).await;
+    let mut it = UnderWay::reach(54, 7_000, slow).await;
     let since = Instant::now();
     it.cluster.stop_signer();
     let took = it.stands_still(since).await;
