@@ -1,6 +1,6 @@
-# A script's run: a folder for its servers and whatever else it writes. All of it goes when the script ends, and also when it
-# is killed. What belongs to the run is seen from its TMPDIR, which programs hand on to what they start and which brings
-# what they leave behind into the folder.
+# A script's run: a folder for its servers and whatever else it writes. All of it goes when the script ends, and also
+# when it is killed. What belongs to the run is seen from its TMPDIR, which programs hand on to what they start and which
+# brings what they leave behind into the folder.
 # shellcheck shell=bash
 
 # open_run NAME: makes the folder, $dir, and sees to its end. Of a run that failed the logs stay if $keep_logs is set.
@@ -18,8 +18,8 @@ open_run() {
     launch guard "$root/infra/guard" "$dir" $$ "$(start_time $$)"
 }
 
-# Makes what is started from here on part of the run. Not to be called before cargo builds: it may start a compiler cache,
-# which serves others too.
+# Makes what is started from here on part of the run. Not to be called before cargo builds: it may start a compiler
+# cache, which serves others too.
 join_run() { export TMPDIR=$dir/tmp; }
 
 close_run() {

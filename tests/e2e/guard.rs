@@ -15,8 +15,8 @@ use vecmill_tests::{eventually, program::printed};
 
 const LIMIT: Duration = Duration::from_secs(120);
 
-/// A run as `infra/test` and the benchmarks have it: with servers, and a program in a session of its own. It says where it
-/// is, and when all is up, and goes on until its standard input ends.
+/// A run as `infra/test` and the benchmarks have it: with servers, and a program in a session of its own. It says where
+/// it is, and when all is up, and goes on until its standard input ends.
 const SCRIPT: &str = r#"
 set -euo pipefail
 for part in common process run; do . "$0/lib/$part.sh"; done

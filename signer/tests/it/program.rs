@@ -1,5 +1,5 @@
-//! What programs came to. Whoever reads a program's output asks here first whether it succeeded; where it did not, the panic
-//! says how it ended and the end of what it said, without secrets.
+//! What programs came to. Whoever reads a program's output asks here first whether it succeeded; where it did not, the
+//! panic says how it ended and the end of what it said, without secrets.
 //!
 //! The tests of `vecmill-tests` compile this file too.
 
