@@ -1,7 +1,7 @@
 //! f32 on CPUs with AVX-512: Intel's servers since Skylake, AMD since Zen 4.
 #![allow(unsafe_code, reason = "instructions that not every CPU has, and loads through pointers")]
 
-use std::arch::x86_64::*;
+use std::arch::{asm, x86_64::*};
 
 use half::bf16;
 
@@ -38,7 +38,7 @@ impl Simd for Avx512 {
 
     #[inline(always)]
     fn multiply_strip(self, rows: Rows<'_, f32>, columns: Columns<'_>, strip: usize, scratch: &mut Scratch) {
-        multiply_strip_f32::<_, 8, 2>(self, rows, columns, strip, scratch);
+        multiply_strip_f32::<_, 12, 2>(self, rows, columns, strip, scratch);
     }
 
     #[inline(always)]
@@ -62,6 +62,29 @@ impl Simd for Avx512 {
     fn splat(self, value: f32) -> __m512 {
         // SAFETY: an `Avx512` is a CPU with these instructions.
         unsafe { _mm512_set1_ps(value) }
+    }
+
+    #[inline(always)]
+    unsafe fn splat_from(self, at: *const f32) -> __m512 {
+        // Written out, because the compiler would read the values of all rows of a tile ahead, and then lack registers for
+        // the tile's sums.
+        #[inline]
+        #[target_feature(enable = "avx512f")]
+        unsafe fn broadcast(at: *const f32) -> __m512 {
+            let lanes;
+            // SAFETY: there is a value, says the caller.
+            unsafe {
+                asm!(
+                    "vbroadcastss {lanes}, dword ptr [{at}]",
+                    lanes = out(zmm_reg) lanes,
+                    at = in(reg) at,
+                    options(pure, readonly, nostack, preserves_flags),
+                );
+            }
+            lanes
+        }
+        // SAFETY: as in `splat`; the value is the caller's to know.
+        unsafe { broadcast(at) }
     }
 
     #[inline(always)]

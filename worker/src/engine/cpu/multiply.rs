@@ -241,7 +241,11 @@ fn add_tile_of<S: Simd, const HEIGHT: usize>(simd: S, height: usize, tile: Tile<
         6 => simd.add_tile::<6>(tile, sums),
         // A path without registers for them does not have them compiled.
         7 if HEIGHT > 6 => simd.add_tile::<7>(tile, sums),
-        _ if HEIGHT > 6 => simd.add_tile::<8>(tile, sums),
+        8 if HEIGHT > 6 => simd.add_tile::<8>(tile, sums),
+        9 if HEIGHT > 6 => simd.add_tile::<9>(tile, sums),
+        10 if HEIGHT > 6 => simd.add_tile::<10>(tile, sums),
+        11 if HEIGHT > 6 => simd.add_tile::<11>(tile, sums),
+        12 if HEIGHT > 6 => simd.add_tile::<12>(tile, sums),
         _ => unreachable!("a tile of {height} rows where {HEIGHT} are the most"),
     }
 }
@@ -249,9 +253,9 @@ fn add_tile_of<S: Simd, const HEIGHT: usize>(simd: S, height: usize, tile: Tile<
 /// Adds to `sums`, rows [`STRIP`] values apart, the products of `HEIGHT` rows and a panel's columns, one after the other
 /// in the order of the inner dimension.
 ///
-/// The sums are as many as registers hold beside the columns and some values of rows: 8 rows by 32 columns are 16 of 32
-/// registers of AVX-512 (with more the compiler, which reads values ahead, runs out of them), 6 by 16 are 12 of 16 of
-/// AVX2. Each step makes more products than it loads values, so the multipliers set the pace.
+/// The sums are as many as registers hold beside the columns and a value of a row: 12 rows by 32 columns are 24 of 32
+/// registers of AVX-512, 6 by 16 are 12 of 16 of AVX2. Each step makes more products than it loads values, so the
+/// multipliers set the pace.
 #[inline(always)]
 #[allow(unsafe_code, reason = "the inner loop can't afford a bounds check a load; the assertions are the check")]
 pub(super) fn add_tile<S: Simd, const HEIGHT: usize, const WIDTH: usize>(simd: S, tile: Tile<'_>, sums: &mut [f32]) {
@@ -274,7 +278,7 @@ pub(super) fn add_tile<S: Simd, const HEIGHT: usize, const WIDTH: usize>(simd: S
         }
         for (row, lanes) in lanes.iter_mut().enumerate() {
             // SAFETY: the last row begins at (HEIGHT - 1) * stride and has `inner` values (asserted).
-            let value = simd.splat(unsafe { *row_values.add(row * stride + step) });
+            let value = unsafe { simd.splat_from(row_values.add(row * stride + step)) };
             for (lanes, column) in lanes.iter_mut().zip(column) {
                 *lanes = simd.mul_add(value, column, *lanes);
             }

@@ -42,6 +42,16 @@ pub(super) trait Simd: Copy + Send + Sync + 'static {
     fn prefetch(self, line: *const u8);
 
     fn splat(self, value: f32) -> Self::Lanes;
+    /// Sixteen times the value at an address.
+    ///
+    /// # Safety
+    /// There is a value at the address.
+    #[inline(always)]
+    #[allow(unsafe_code, reason = "a microkernel's reads can't afford a check each")]
+    unsafe fn splat_from(self, at: *const f32) -> Self::Lanes {
+        // SAFETY: the caller's.
+        self.splat(unsafe { *at })
+    }
     /// Reads sixteen values from where they lie.
     fn load(self, values: &[f32; LANES]) -> Self::Lanes;
     fn store(self, out: &mut [f32; LANES], lanes: Self::Lanes);
