@@ -6,12 +6,12 @@
 
 use std::ops::Range;
 
+use bytemuck::Zeroable;
 use rayon::prelude::*;
 
 use super::Heads;
 use super::math::exp2;
-use super::multiply::{Columns, Multiply, ROWS_MAX, STRIP, Scratch, Sink, whole};
-use super::panels::Line;
+use super::multiply::{Columns, Line, Multiply, ROWS_MAX, Rows, STRIP, Scratch, Sink};
 use super::path::{LANES, Layout, Path, Simd, Value, Work};
 use super::threads::spread;
 use crate::engine::packing::Span;
@@ -67,7 +67,7 @@ impl KeyValues {
             end += len_of_head(padded, heads) * heads.kv;
         }
         // Whole strips are whole lines.
-        self.lines.resize(end * size_of::<P::Value>() / size_of::<Line>(), Line::ZERO);
+        self.lines.resize(end * size_of::<P::Value>() / size_of::<Line>(), Line::zeroed());
 
         let mut rest: &mut [P::Value] = bytemuck::cast_slice_mut(&mut self.lines);
         let mut tasks = Vec::with_capacity(spans.len() * heads.kv);
@@ -219,7 +219,7 @@ fn attend_tile<P: Path>(
         let filled = keys_here.next_multiple_of(STRIP);
         path.enter(Multiply {
             path,
-            rows: whole(&tile.queries, dim, count),
+            rows: Rows { values: &tile.queries, stride: dim, rows: count },
             columns: Columns {
                 elements: P::Value::elements(&keys[first * dim..][..filled * dim]),
                 inner: dim,
@@ -244,7 +244,7 @@ fn attend_tile<P: Path>(
         });
         path.enter(Multiply {
             path,
-            rows: whole(P::weights(&tile.scores, &tile.rounded), KEYS, count),
+            rows: Rows { values: P::weights(&tile.scores, &tile.rounded), stride: KEYS, rows: count },
             columns: Columns {
                 elements: P::Value::elements(values),
                 inner: filled,

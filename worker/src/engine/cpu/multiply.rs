@@ -9,7 +9,7 @@ use bytemuck::{Pod, Zeroable, cast_slice, cast_slice_mut};
 use half::bf16;
 
 use super::math::silu;
-use super::path::{LANES, Path, Simd, Value, Work};
+use super::path::{LANES, Path, Simd, Work};
 
 /// Columns of a strip. The layout of gates and ups, sixteen of each, is the same whatever the width of a panel.
 pub(super) const STRIP: usize = 32;
@@ -67,7 +67,7 @@ pub(super) enum Sink<'a, V> {
     GatedSilu { values: &'a mut [V], stride: usize },
 }
 
-/// A cache line, and a register where it is wide.
+/// A cache line, and a register where it is wide: room for values of any type that begins at one.
 #[derive(Clone, Copy, Pod, Zeroable)]
 #[repr(C, align(64))]
 pub(super) struct Line([f32; LANES]);
@@ -289,9 +289,4 @@ pub(super) fn add_tile<S: Simd, const HEIGHT: usize, const WIDTH: usize>(simd: S
             simd.store_part(&mut sums[row * STRIP + place * LANES..][..LANES], lanes);
         }
     }
-}
-
-/// A matrix's rows, side by side without gaps.
-pub(super) fn whole<V: Value>(values: &[V], width: usize, rows: usize) -> Rows<'_, V> {
-    Rows { values, stride: width, rows }
 }

@@ -4,7 +4,7 @@
 //! each of them (for each group of them, where an instruction multiplies several) the panel's columns lie side by side. A
 //! strip is one panel or several; columns beyond the last output are 0.
 
-use bytemuck::{Pod, Zeroable};
+use bytemuck::Pod;
 use half::bf16;
 use memmap2::MmapMut;
 use rayon::prelude::*;
@@ -116,13 +116,4 @@ fn fill_panels<'a, T: Pod + Send + Sync>(
             }
         }
     });
-}
-
-/// A cache line of zeros, to make room for values that begin at one.
-#[derive(Clone, Copy, Pod, Zeroable)]
-#[repr(C, align(64))]
-pub(super) struct Line([u8; 64]);
-
-impl Line {
-    pub(super) const ZERO: Self = Self([0; 64]);
 }
