@@ -9,7 +9,7 @@ use serde::de::{Error as _, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::cidr::Cidr;
-pub use crate::ids::{Digest, IdError, JobId, TenantId};
+pub use crate::ids::{Digest, IdError, JobId, RunId, TenantId};
 
 /// Audience of an access token: the gateway, the signer, and the worker's synchronous path.
 pub const ACCESS_AUDIENCE: &str = "vecmill-api";
@@ -195,6 +195,12 @@ pub struct GrantClaims {
     pub client_addr: Option<String>,
     /// Queue lane of the tenant.
     pub lane: u32,
+    /// Which life of the job it is for; absent in grants from before jobs had runs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub life: Option<u32>,
+    /// Which run of the job it is for; absent in grants from before jobs had runs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub run: Option<u32>,
     /// The tenant's quota when the grant was minted.
     #[serde(deserialize_with = "object")]
     pub limits: Limits,
@@ -300,6 +306,8 @@ mod fuzz {
                 key_id: text,
                 client_addr,
                 lane,
+                life: Some(lane),
+                run: Some(lane),
                 limits: Limits {
                     requests_per_minute: limits[0],
                     tokens_per_minute: limits[1],
@@ -346,8 +354,8 @@ mod fuzz {
             members.insert(name.clone(), value.clone());
             if let Ok(read) = serde_json::from_value::<GrantClaims>(changed.clone()) {
                 let read = serde_json::to_value(read).expect("JSON");
-                // `null` is how an absent address may be written.
-                let absent = name == "client_addr" && value.is_null();
+                // `null` is how an absent address, life or run may be written.
+                let absent = ["client_addr", "life", "run"].contains(&name.as_str()) && value.is_null();
                 prop_assert!(absent || read == changed, "{name}: {value}");
             }
         }

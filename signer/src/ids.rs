@@ -40,6 +40,25 @@ pub struct JobId(String);
 #[serde(try_from = "String", into = "String")]
 pub struct Digest([u8; 32]);
 
+/// Which run of a job: each submission that takes a job up is one, counted from 1 over all of the job's lives. A life begins
+/// when a job is submitted for the first time, or again after it was deleted, and no two lives share an object.
+///
+/// The zeroes of [`RunId::default`] are a job from before there were runs.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RunId {
+    /// The life, counted from 1.
+    pub life: u32,
+    /// The run, counted from 1.
+    pub run: u32,
+}
+
+impl fmt::Display for RunId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}", self.life, self.run)
+    }
+}
+
 impl TenantId {
     /// The name as text.
     pub fn as_str(&self) -> &str {

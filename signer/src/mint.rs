@@ -140,6 +140,8 @@ impl Minter {
             key_id: grantee.key_id,
             client_addr: grantee.client_addr,
             lane: grantee.lane,
+            life: request.life,
+            run: request.run,
             limits: grantee.limits,
             epoch: grantee.epoch,
         };

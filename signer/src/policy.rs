@@ -98,6 +98,8 @@ mod tests {
             dimensions: 1024,
             rows: 10,
             window_s: 3600,
+            life: None,
+            run: None,
         }
     }
 

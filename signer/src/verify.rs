@@ -14,7 +14,7 @@ use serde::de::DeserializeOwned;
 
 use crate::claims::{
     ACCESS_AUDIENCE, ACCESS_TYPE, AccessClaims, Digest, GRANT_AUDIENCE, GRANT_TYPE, GrantClaims, JobId, Limits,
-    REVOCATIONS_AUDIENCE, RevocationClaims, SUBMISSION_AUDIENCE, SUBMISSION_TYPE, Scope, TenantId,
+    REVOCATIONS_AUDIENCE, RevocationClaims, RunId, SUBMISSION_AUDIENCE, SUBMISSION_TYPE, Scope, TenantId,
 };
 use crate::genuine::{Genuine, Print};
 use crate::header::{is_kid, kid_of};
@@ -166,7 +166,9 @@ impl Verifier {
         let claims: GrantClaims = self.checked(token, &key, GRANT_AUDIENCE)?;
         self.check(&claims.iss, &claims.aud, GRANT_AUDIENCE)?;
         Times { iat: claims.iat, nbf: claims.nbf, exp: claims.exp }.check(GRANT_LIFETIME_S_MAX, now)?;
-        if claims.dimensions == 0 || claims.model.is_empty() || !is_kid(&claims.key_id) {
+        // A run is one of a life: the one without the other names nothing.
+        let half_a_run = claims.life.is_some() != claims.run.is_some();
+        if claims.dimensions == 0 || claims.model.is_empty() || !is_kid(&claims.key_id) || half_a_run {
             return Err(Refusal::BadClaims);
         }
         Ok(VerifiedGrant { kid, claims })
@@ -467,6 +469,11 @@ impl VerifiedGrant {
     /// Queue lane of the tenant.
     pub fn lane(&self) -> u32 {
         self.claims.lane
+    }
+
+    /// The run of the job that it is for.
+    pub fn run(&self) -> RunId {
+        RunId { life: self.claims.life.unwrap_or_default(), run: self.claims.run.unwrap_or_default() }
     }
 
     /// Token quota of the tenant.

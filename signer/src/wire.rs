@@ -22,6 +22,12 @@ pub struct GrantRequest {
     pub rows: u64,
     /// Completion window in seconds: how long the grant shall live.
     pub window_s: u64,
+    /// Which life of the job the grant is for; left out by clients from before jobs had runs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub life: Option<u32>,
+    /// Which run of the job the grant is for; left out by clients from before jobs had runs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub run: Option<u32>,
 }
 
 /// A job grant and what the producer needs to know of it, so that nobody has to look into an unverified token.

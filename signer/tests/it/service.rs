@@ -21,6 +21,8 @@ fn request() -> GrantRequest {
         dimensions: 64,
         rows: 1000,
         window_s: 3600,
+        life: None,
+        run: None,
     }
 }
 

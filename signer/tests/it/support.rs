@@ -359,6 +359,8 @@ pub(crate) fn grant_request(number: u8) -> GrantRequest {
         dimensions: 64,
         rows: 10,
         window_s: 3600,
+        life: None,
+        run: None,
     }
 }
 

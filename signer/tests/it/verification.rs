@@ -76,6 +76,8 @@ async fn minted_tokens_pass_and_only_as_what_they_are() {
         dimensions: 64,
         rows: 1,
         window_s: 600,
+        life: None,
+        run: None,
     };
     let (grant, claims) = minter.mint_grant(grantee, request).expect("signed");
     let verified = verifier.grant(&grant).await.expect("good");
