@@ -12,12 +12,15 @@ use vecmill_signer::claims::{Digest, JobId};
 
 use crate::{
     client::{GatewayClient, GatewayError, RemoteParts},
-    contract::{FinalManifest, JobKeys, MANIFEST_BYTES_MAX},
-    store::{Object, Store, StoreError},
+    contract::{JobKeys, PartEntry},
+    status::{Results, StatusError, Watch},
+    store::{Store, StoreError},
 };
 
 /// Downloads at once.
 const DOWNLOADS_MAX: usize = 8;
+/// A file that says whose folder it is.
+const MARK: &str = ".vecmill-job";
 /// Most bytes of a block of row errors; the writers cut far below.
 const ERRORS_BYTES_MAX: usize = 64 << 20;
 
@@ -68,6 +71,9 @@ pub enum FetchError {
     /// S3 failed.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// What the job has come to can't be read.
+    #[error(transparent)]
+    Status(#[from] StatusError),
     /// The gateway failed.
     #[error(transparent)]
     Gateway(#[from] GatewayError),
@@ -78,6 +84,14 @@ pub enum FetchError {
         path: PathBuf,
         /// Why.
         error: std::io::Error,
+    },
+    /// The folder has another job's parts.
+    #[error("{dir} holds parts of job {job}: fetch into another folder")]
+    Foreign {
+        /// The folder.
+        dir: PathBuf,
+        /// The job.
+        job: String,
     },
     /// A part is not the one that the summary lists.
     #[error("{key} hashes to {found}, the job's summary says {expected}: fetch again, and report it if it stays so")]
@@ -91,31 +105,25 @@ pub enum FetchError {
     },
 }
 
-/// Downloads what is there of the job into `dir`, checking every part of a complete job against its digest.
+/// Downloads what is there of the job into `dir`, checking every part against its digest; `None` where there is no such job.
 /// `progress` is called with (parts there, parts in all).
 pub async fn fetch(
     store: &Store,
-    keys: &JobKeys,
+    watch: &Watch,
     dir: &Path,
     progress: impl Fn(usize, usize),
-) -> Result<Fetched, FetchError> {
-    std::fs::create_dir_all(dir).map_err(|error| FetchError::Write { path: dir.to_owned(), error })?;
-    let summary: Option<FinalManifest> = store.get_json(&keys.final_manifest(), 2 * MANIFEST_BYTES_MAX).await?;
-    let complete = store.exists(&keys.success()).await?;
-    let parts = store.list(&keys.parts_prefix(), None).await?;
-    let digests: std::collections::HashMap<String, Digest> = summary
-        .iter()
-        .flat_map(|summary| &summary.parts)
-        .map(|part| (format!("{}{}", keys.prefix(), part.path), part.sha256))
-        .collect();
+) -> Result<Option<Fetched>, FetchError> {
+    let Some(keys) = watch.keys().await.map_err(StatusError::from)? else { return Ok(None) };
+    let Some(Results { parts, summary, complete }) = watch.results().await? else { return Ok(None) };
+    claim(dir, watch.job())?;
     let mut fetched = Fetched { dir: dir.to_owned(), parts: parts.len(), kept: 0, bytes: 0, errors: 0, complete };
-    let downloads = stream::iter(&parts).map(|part| fetch_part(store, part, dir, digests.get(&part.key).copied()));
+    let downloads = stream::iter(&parts).map(|part| fetch_part(store, &keys, part, dir));
     fetched.take(downloads, progress).await?;
-    fetched.errors = fetch_errors(store, keys, dir).await?;
+    fetched.errors = fetch_errors(store, &keys, &parts, dir).await?;
     if let Some(summary) = summary {
         write_summary(dir, &summary)?;
     }
-    Ok(fetched)
+    Ok(Some(fetched))
 }
 
 /// [`fetch`] through a gateway; `None` where there is no such job.
@@ -125,13 +133,13 @@ pub async fn fetch_from_gateway(
     dir: &Path,
     progress: impl Fn(usize, usize),
 ) -> Result<Option<Fetched>, FetchError> {
-    std::fs::create_dir_all(dir).map_err(|error| FetchError::Write { path: dir.to_owned(), error })?;
     let Some(RemoteParts { data: parts, complete }) = client.parts(job).await? else { return Ok(None) };
+    claim(dir, job)?;
     let mut fetched = Fetched { dir: dir.to_owned(), parts: parts.len(), kept: 0, bytes: 0, errors: 0, complete };
     let downloads = stream::iter(&parts).map(|part| async move {
         let name = format!("part-{:06}.parquet", part.part);
         let download = async |path: &Path| Ok(client.part(job, part.part, path).await?);
-        place(dir, &name, name.clone(), Some(part.sha256), download).await
+        place(dir, &name, name.clone(), part.sha256, download).await
     });
     fetched.take(downloads, progress).await?;
     let path = dir.join("errors.jsonl");
@@ -148,6 +156,29 @@ pub async fn fetch_from_gateway(
     Ok(Some(fetched))
 }
 
+/// Makes the folder this job's. Two jobs in one folder could not be told apart.
+fn claim(dir: &Path, job: &JobId) -> Result<(), FetchError> {
+    let write = |path: PathBuf| |error| FetchError::Write { path, error };
+    std::fs::create_dir_all(dir).map_err(write(dir.to_owned()))?;
+    let mark = dir.join(MARK);
+    let of = match std::fs::read_to_string(&mark) {
+        Ok(of) => Some(of.trim().to_owned()),
+        Err(_) => summary_of(dir),
+    };
+    match of {
+        Some(of) if of != job.as_str() => Err(FetchError::Foreign { dir: dir.to_owned(), job: of }),
+        Some(_) => Ok(()),
+        None => std::fs::write(&mark, format!("{job}\n")).map_err(write(mark)),
+    }
+}
+
+/// The job whose summary lies in a folder: what was fetched before folders were marked.
+fn summary_of(dir: &Path) -> Option<String> {
+    let summary = std::fs::read(dir.join("_manifest.json")).ok()?;
+    let summary: serde_json::Value = serde_json::from_slice(&summary).ok()?;
+    Some(summary["job"].as_str()?.to_owned())
+}
+
 fn write_summary(dir: &Path, summary: &impl Serialize) -> Result<(), FetchError> {
     let path = dir.join("_manifest.json");
     let bytes = serde_json::to_vec_pretty(summary).unwrap_or_default();
@@ -155,15 +186,10 @@ fn write_summary(dir: &Path, summary: &impl Serialize) -> Result<(), FetchError>
 }
 
 /// Downloads one part unless it is there; gives the bytes downloaded.
-async fn fetch_part(
-    store: &Store,
-    part: &Object,
-    dir: &Path,
-    expected: Option<Digest>,
-) -> Result<Option<u64>, FetchError> {
-    let name = part.key.rsplit('/').next().unwrap_or_default();
-    place(dir, name, part.key.clone(), expected, async |path: &Path| Ok(store.download(None, &part.key, path).await?))
-        .await
+async fn fetch_part(store: &Store, keys: &JobKeys, part: &PartEntry, dir: &Path) -> Result<Option<u64>, FetchError> {
+    let (name, key) = (format!("part-{:06}.parquet", part.chunk), keys.object(&part.path));
+    let download = async |path: &Path| Ok(store.download(None, &key, path).await?);
+    place(dir, &name, key.clone(), part.sha256, download).await
 }
 
 /// Brings a file to its place unless it is there; gives the bytes downloaded. `key` is what it is called where it comes from.
@@ -171,40 +197,40 @@ async fn place(
     dir: &Path,
     name: &str,
     key: String,
-    expected: Option<Digest>,
+    expected: Digest,
     download: impl AsyncFnOnce(&Path) -> Result<(u64, Digest), FetchError>,
 ) -> Result<Option<u64>, FetchError> {
     let path = dir.join(name);
-    if let (Some(expected), Ok(bytes)) = (expected, std::fs::read(&path))
-        && Digest::of(&bytes) == expected
-    {
+    if std::fs::read(&path).is_ok_and(|bytes| Digest::of(&bytes) == expected) {
         return Ok(None);
     }
-    // Beside its place first, so that a part under its own name is always whole.
-    let partial = dir.join(format!(".{name}.partial"));
+    // Beside its place first, so that a part under its own name is always whole. Under a name of its own: others may be
+    // fetching into the same folder.
+    let write = |error| FetchError::Write { path: path.clone(), error };
+    let partial = tempfile::Builder::new().prefix(&format!(".{name}.")).suffix(".partial").tempfile_in(dir);
+    let partial = partial.map_err(write)?.into_temp_path();
     let (bytes, found) = download(&partial).await?;
-    if let Some(expected) = expected
-        && expected != found
-    {
+    if expected != found {
         return Err(FetchError::Digest { key, expected, found });
     }
-    std::fs::rename(&partial, &path).map_err(|error| FetchError::Write { path, error })?;
+    partial.persist(&path).map_err(|error| write(error.error))?;
     Ok(Some(bytes))
 }
 
 /// Gathers rejected and failed rows into `errors.jsonl`; gives their number. No file when there are none.
-async fn fetch_errors(store: &Store, keys: &JobKeys, dir: &Path) -> Result<u64, FetchError> {
+async fn fetch_errors(store: &Store, keys: &JobKeys, parts: &[PartEntry], dir: &Path) -> Result<u64, FetchError> {
     let path = dir.join("errors.jsonl");
-    let mut objects = store.list(&keys.rejected_prefix(), None).await?;
-    objects.extend(store.list(&keys.errors_prefix(), None).await?);
+    let rejected = store.list(&keys.rejected_prefix(), None).await?.into_iter().map(|object| object.key);
+    let failed = parts.iter().filter_map(|part| part.errors.as_ref()).map(|path| keys.object(path));
+    let objects: Vec<String> = rejected.chain(failed).collect();
     if objects.is_empty() {
         return Ok(0);
     }
     let write = |error| FetchError::Write { path: path.clone(), error };
     let mut file = std::fs::File::create(&path).map_err(write)?;
     let mut errors = 0;
-    for object in objects {
-        let Some(lines) = store.get(&object.key, ERRORS_BYTES_MAX).await? else { continue };
+    for key in objects {
+        let Some(lines) = store.get(&key, ERRORS_BYTES_MAX).await? else { continue };
         errors += lines.iter().filter(|&&byte| byte == b'\n').count() as u64;
         file.write_all(&lines).map_err(write)?;
     }

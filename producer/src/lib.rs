@@ -13,6 +13,7 @@ pub mod control;
 pub mod digest;
 pub mod fetch;
 pub mod gateway;
+pub mod life;
 pub mod part;
 pub mod prepare;
 pub mod publish;

@@ -4,7 +4,10 @@ use serde::Serialize;
 use vecmill_signer::claims::{Digest, JobId, TenantId};
 
 use crate::{
-    contract::{CONTRACT_VERSION, Input, JobKeys, JobSpec, MANIFEST_BYTES_MAX, Manifest, ManifestError, Precision},
+    contract::{
+        CONTRACT_VERSION, Input, JobKeys, JobSpec, MANIFEST_BYTES_MAX, Manifest, ManifestError, Precision, RunId,
+    },
+    life::{Appended, Entry, Event as LifeEvent, Job, Ledger, LedgerError, Moot},
     read::{self, BadRow, InputFormat, ReadError, ReadOptions},
     source::{Source, SourceError, Spooled},
     split::{Cut, SplitError, split},
@@ -48,8 +51,12 @@ pub enum Event {
 pub struct Prepared {
     /// The job.
     pub job: JobId,
-    /// Its keys.
-    pub keys: JobKeys,
+    /// Whose it is.
+    pub tenant: TenantId,
+    /// The life of the job that the corpus was cut for.
+    pub life: u32,
+    /// The job's ledger.
+    pub ledger: Ledger,
     /// What the input is called.
     pub name: String,
     /// The manifest.
@@ -58,6 +65,13 @@ pub struct Prepared {
     pub manifest_sha256: Digest,
     /// Whether it was there already.
     pub known: bool,
+}
+
+impl Prepared {
+    /// The keys of what was cut.
+    pub fn keys(&self) -> JobKeys {
+        self.ledger.keys_of(RunId { life: self.life, run: 0 })
+    }
 }
 
 /// Why no manifest was written.
@@ -75,9 +89,18 @@ pub enum PrepareError {
     /// S3 failed.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// The job's ledger can't be read or written.
+    #[error(transparent)]
+    Ledger(#[from] LedgerError),
     /// The manifest on S3 is not one.
     #[error(transparent)]
     Manifest(#[from] ManifestError),
+    /// Its bytes are no longer those that name the job.
+    #[error("{name} has changed while it was read: nothing was submitted; submit it again once nobody writes to it")]
+    Changed {
+        /// The corpus.
+        name: String,
+    },
     /// `strict`, and there are bad rows; all have been reported.
     #[error("{name} has {bad} bad rows and --strict was given: nothing was submitted; mend them or leave --strict out")]
     Strict {
@@ -138,39 +161,70 @@ pub async fn prepare(
 ) -> Result<Prepared, PrepareError> {
     let spooled = corpus.source.spool(store).await?;
     report(Event::Hashed(spooled.bytes));
+    prepare_spooled(store, tenant, spec, corpus, &spooled, report).await
+}
+
+/// The same with a corpus that is on local disk.
+pub async fn prepare_spooled(
+    store: &Store,
+    tenant: &TenantId,
+    spec: &JobSpec,
+    corpus: &Corpus,
+    spooled: &Spooled,
+    report: impl Fn(Event) + Send + Clone + 'static,
+) -> Result<Prepared, PrepareError> {
     let input = Input { sha256: spooled.sha256, bytes: spooled.bytes, format: corpus.format };
     let job = job_id(tenant, spec, &input, &corpus.options, corpus.cut);
-    let keys = JobKeys::new(tenant, &job);
+    let ledger = Ledger::new(store.clone(), tenant, &job);
     let name = spooled.name.clone();
+    let prepared = |life: u32, bytes: &[u8], known: bool| {
+        let (job, tenant, ledger, name) = (job.clone(), tenant.clone(), ledger.clone(), name.clone());
+        let (manifest, manifest_sha256) = (Manifest::parse(bytes)?, Digest::of(bytes));
+        Ok::<_, PrepareError>(Prepared { job, tenant, life, ledger, name, manifest, manifest_sha256, known })
+    };
 
-    if let Some(bytes) = store.get(&keys.manifest(), MANIFEST_BYTES_MAX).await? {
-        let manifest = Manifest::parse(&bytes)?;
-        if corpus.strict && manifest.rejected > 0 {
+    if let Some(entry) = ledger.head().await?.filter(|entry| !entry.job.deleted)
+        && let keys = ledger.keys_of(entry.job.at())
+        && let Some(bytes) = store.get(&keys.manifest(), MANIFEST_BYTES_MAX).await?
+    {
+        let known = prepared(entry.job.life, &bytes, true)?;
+        if corpus.strict && known.manifest.rejected > 0 {
             // They are told again: who asks now may not be who asked then.
-            refuse_bad_rows(&spooled, corpus, report).await?;
+            refuse_bad_rows(spooled, corpus, report).await?;
         }
-        return Ok(Prepared { job, keys, name, manifest, manifest_sha256: Digest::of(&bytes), known: true });
+        return Ok(known);
     }
     if corpus.strict {
-        refuse_bad_rows(&spooled, corpus, report.clone()).await?;
+        refuse_bad_rows(spooled, corpus, report.clone()).await?;
     }
-    let rows = open(&spooled, corpus).await?;
+    let rows = open(spooled, corpus).await?;
+    let opened = ledger.append(|_| Ok(LifeEvent::Open)).await?;
+    if let Appended::Written(Entry { job: Job { life: life @ 2.., .. }, .. }) = &opened {
+        // Whoever had not heard that the life before is over may have written for it since it was removed.
+        ledger.remove(life - 1).await?;
+    }
+    let life = opened.entry().map_or(0, |entry| entry.job.life);
+    let keys = ledger.keys_of(RunId { life, run: 0 });
     let rejecting = report.clone();
     let rejected = move |bad: &BadRow| rejecting(Event::Rejected(bad.clone()));
     let cut = match split(store, &keys, rows, corpus.cut, rejected, |rows| report(Event::Uploaded(rows))).await {
         Ok(cut) if cut.rows > 0 => cut,
         Ok(cut) => {
-            leave_nothing(store, &keys).await;
+            abandon(&ledger, life).await;
             return Err(PrepareError::Empty { name, bad: cut.rejected });
         }
         Err(error) => {
             // After a failure of S3 what is there stays: the same command goes on from it.
             if matches!(error, SplitError::Read(_) | SplitError::TooManyChunks) {
-                leave_nothing(store, &keys).await;
+                abandon(&ledger, life).await;
             }
             return Err(error.into());
         }
     };
+    if !spooled.is_unchanged().await? {
+        abandon(&ledger, life).await;
+        return Err(PrepareError::Changed { name });
+    }
     let manifest = Manifest {
         version: CONTRACT_VERSION,
         job: job.clone(),
@@ -181,22 +235,31 @@ pub async fn prepare(
         chunks: cut.chunks,
     };
     let bytes = manifest.to_bytes();
-    let manifest_sha256 = Digest::of(&bytes);
     // Last, when every chunk is there: a manifest on S3 means that the corpus is complete.
-    store.put(&keys.manifest(), bytes, "application/json").await?;
-    Ok(Prepared { job, keys, name, manifest, manifest_sha256, known: false })
+    if store.put_new(&keys.manifest(), bytes.clone(), "application/json").await? {
+        return prepared(life, &bytes, false);
+    }
+    // Cut by somebody else at the same time: one of the two counts, for both.
+    match store.get(&keys.manifest(), MANIFEST_BYTES_MAX).await? {
+        Some(bytes) => prepared(life, &bytes, true),
+        None => prepared(life, &bytes, false),
+    }
 }
 
-/// Removes what a refused corpus was cut into, so that no list shows it as a job. The refusal is what matters: a failure
-/// here is for the log only.
-async fn leave_nothing(store: &Store, keys: &JobKeys) {
-    let removing = async {
-        for object in store.list(&keys.input_prefix(), None).await? {
-            store.delete(&object.key).await?;
+/// Ends the life of a corpus that was refused, and removes what it was cut into. Whoever else cut it for the same life sees that it
+/// is over. The refusal is what matters: a failure here is for the log only.
+async fn abandon(ledger: &Ledger, life: u32) {
+    let abandoning = async {
+        let abandoned = ledger.append(|head| match head {
+            Some(head) if head.job.life == life => Ok(LifeEvent::Abandon),
+            _ => Err(Moot::Superseded),
+        });
+        if let Appended::Written(_) = abandoned.await? {
+            ledger.remove(life).await?;
         }
-        Ok::<(), StoreError>(())
+        Ok::<(), LedgerError>(())
     };
-    if let Err(error) = removing.await {
+    if let Err(error) = abandoning.await {
         tracing::warn!(%error, "a refused corpus has left objects behind");
     }
 }

@@ -78,7 +78,23 @@ pub struct Spooled {
     /// What the user called it.
     pub name: String,
     /// Keeps the temporary file, if there is one, until the corpus has been cut.
-    _spool: Option<TempPath>,
+    spool: Option<TempPath>,
+}
+
+impl Spooled {
+    /// Whether the bytes are still those that were hashed. A file that is not our own may be written to meanwhile.
+    pub async fn is_unchanged(&self) -> Result<bool, SourceError> {
+        if self.spool.is_some() {
+            return Ok(true);
+        }
+        let (path, name, known) = (self.path.clone(), self.name.clone(), (self.bytes, self.sha256));
+        let hashed = tokio::task::spawn_blocking(move || {
+            let file = std::fs::File::open(&path)?;
+            Ok(copy(file, |_| Ok(()))? == known)
+        });
+        let hashed = hashed.await.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()));
+        hashed.map_err(|error| SourceError::Read { name, error })
+    }
 }
 
 impl std::str::FromStr for Source {
@@ -122,12 +138,12 @@ impl Source {
         if let Some((bucket, key)) = object {
             let path = temporary(&name)?;
             let (bytes, sha256) = store.download(bucket, key, &path).await?;
-            return Ok(Spooled { path: path.to_path_buf(), bytes, sha256, name, _spool: Some(path) });
+            return Ok(Spooled { path: path.to_path_buf(), bytes, sha256, name, spool: Some(path) });
         }
         let source = self.clone();
         let joined = tokio::task::spawn_blocking(move || match &source {
             Self::File(path) => hash_file(path, name),
-            _ => spool_stdin(name),
+            _ => spool(std::io::stdin().lock(), name),
         });
         joined.await.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))
     }
@@ -136,19 +152,24 @@ impl Source {
 fn hash_file(path: &Path, name: String) -> Result<Spooled, SourceError> {
     let read = |error| SourceError::Read { name: name.clone(), error };
     let file = std::fs::File::open(path).map_err(read)?;
-    if file.metadata().map_err(read)?.is_dir() {
+    let metadata = file.metadata().map_err(read)?;
+    if metadata.is_dir() {
         return Err(read(std::io::Error::other("it is a folder; name a file")));
     }
+    if !metadata.is_file() {
+        // A pipe gives its bytes once.
+        return spool(file, name);
+    }
     let (bytes, sha256) = copy(file, |_| Ok(())).map_err(read)?;
-    Ok(Spooled { path: path.to_owned(), bytes, sha256, name, _spool: None })
+    Ok(Spooled { path: path.to_owned(), bytes, sha256, name, spool: None })
 }
 
-fn spool_stdin(name: String) -> Result<Spooled, SourceError> {
+fn spool(from: impl Read, name: String) -> Result<Spooled, SourceError> {
     let path = temporary(&name)?;
     let mut file = std::fs::File::create(&path).map_err(|error| SourceError::Spool { name: name.clone(), error })?;
-    let (bytes, sha256) = copy(std::io::stdin().lock(), |block| std::io::Write::write_all(&mut file, block))
+    let (bytes, sha256) = copy(from, |block| std::io::Write::write_all(&mut file, block))
         .map_err(|error| SourceError::Read { name: name.clone(), error })?;
-    Ok(Spooled { path: path.to_path_buf(), bytes, sha256, name, _spool: Some(path) })
+    Ok(Spooled { path: path.to_path_buf(), bytes, sha256, name, spool: Some(path) })
 }
 
 fn temporary(name: &str) -> Result<TempPath, SourceError> {

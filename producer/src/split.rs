@@ -98,7 +98,7 @@ pub async fn split(
 async fn upload(store: &Store, keys: &JobKeys, piece: Piece) -> Result<u32, StoreError> {
     match piece {
         Piece::Chunk { number, entry, object } => {
-            store.put(&keys.chunk(number), object, "application/zstd").await?;
+            store.put(&keys.chunk(number, &entry.sha256), object, "application/zstd").await?;
             Ok(entry.rows)
         }
         Piece::Rejected { block, lines } => {

@@ -1,26 +1,22 @@
 //! Where a job stands, read from S3 alone: Redis may be flushed and RabbitMQ replaced, and this stays true.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::BTreeMap;
 
-use futures_util::{StreamExt, TryStreamExt, stream};
 use serde::{Deserialize, Serialize};
-use vecmill_signer::claims::{JobId, TenantId};
+use vecmill_signer::claims::{Digest, JobId, TenantId};
 
 use crate::{
     contract::{
-        Cancelled, ChunkResult, DeadChunk, FinalManifest, JobKeys, MANIFEST_BYTES_MAX, Manifest, ManifestError, Paused,
-        Precision, Submission, chunk_of_key, job_of_key, tenant_jobs_prefix,
+        ChunkResult, DeadChunk, FinalManifest, JobKeys, MANIFEST_BYTES_MAX, Manifest, ManifestError, Outcome,
+        PartEntry, Precision, chunk_of_key, job_of_key, tenant_jobs_prefix,
     },
+    life::{End, EndState, Entry, Ledger, LedgerError, Run, RunView, conclude},
     store::{Object, Store, StoreError},
 };
 
-/// Small JSON documents are this long at most.
-const DOCUMENT_BYTES_MAX: usize = 64 << 10;
 /// Chunk results read in one go. A status of a huge job must answer in seconds; a watch reads on at each look.
 const RESULTS_PER_LOOK_MAX: usize = 2_000;
-/// Reads of small objects at once.
-const READS_MAX: usize = 32;
-/// The rate is taken over the chunks finished in this time.
+/// The rate is taken over the chunks finished in this time, and nothing is said of a job of which none was finished in it.
 const RATE_WINDOW_S: f64 = 60.0;
 /// Dead chunks named in a status; their number is always exact.
 const DEAD_NAMED_MAX: usize = 100;
@@ -43,6 +39,8 @@ pub enum JobState {
     Failed,
     /// The completion window ended before the job.
     Expired,
+    /// The tenant has cancelled it, and workers are stopping.
+    Cancelling,
     /// The tenant cancelled it.
     Cancelled,
 }
@@ -64,6 +62,7 @@ impl std::fmt::Display for JobState {
             Self::Completed => "completed",
             Self::Failed => "failed",
             Self::Expired => "expired",
+            Self::Cancelling => "cancelling",
             Self::Cancelled => "cancelled",
         })
     }
@@ -75,6 +74,9 @@ pub enum StatusError {
     /// S3 failed.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// The job's ledger can't be read or written.
+    #[error(transparent)]
+    Ledger(#[from] LedgerError),
     /// The manifest is not one.
     #[error(transparent)]
     Manifest(#[from] ManifestError),
@@ -114,6 +116,15 @@ pub struct Waiting {
 pub struct JobStatus {
     /// The job.
     pub job: JobId,
+    /// The run that counts: each submission that takes the job up begins one. Within a run no state and no count goes back.
+    #[serde(default)]
+    pub run: u32,
+    /// The prefix under which its results lie on S3, once there is a run.
+    #[serde(default)]
+    pub prefix: Option<String>,
+    /// The lane that its messages go to.
+    #[serde(skip)]
+    pub lane: Option<u32>,
     /// Its state.
     pub state: JobState,
     /// A sentence where the state alone leaves the reader with a question.
@@ -180,6 +191,9 @@ impl JobStatus {
     fn unknown(job: &JobId) -> Self {
         Self {
             job: job.clone(),
+            run: 0,
+            prefix: None,
+            lane: None,
             state: JobState::Validating,
             note: None,
             waiting: None,
@@ -210,45 +224,61 @@ impl JobStatus {
 
 /// Looks at a job again and again, reading each record once.
 pub struct Watch {
-    store: Store,
+    ledger: Ledger,
     job: JobId,
-    keys: JobKeys,
-    manifest: Option<Manifest>,
+    /// The manifest of a life, and its digest.
+    manifest: Option<(u32, Manifest, Digest)>,
+    /// What chunks of the run that counts came to.
+    seen: Option<Seen>,
+}
+
+/// What a watch has seen of a run.
+struct Seen {
+    view: RunView,
     results: BTreeMap<u32, ChunkResult>,
 }
 
 impl Watch {
     /// A watch that has seen nothing yet.
     pub fn new(store: Store, tenant: &TenantId, job: &JobId) -> Self {
-        let keys = JobKeys::new(tenant, job);
-        Self { store, job: job.clone(), keys, manifest: None, results: BTreeMap::new() }
+        Self { ledger: Ledger::new(store, tenant, job), job: job.clone(), manifest: None, seen: None }
     }
 
-    /// The job's keys.
-    pub fn keys(&self) -> &JobKeys {
-        &self.keys
+    /// The job.
+    pub fn job(&self) -> &JobId {
+        &self.job
     }
 
-    /// Whether anything of the job is there.
-    pub async fn exists(&self) -> Result<bool, StoreError> {
-        Ok(self.store.exists(&self.keys.manifest()).await? || self.store.exists(&self.keys.submission()).await?)
+    /// The job's ledger.
+    pub fn ledger(&self) -> &Ledger {
+        &self.ledger
     }
 
-    /// Where the job stands now.
+    /// Whether the job is there: its corpus was cut once, and it is not deleted.
+    pub async fn exists(&self) -> Result<bool, LedgerError> {
+        let Some(entry) = self.newest().await? else { return Ok(false) };
+        let manifest = self.ledger.keys_of(entry.job.at()).manifest();
+        Ok(entry.job.run.is_some() || self.ledger.store().exists(&manifest).await?)
+    }
+
+    /// The keys of the run that counts; `None` where there is no such job.
+    pub async fn keys(&self) -> Result<Option<JobKeys>, LedgerError> {
+        Ok(self.newest().await?.map(|entry| self.ledger.keys_of(entry.job.at())))
+    }
+
+    async fn newest(&self) -> Result<Option<Entry>, LedgerError> {
+        Ok(self.ledger.head().await?.filter(|entry| !entry.job.deleted))
+    }
+
+    /// Where the job stands now. An end that has come and that nobody has written down is written down: what is told stays so.
     pub async fn look(&mut self) -> Result<JobStatus, StatusError> {
         let mut status = JobStatus::unknown(&self.job);
-        let submission: Option<Submission> = self.store.get_json(&self.keys.submission(), DOCUMENT_BYTES_MAX).await?;
-        if let Some(submission) = &submission {
-            status.name = Some(submission.name.clone());
-            status.submitted_at = Some(submission.submitted_at);
-            status.expires_at = Some(submission.expires_at);
-        }
-        if self.manifest.is_none()
-            && let Some(bytes) = self.store.get(&self.keys.manifest(), MANIFEST_BYTES_MAX).await?
-        {
-            self.manifest = Some(Manifest::parse(&bytes)?);
-        }
-        let Some(manifest) = &self.manifest else {
+        let Some(entry) = self.newest().await? else {
+            status.note = Some("nobody has submitted it".to_owned());
+            return Ok(status);
+        };
+        self.read_manifest(&entry).await?;
+        let Some((_, manifest, manifest_sha256)) = &self.manifest else {
             status.note = Some("the corpus is still being uploaded".to_owned());
             return Ok(status);
         };
@@ -258,118 +288,208 @@ impl Watch {
         status.rows = manifest.rows;
         status.rejected = manifest.rejected;
         status.chunks = manifest.chunk_count();
-
-        let done = self.store.list(&self.keys.done_prefix(), None).await?;
-        let mut dead = self.store.list(&self.keys.dead_prefix(), None).await?;
-        // A chunk that was given up once and done later counts as done.
-        let numbers: HashSet<_> = done.iter().map(|object| chunk_of_key(&object.key)).collect();
-        dead.retain(|object| !numbers.contains(&chunk_of_key(&object.key)));
-        status.chunks_done = done.len() as u32;
-        status.chunks_dead = dead.len() as u32;
-        status.rows_done = done.iter().map(|object| u64::from(rows_of(manifest, object))).sum();
-        let rows_dead: u64 = dead.iter().map(|object| u64::from(rows_of(manifest, object))).sum();
-        status.rows_waiting = status.rows.saturating_sub(status.rows_done + rows_dead);
-        rate(&mut status, manifest, &done);
-        status.dead = self.documents(dead.iter().take(DEAD_NAMED_MAX).map(key).collect()).await?;
-        self.count(&mut status, &done).await?;
-        if let (Some(tokens), 1..) = (status.tokens, status.rows_done) {
-            status.tokens_waiting = Some((tokens as f64 / status.rows_done as f64 * status.rows_waiting as f64) as u64);
+        status.rows_waiting = manifest.rows;
+        let Some(run) = &entry.job.run else {
+            status.note = note(&status, None);
+            return Ok(status);
+        };
+        let (store, keys) = (self.ledger.store(), self.ledger.keys_of(entry.job.at()));
+        if self.seen.as_ref().is_none_or(|seen| *seen.view.keys() != keys) {
+            let view = RunView::open(store, &keys, run, manifest.chunk_count()).await?;
+            self.seen = Some(Seen { view, results: BTreeMap::new() });
         }
-        (status.state, status.ended_at) = self.state(&status, submission.as_ref()).await?;
-        if matches!(status.state, JobState::Queued | JobState::Running) {
-            status.waiting = self.paused().await?;
+        let Some(seen) = &mut self.seen else { return Ok(status) };
+        let ended = match run.end {
+            Some(_) => Vec::new(),
+            None => seen.view.ended(store, None).await?,
+        };
+        let count = seen.view.inherited().count() + ended.len() as u32;
+        let over = run.end.is_some() || run.ending(status.chunks, count, 0, jiff::Timestamp::now(), true).is_some();
+        let newest = match over {
+            true => conclude(&self.ledger, entry.clone(), manifest, *manifest_sha256, true, |_| {}).await?.entry(),
+            false => entry.clone(),
+        };
+        match newest.job.run.as_ref().filter(|_| newest.job.at() == entry.job.at() && !newest.job.deleted) {
+            Some(run) => {
+                about(&mut status, run, &keys);
+                match &run.end {
+                    Some(end) => ended_status(&mut status, end, store, &keys).await?,
+                    None => seen.tell(store, &mut status, manifest, run, &ended).await?,
+                }
+                Ok(status)
+            }
+            // Another run has begun since: there is more to tell of that.
+            None => Box::pin(self.look()).await,
+        }
+    }
+
+    /// What of the job's results is there: of a run that has ended, what its end names. `None` where there is no such job.
+    pub async fn results(&self) -> Result<Option<Results>, StatusError> {
+        let Some(entry) = self.newest().await? else { return Ok(None) };
+        let Some(run) = &entry.job.run else { return Ok(Some(Results::default())) };
+        let (store, keys) = (self.ledger.store(), self.ledger.keys_of(entry.job.at()));
+        if let Some(end) = &run.end {
+            let summary: Option<FinalManifest> =
+                store.get_json(&keys.summary(&end.summary), 2 * MANIFEST_BYTES_MAX).await?;
+            let parts = summary.as_ref().map(|summary| summary.parts.clone()).unwrap_or_default();
+            return Ok(Some(Results { parts, summary, complete: end.state == EndState::Completed }));
+        }
+        let Some(bytes) = store.get(&keys.manifest(), MANIFEST_BYTES_MAX).await? else {
+            return Ok(Some(Results::default()));
+        };
+        let view = RunView::open(store, &keys, run, Manifest::parse(&bytes)?.chunk_count()).await?;
+        let parts = view.results(store).await?.into_iter().map(PartEntry::from).collect();
+        Ok(Some(Results { parts, summary: None, complete: false }))
+    }
+
+    /// The key of one part, if it is finished.
+    pub async fn part(&self, chunk: u32) -> Result<Option<String>, StatusError> {
+        let Some(entry) = self.newest().await? else { return Ok(None) };
+        let Some(run) = &entry.job.run else { return Ok(None) };
+        let (store, keys) = (self.ledger.store(), self.ledger.keys_of(entry.job.at()));
+        let view = RunView::open(store, &keys, run, u32::MAX).await?;
+        Ok(match view.outcome(store, chunk).await? {
+            Some(Outcome::Done(result)) => Some(keys.object(&result.part_path())),
+            Some(Outcome::Dead(_)) | None => None,
+        })
+    }
+
+    async fn read_manifest(&mut self, entry: &Entry) -> Result<(), StatusError> {
+        let life = entry.job.life;
+        if self.manifest.as_ref().is_some_and(|(of, ..)| *of == life) {
+            return Ok(());
+        }
+        let key = self.ledger.keys_of(entry.job.at()).manifest();
+        self.manifest = match self.ledger.store().get(&key, MANIFEST_BYTES_MAX).await? {
+            Some(bytes) => Some((life, Manifest::parse(&bytes)?, Digest::of(&bytes))),
+            None => None,
+        };
+        Ok(())
+    }
+}
+
+/// What is there of a job's results.
+#[derive(Debug, Default)]
+pub struct Results {
+    /// The parts, in input order.
+    pub parts: Vec<PartEntry>,
+    /// The summary, once the run has ended.
+    pub summary: Option<FinalManifest>,
+    /// Whether these are all.
+    pub complete: bool,
+}
+
+fn about(status: &mut JobStatus, run: &Run, keys: &JobKeys) {
+    status.run = run.number;
+    status.prefix = Some(keys.prefix().to_owned());
+    status.lane = run.lane;
+    status.name = Some(run.name.clone());
+    status.submitted_at = Some(run.submitted_at);
+    status.expires_at = Some(run.expires_at);
+}
+
+/// A run that has ended is what its end says, whatever was written since.
+async fn ended_status(status: &mut JobStatus, end: &End, store: &Store, keys: &JobKeys) -> Result<(), StatusError> {
+    status.state = match end.state {
+        EndState::Completed => JobState::Completed,
+        EndState::Failed => JobState::Failed,
+        EndState::Expired => JobState::Expired,
+        EndState::Cancelled => JobState::Cancelled,
+    };
+    status.ended_at = Some(end.at);
+    status.chunks_done = end.chunks_done;
+    status.chunks_dead = end.chunks_dead;
+    status.rows_done = end.rows + end.failed;
+    status.rows_failed = Some(end.failed);
+    status.rows_truncated = Some(end.truncated);
+    status.rows_waiting = status.rows.saturating_sub(status.rows_done + end.rows_dead);
+    status.tokens = Some(end.tokens);
+    if end.chunks_dead > 0 {
+        let summary: Option<FinalManifest> =
+            store.get_json(&keys.summary(&end.summary), 2 * MANIFEST_BYTES_MAX).await?;
+        status.dead = summary.map(|summary| summary.dead).unwrap_or_default();
+        status.dead.truncate(DEAD_NAMED_MAX);
+    }
+    expect_tokens(status);
+    status.note = note(status, None);
+    Ok(())
+}
+
+impl Seen {
+    /// A run that goes on.
+    async fn tell(
+        &mut self,
+        store: &Store,
+        status: &mut JobStatus,
+        manifest: &Manifest,
+        run: &Run,
+        ended: &[Object],
+    ) -> Result<(), StatusError> {
+        let all = self.view.all_ended(ended);
+        let dead = self.view.dead(store, ended).await?;
+        let rows_of = |chunk: u32| manifest.chunks.get(chunk as usize).map_or(0, |entry| u64::from(entry.rows));
+        let rows_dead: u64 = dead.iter().map(|dead| rows_of(dead.chunk)).sum();
+        status.chunks_dead = dead.len() as u32;
+        status.chunks_done = all.len() as u32 - status.chunks_dead;
+        status.rows_done = all.iter().map(|&chunk| rows_of(chunk)).sum::<u64>() - rows_dead;
+        status.rows_waiting = status.rows.saturating_sub(status.rows_done + rows_dead);
+        rate(status, manifest, ended);
+        self.count(store, status, &all, dead.len()).await?;
+        status.dead = dead;
+        status.dead.truncate(DEAD_NAMED_MAX);
+        expect_tokens(status);
+        status.state = match run {
+            Run { cancelling_at: Some(_), .. } => JobState::Cancelling,
+            _ if all.len() as u32 >= status.chunks => JobState::Finalizing,
+            Run { published: false, .. } => JobState::Validating,
+            _ if status.chunks_done == 0 => JobState::Queued,
+            _ => JobState::Running,
+        };
+        if let (JobState::Queued | JobState::Running, Some(at)) = (status.state, run.paused_at) {
+            status.waiting = Some(Waiting {
+                reason: WaitReason::Paused,
+                until: None,
+                message: format!("its tenant has held it up since {at:.0}: resume it to go on"),
+            });
         }
         if status.state != JobState::Running || status.waiting.is_some() {
             status.eta_s = None;
         }
-        status.note = status
-            .waiting
-            .as_ref()
-            .map_or_else(|| note(&status, submission.as_ref()), |waiting| Some(waiting.message.clone()));
-        Ok(status)
-    }
-
-    async fn paused(&self) -> Result<Option<Waiting>, StoreError> {
-        let paused: Option<Paused> = self.store.get_json(&self.keys.paused(), DOCUMENT_BYTES_MAX).await?;
-        Ok(paused.map(|paused| Waiting {
-            reason: WaitReason::Paused,
-            until: None,
-            message: format!("its tenant has held it up since {:.0}: resume it to go on", paused.at),
-        }))
-    }
-
-    /// The state, and since when it is in it where that is a final one.
-    async fn state(
-        &self,
-        status: &JobStatus,
-        submission: Option<&Submission>,
-    ) -> Result<(JobState, Option<jiff::Timestamp>), StoreError> {
-        if let Some(at_s) = self.store.modified_s(&self.keys.success()).await? {
-            return Ok((JobState::Completed, timestamp(at_s)));
-        }
-        let cancelled: Option<Cancelled> = self.store.get_json(&self.keys.cancelled(), DOCUMENT_BYTES_MAX).await?;
-        if let Some(cancelled) = cancelled {
-            return Ok((JobState::Cancelled, Some(cancelled.at)));
-        }
-        let ended = status.chunks_done + status.chunks_dead >= status.chunks;
-        if ended
-            && status.chunks_dead > 0
-            && let Some(at_s) = self.store.modified_s(&self.keys.final_manifest()).await?
-        {
-            return Ok((JobState::Failed, timestamp(at_s)));
-        }
-        let expires_at = submission.map(|submission| submission.expires_at);
-        if !ended && expires_at.is_some_and(|at| at < jiff::Timestamp::now()) {
-            return Ok((JobState::Expired, expires_at));
-        }
-        let state = match submission {
-            _ if ended => JobState::Finalizing,
-            Some(submission) if submission.published && status.chunks_done == 0 => JobState::Queued,
-            Some(submission) if submission.published => JobState::Running,
-            _ => JobState::Validating,
+        status.note = match &status.waiting {
+            Some(waiting) => Some(waiting.message.clone()),
+            None => note(status, Some(run)),
         };
-        Ok((state, None))
+        Ok(())
     }
 
-    /// Tokens, failed and truncated rows: from the summary when it is there, else from the chunks' records.
-    async fn count(&mut self, status: &mut JobStatus, done: &[Object]) -> Result<(), StoreError> {
-        let summary: Option<FinalManifest> =
-            self.store.get_json(&self.keys.final_manifest(), 2 * MANIFEST_BYTES_MAX).await?;
-        if let Some(summary) = summary {
-            status.tokens = Some(summary.tokens);
-            status.rows_failed = Some(summary.failed);
-            status.rows_truncated = Some(summary.truncated);
-            return Ok(());
+    /// Tokens, failed and truncated rows, from the chunks' records, where not too many have to be read.
+    async fn count(
+        &mut self,
+        store: &Store,
+        status: &mut JobStatus,
+        all: &[u32],
+        dead: usize,
+    ) -> Result<(), StoreError> {
+        let unread = all.iter().copied().filter(|chunk| !self.results.contains_key(chunk));
+        let unread: Vec<u32> = unread.take(RESULTS_PER_LOOK_MAX).collect();
+        for outcome in self.view.outcomes(store, unread).await? {
+            if let Outcome::Done(result) = outcome {
+                self.results.insert(result.chunk, *result);
+            }
         }
-        let known = &self.results;
-        let is_new = |object: &&Object| chunk_of_key(&object.key).is_some_and(|chunk| !known.contains_key(&chunk));
-        let unread = done.iter().filter(is_new).take(RESULTS_PER_LOOK_MAX).map(key).collect();
-        let read: Vec<ChunkResult> = self.documents(unread).await?;
-        self.results.extend(read.into_iter().map(|result| (result.chunk, result)));
-        if self.results.len() >= done.len() {
+        if self.results.len() + dead >= all.len() {
             status.tokens = Some(self.results.values().map(|result| result.tokens).sum());
             status.rows_failed = Some(self.results.values().map(|result| u64::from(result.failed)).sum());
             status.rows_truncated = Some(self.results.values().map(|result| u64::from(result.truncated)).sum());
         }
         Ok(())
     }
+}
 
-    async fn documents<T: serde::de::DeserializeOwned>(&self, keys: Vec<String>) -> Result<Vec<T>, StoreError> {
-        let found: Vec<Option<T>> = stream::iter(keys)
-            .map(|key| async move { self.store.get_json(&key, DOCUMENT_BYTES_MAX).await })
-            .buffered(READS_MAX)
-            .try_collect()
-            .await?;
-        Ok(found.into_iter().flatten().collect())
+fn expect_tokens(status: &mut JobStatus) {
+    if let (Some(tokens), 1..) = (status.tokens, status.rows_done) {
+        status.tokens_waiting = Some((tokens as f64 / status.rows_done as f64 * status.rows_waiting as f64) as u64);
     }
-}
-
-fn timestamp(unix_s: f64) -> Option<jiff::Timestamp> {
-    jiff::Timestamp::from_millisecond((unix_s * 1000.0) as i64).ok()
-}
-
-fn key(object: &Object) -> String {
-    object.key.clone()
 }
 
 fn rows_of(manifest: &Manifest, object: &Object) -> u32 {
@@ -377,13 +497,15 @@ fn rows_of(manifest: &Manifest, object: &Object) -> u32 {
     chunk.map_or(0, |chunk| chunk.rows)
 }
 
-/// The rate needs no memory of earlier looks: the records carry the times at which they were written.
+/// The rate needs no memory of earlier looks: the records carry the times at which they were written. Only the run's own count: what
+/// it went on from was written at another time.
 fn rate(status: &mut JobStatus, manifest: &Manifest, done: &[Object]) {
     let newest = done.iter().map(|object| object.modified_s).fold(0.0, f64::max);
     let oldest = done.iter().map(|object| object.modified_s).fold(f64::INFINITY, f64::min);
     let from = (newest - RATE_WINDOW_S).max(oldest);
+    let stalled = jiff::Timestamp::now().as_second() as f64 - newest > RATE_WINDOW_S;
     // S3 keeps times to the second: less than two seconds is no measure.
-    if newest - from < 2.0 {
+    if newest - from < 2.0 || stalled {
         return;
     }
     let rows: u64 =
@@ -395,9 +517,9 @@ fn rate(status: &mut JobStatus, manifest: &Manifest, done: &[Object]) {
     }
 }
 
-fn note(status: &JobStatus, submission: Option<&Submission>) -> Option<String> {
+fn note(status: &JobStatus, run: Option<&Run>) -> Option<String> {
     match status.state {
-        JobState::Validating if submission.is_some() => {
+        JobState::Validating if run.is_some() => {
             Some("its messages are not all published; if no submit is running, submit the same corpus again".to_owned())
         }
         JobState::Validating => Some("the corpus is uploaded; if no submit is running, submit it again".to_owned()),
@@ -410,6 +532,7 @@ fn note(status: &JobStatus, submission: Option<&Submission>) -> Option<String> {
             status.chunks_dead, status.chunks
         )),
         JobState::Expired => Some("its completion window is over; submit the same corpus again to go on".to_owned()),
+        JobState::Cancelling => Some("workers are stopping; what is finished stays".to_owned()),
         JobState::Cancelled => Some("submit the same corpus again to go on".to_owned()),
         _ => None,
     }

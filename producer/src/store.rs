@@ -5,6 +5,7 @@ mod upload;
 
 use std::{
     path::{Path, PathBuf},
+    sync::Arc,
     time::Duration,
 };
 
@@ -24,7 +25,10 @@ use aws_smithy_http_client::{
 };
 use bytes::Bytes;
 use serde::{Serialize, de::DeserializeOwned};
-use tokio::io::AsyncWriteExt;
+use tokio::{
+    io::AsyncWriteExt,
+    sync::{Mutex, OnceCell},
+};
 use vecmill_signer::{
     claims::Digest,
     edge::{self, ClientTls},
@@ -33,6 +37,12 @@ use vecmill_signer::{
 /// Tries of one S3 request inside the SDK. Longer outages are the wait ladder's business, which holds no
 /// memory and no connection.
 const ATTEMPTS_MAX: u32 = 3;
+/// Tells whether the server keeps conditions. No tenant's name begins with an underscore.
+const CONDITIONS_KEY: &str = "_conditional-writes";
+/// Objects in a page of a listing, at most.
+const PAGE_MAX: i32 = 1000;
+/// Tries of a conditional write that another's comes in between of.
+const CONFLICTS_MAX: u32 = 10;
 
 /// Where the objects lie. Credentials come from the SDK's standard chain (environment, profile, pod identity).
 #[derive(Clone, Debug, PartialEq, Eq, clap::Args)]
@@ -167,6 +177,10 @@ impl Object {
 pub struct Store {
     client: Client,
     bucket: String,
+    /// Held over a conditional write, where the server's own look and write are not one step.
+    turn: Option<Arc<Mutex<()>>>,
+    /// Whether the server keeps conditional writes, once that was tried.
+    conditional: Arc<OnceCell<bool>>,
 }
 
 impl Store {
@@ -208,7 +222,18 @@ impl Store {
                 .request_checksum_calculation(RequestChecksumCalculation::WhenRequired)
                 .response_checksum_validation(ResponseChecksumValidation::WhenRequired);
         }
-        Self { client: Client::from_conf(config.build()), bucket: settings.bucket.clone() }
+        Self {
+            client: Client::from_conf(config.build()),
+            bucket: settings.bucket.clone(),
+            turn: None,
+            conditional: Arc::default(),
+        }
+    }
+
+    /// The same store with conditional writes one after the other: for a server that looks and writes in two steps, and that only
+    /// this process asks.
+    pub fn in_turns(self) -> Self {
+        Self { turn: Some(Arc::default()), ..self }
     }
 
     /// Whether the bucket answers.
@@ -259,6 +284,43 @@ impl Store {
         }
     }
 
+    /// Writes an object only where there is none; gives whether it was written. Of many who try at once, one succeeds
+    /// (`If-None-Match: *`). One who is told no may have succeeded all the same, where the first answer was lost on the way.
+    ///
+    /// Every job's course rests on this. A server that ignores the condition is an error, found before the first such write.
+    pub async fn put_new(&self, key: &str, bytes: impl Into<Bytes>, content_type: &str) -> Result<bool, StoreError> {
+        let _turn = match &self.turn {
+            Some(turn) => Some(turn.lock().await),
+            None => None,
+        };
+        if !*self.conditional.get_or_try_init(|| self.try_conditions()).await? {
+            let message =
+                "the server ignores `If-None-Match: *`, on which Vecmill relies: use one that keeps conditional writes";
+            return Err(StoreError::other("write", key, message));
+        }
+        self.put_if_none(key, bytes.into(), content_type).await
+    }
+
+    /// Writes an object twice that may be there: a server that keeps conditions refuses the second time, if not the first.
+    async fn try_conditions(&self) -> Result<bool, StoreError> {
+        let written = self.put_if_none(CONDITIONS_KEY, Bytes::new(), "text/plain").await?;
+        Ok(!written || !self.put_if_none(CONDITIONS_KEY, Bytes::new(), "text/plain").await?)
+    }
+
+    async fn put_if_none(&self, key: &str, bytes: Bytes, content_type: &str) -> Result<bool, StoreError> {
+        let mut tried = 1;
+        loop {
+            let put = self.client.put_object().bucket(&self.bucket).key(key).content_type(content_type);
+            match put.if_none_match("*").body(ByteStream::from(bytes.clone())).send().await {
+                Ok(_) => return Ok(true),
+                Err(error) if error.code() == Some("PreconditionFailed") => return Ok(false),
+                // AWS' word for a write of another at the same moment: whichever it is, the next try tells.
+                Err(error) if error.code() == Some("ConditionalRequestConflict") && tried < CONFLICTS_MAX => tried += 1,
+                Err(error) => return Err(StoreError::new("write", key, error)),
+            }
+        }
+    }
+
     /// Writes a JSON document.
     pub async fn put_json<T: Serialize>(&self, key: &str, document: &T) -> Result<(), StoreError> {
         let bytes = serde_json::to_vec(document).map_err(|error| StoreError::other("encode", key, error))?;
@@ -295,7 +357,7 @@ impl Store {
     /// All objects under `prefix` in the keys' order, those after `start_after` where given.
     pub async fn list(&self, prefix: &str, start_after: Option<&str>) -> Result<Vec<Object>, StoreError> {
         let mut objects = Vec::new();
-        self.each_page(prefix, start_after, None, |page| {
+        self.each_page(prefix, start_after, None, None, |page| {
             objects.extend(page.contents().iter().map(Object::of));
             true
         })
@@ -311,7 +373,8 @@ impl Store {
         count: usize,
     ) -> Result<Vec<Object>, StoreError> {
         let mut objects = Vec::new();
-        self.each_page(prefix, start_after, None, |page| {
+        let page_max = i32::try_from(count).ok();
+        self.each_page(prefix, start_after, None, page_max, |page| {
             objects.extend(page.contents().iter().map(Object::of));
             objects.len() < count
         })
@@ -323,7 +386,7 @@ impl Store {
     /// The "folders" directly under `prefix`, each with its trailing slash.
     pub async fn list_folders(&self, prefix: &str) -> Result<Vec<String>, StoreError> {
         let mut folders = Vec::new();
-        self.each_page(prefix, None, Some("/"), |page| {
+        self.each_page(prefix, None, Some("/"), None, |page| {
             folders.extend(page.common_prefixes().iter().filter_map(|folder| folder.prefix().map(str::to_owned)));
             true
         })
@@ -337,6 +400,7 @@ impl Store {
         prefix: &str,
         start_after: Option<&str>,
         delimiter: Option<&str>,
+        page_max: Option<i32>,
         mut take: impl FnMut(&ListObjectsV2Output) -> bool,
     ) -> Result<(), StoreError> {
         let mut token: Option<String> = None;
@@ -349,6 +413,7 @@ impl Store {
                 .set_start_after(start_after.map(str::to_owned))
                 .set_delimiter(delimiter.map(str::to_owned))
                 .set_continuation_token(token.take())
+                .set_max_keys(page_max.map(|max| max.min(PAGE_MAX)))
                 .send()
                 .await
                 .map_err(|error| StoreError::new("list", prefix, error))?;
@@ -381,5 +446,34 @@ impl Store {
         }
         file.flush().await.map_err(|error| failed(&error))?;
         Ok(hasher.finish())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::{Router, http::StatusCode, routing::put};
+
+    use super::*;
+
+    /// A store on a server that answers every write with `status`.
+    async fn answering(status: StatusCode) -> Store {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let settings = StoreSettings {
+            endpoint: Some(format!("http://{}", listener.local_addr().expect("an address"))),
+            ca_file: None,
+            bucket: "bucket".to_owned(),
+            region: "us-east-1".to_owned(),
+        };
+        let routes = Router::new().route("/{*key}", put(move || std::future::ready(status)));
+        tokio::spawn(async move { axum::serve(listener, routes).await });
+        let credentials = StoreCredentials { id: "id".to_owned(), secret: "secret".to_owned() };
+        Store::connect_with(&settings, credentials).await
+    }
+
+    #[tokio::test]
+    async fn a_server_that_ignores_conditions_is_found_out_before_anything_rests_on_them() {
+        let store = answering(StatusCode::OK).await;
+        let refused = store.put_new("key", Bytes::new(), "text/plain").await.expect_err("it can't be relied on");
+        assert!(refused.to_string().contains("If-None-Match"), "{refused}");
     }
 }

@@ -7,6 +7,7 @@ use std::{
 };
 
 use serde_json::{Value, json};
+use vecmill_producer::contract::RunId;
 use vecmill_signer::claims::JobId;
 use vecmill_tests::{
     Cluster, Servers, Tenant, WorkerOptions,
@@ -14,6 +15,7 @@ use vecmill_tests::{
     corpus::{texts, write_jsonl},
     eventually,
     program::json_of,
+    results::result,
 };
 
 const LIMIT: Duration = Duration::from_secs(60);
@@ -108,7 +110,8 @@ async fn fetch_again_and_again(cluster: &Cluster, tenant: &Tenant, job: &JobId) 
     assert_eq!(counts(json_of(&get(&dir))), (5, 4));
     assert_eq!(std::fs::read(&part).unwrap(), right);
 
-    let (store, key) = (cluster.store().await, cluster.keys(tenant, job).part(2));
+    let (store, keys) = (cluster.store().await, cluster.keys(tenant, job));
+    let key = keys.object(&result(&store, &keys, 2).await.part_path());
     let mut wrong = right.clone();
     wrong[100] ^= 1;
     store.put(&key, wrong, "application/vnd.apache.parquet").await.unwrap();
@@ -140,7 +143,7 @@ async fn a_cancelled_job_stops_and_goes_on_when_it_is_submitted_again() {
     cluster.reaches(&tenant, &job, "running", LIMIT).await;
 
     let cancelled = json_of(&cluster.vecmill(&tenant, &["cancel", job.as_str(), "--json"]));
-    assert_eq!(cancelled["state"], "cancelled");
+    assert_eq!(cancelled["state"], "cancelling");
     let waited = waiting.wait_with_output().unwrap();
     assert_eq!(waited.status.code(), Some(5), "{}", stderr(&waited));
     assert!(stderr(&waited).contains(&format!("job {job} ended cancelled")), "{}", stderr(&waited));
@@ -165,9 +168,14 @@ async fn a_cancelled_job_stops_and_goes_on_when_it_is_submitted_again() {
     assert_eq!(again["was"], "cancelled");
     let status = cluster.reaches(&tenant, &job, "completed", LIMIT).await;
     assert_eq!((&status["rows_done"], &status["chunks_done"]), (&json!(100), &json!(20)));
+    eventually("the last chunk is settled", LIMIT, || async { (worker.settled("Embedded").await >= 20).then_some(()) })
+        .await;
     assert_eq!(worker.settled("Embedded").await, 20, "no chunk was computed twice");
-    let audit = cluster.store().await.list(cluster.keys(&tenant, &job).audit_prefix(), None).await.unwrap();
-    assert_eq!(audit.len(), 20);
+    let (store, first) = (cluster.store().await, cluster.keys(&tenant, &job));
+    let second = first.of_run(RunId { life: 1, run: 2 });
+    for (keys, records) in [(first, 20), (second, dropped)] {
+        assert_eq!(store.list(keys.audit_prefix(), None).await.unwrap().len() as u64, records, "{keys:?}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -359,8 +367,8 @@ async fn no_secret_and_no_text_is_in_anything_that_is_said() {
     let keys = cluster.keys(&tenant, &job.parse().unwrap());
     let mut objects = store.list(keys.prefix(), None).await.unwrap();
     objects.extend(store.list(keys.audit_prefix(), None).await.unwrap());
-    let input = keys.chunk(0);
-    for object in objects.iter().filter(|object| object.key != input) {
+    let input = format!("{}chunk-", keys.input_prefix());
+    for object in objects.iter().filter(|object| !object.key.starts_with(&input)) {
         said.add(&object.key, &store.get(&object.key, 1 << 20).await.unwrap().unwrap());
     }
     let audit = said.0.iter().filter(|(name, _)| name.starts_with("audit/")).count();

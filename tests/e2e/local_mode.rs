@@ -152,14 +152,15 @@ fn killed_and_resumed(compute: ComputePath) {
     let jobs: Vec<_> = std::fs::read_dir(dir.path().join("vecmill-out/vecmill/local/jobs")).unwrap().collect();
     assert_eq!(jobs.len(), 1);
     let job = jobs[0].as_ref().unwrap().path();
-    assert!(!job.join("_SUCCESS").exists());
-    let done: Vec<PathBuf> = files(&job.join("done")).into_keys().collect();
+    let life = job.join("000001");
+    assert!(!life.join("_SUCCESS").exists());
+    let done: Vec<PathBuf> = files(&life.join("runs/000001/ended")).into_keys().collect();
     assert!((1..9).contains(&done.len()), "{done:?}");
     let part_of = |done: &Path| {
-        let name = done.file_stem().unwrap().to_str().unwrap().replace("chunk", "part");
-        job.join("vectors").join(format!("{name}.parquet"))
+        let record: Value = serde_json::from_slice(&std::fs::read(done).unwrap()).unwrap();
+        life.join(record["part"].as_str().unwrap())
     };
-    let parts = files(&job.join("vectors"));
+    let parts = files(&life.join("vectors"));
     let finished: BTreeMap<_, _> = done.iter().map(|done| (part_of(done), parts[&part_of(done)].clone())).collect();
 
     let resumed = local(dir.path(), &arguments, &[]);
@@ -167,8 +168,8 @@ fn killed_and_resumed(compute: ComputePath) {
     assert!(said.contains("going on where an earlier run was: "), "{said}");
     let outcome = outcome(&resumed);
     assert_eq!(outcome["status"]["state"], "completed");
-    assert!(job.join("_SUCCESS").is_file());
-    let parts = files(&job.join("vectors"));
+    assert!(life.join("_SUCCESS").is_file());
+    let parts = files(&life.join("vectors"));
     for (path, before) in &finished {
         assert_eq!(&parts[path], before, "{} was written again, {compute}", path.display());
     }
@@ -284,7 +285,11 @@ fn rows_that_fail_or_are_cut_are_named_and_the_others_done() {
     };
     let errors = |outcome: &Value| -> Vec<(String, String)> {
         let vectors = path(outcome, "vectors");
-        let lines = std::fs::read_to_string(vectors.parent().unwrap().join("errors/part-000000.jsonl")).unwrap();
+        let files = files(&vectors.parent().unwrap().join("errors"));
+        let [(lines, _)] = &files.into_values().collect::<Vec<_>>()[..] else {
+            panic!("one chunk, one file of errors")
+        };
+        let lines = text(lines);
         assert!(!lines.contains("Zebra") && !lines.contains("secret"), "{lines}");
         let row = |line: &str| serde_json::from_str::<Value>(line).unwrap();
         let word = |row: &Value, field: &str| row[field].as_str().unwrap().to_owned();

@@ -2,16 +2,13 @@
 
 use std::time::Duration;
 
-use vecmill_producer::{
-    contract::{ChunkResult, JobKeys},
-    store::Store,
-};
+use vecmill_producer::{contract::JobKeys, store::Store};
 use vecmill_signer::claims::JobId;
 use vecmill_tests::{
     Cluster, Tenant, WorkerOptions,
     cluster::Process,
     corpus, eventually,
-    results::{check_completed, count_tokens, document, done_chunks, in_mid_job},
+    results::{check_completed, count_tokens, done_chunks, in_mid_job, result},
 };
 
 const TEXTS: usize = 1_500;
@@ -129,7 +126,7 @@ async fn a_flushed_redis_forgets_charges_of_done_chunks_only() {
     let done = done_chunks(&mid.store, &mid.keys).await;
     assert!(done.len() < TEXTS / 5, "Redis was killed too late for this test");
     for &chunk in &done {
-        forgotten += document::<ChunkResult>(&mid.store, &mid.keys.done(chunk)).await.tokens;
+        forgotten += result(&mid.store, &mid.keys, chunk).await.tokens;
     }
     mid.control("start", "redis");
     mid.completes().await;

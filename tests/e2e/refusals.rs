@@ -15,7 +15,8 @@ use axum::{Json, Router, routing::get};
 use lapin::types::FieldTable;
 use serde_json::{Value, json};
 use vecmill_producer::{
-    contract::{CONTRACT_VERSION, ChunkMessage, Dtype, JobKeys, JobSpec, Manifest, Truncate},
+    contract::{CONTRACT_VERSION, ChunkMessage, Dtype, JobKeys, JobSpec, Manifest, RunId, Truncate},
+    life::{DIRECT, Event, NewRun},
     prepare::{Corpus, prepare},
     publish::Publisher,
     read::{InputFormat, ReadOptions},
@@ -40,6 +41,8 @@ use vecmill_worker::audit::{AuditRecord, Decision};
 
 const LIMIT: Duration = Duration::from_secs(60);
 const OBJECT_BYTES_MAX: usize = 1 << 20;
+/// Each job's only run.
+const RUN: RunId = RunId { life: 1, run: 1 };
 /// Of the key that the test signs with.
 const FORGE_SEED: u8 = 1;
 /// Invented key ids in the flood.
@@ -73,6 +76,8 @@ impl Job {
             "rows": self.manifest.rows,
             "key_id": "test",
             "lane": 0,
+            "life": RUN.life,
+            "run": RUN.run,
             "limits": TenantSettings::default().limits,
             "epoch": 0,
         })
@@ -86,10 +91,15 @@ impl Job {
         claims
     }
 
+    fn chunk(&self, chunk: u32) -> String {
+        self.keys.chunk(chunk, &self.manifest.chunks[chunk as usize].sha256)
+    }
+
     fn message(&self, chunk: u32, grant: &str) -> ChunkMessage {
         ChunkMessage {
             version: CONTRACT_VERSION,
             job: self.id.to_string(),
+            run: RUN.run,
             chunk,
             sha256: self.manifest.chunks.get(chunk as usize).map_or(Digest::of(b""), |entry| entry.sha256),
             grant: grant.to_owned(),
@@ -127,10 +137,19 @@ impl Scene {
         };
         let prepared = prepare(&self.store, &tenant, &spec, &corpus, |_| {}).await.unwrap();
         assert_eq!(prepared.manifest.chunk_count(), 3);
+        let begun = NewRun {
+            at: RUN,
+            holder: Some(DIRECT.to_owned()),
+            expires_at: jiff::Timestamp::now() + Duration::from_secs(3600),
+            name: "corpus".to_owned(),
+            lane: Some(0),
+            inherited: None,
+        };
+        prepared.ledger.append(|_| Ok(Event::Begin(begun.clone()))).await.unwrap();
         Job {
             tenant,
             id: prepared.job,
-            keys: prepared.keys,
+            keys: prepared.ledger.keys_of(RUN),
             manifest: prepared.manifest,
             manifest_sha256: prepared.manifest_sha256,
         }
@@ -278,6 +297,7 @@ fn refused(scene: &Scene, job: &Job) -> Vec<Case> {
     let unknown_field = format!(r#"{{"key":"x",{}"#, &String::from_utf8(changed(&|_| {})).unwrap()[1..]);
     let messages = [
         ("another job's number", changed(&|message| message.job = "0".repeat(32)), "wrong_job"),
+        ("another run's number", changed(&|message| message.run = 2), "wrong_run"),
         ("another digest", changed(&|message| message.sha256 = Digest::of(b"another")), "tampered"),
         ("another chunk's digest", changed(&|message| message.chunk = 1), "tampered"),
         ("a chunk past the end", changed(&|message| message.chunk = 3), "no_such_chunk"),
@@ -336,18 +356,18 @@ async fn dead(scene: &Scene) -> Vec<Case> {
     };
 
     let job = scene.job("chunks", 11, spec()).await;
-    let mut flipped = scene.object(&job.keys.chunk(0)).await;
+    let mut flipped = scene.object(&job.chunk(0)).await;
     *flipped.last_mut().unwrap() ^= 1;
-    scene.put(&job.keys.chunk(0), flipped).await;
+    scene.put(&job.chunk(0), flipped).await;
     case("a chunk with a bit flipped", &job, 0, scene.good(&job, 0), "bad_digest");
-    let whole = scene.object(&job.keys.chunk(1)).await;
-    scene.put(&job.keys.chunk(1), whole[..whole.len() - 7].to_vec()).await;
+    let whole = scene.object(&job.chunk(1)).await;
+    scene.put(&job.chunk(1), whole[..whole.len() - 7].to_vec()).await;
     case("a chunk cut off", &job, 1, scene.good(&job, 1), "bad_digest");
-    scene.put(&job.keys.chunk(2), [scene.object(&job.keys.chunk(2)).await, vec![0; 100]].concat()).await;
+    scene.put(&job.chunk(2), [scene.object(&job.chunk(2)).await, vec![0; 100]].concat()).await;
     case("a chunk grown longer", &job, 2, scene.good(&job, 2), "bad_digest");
 
     let job = scene.job("gone", 12, spec()).await;
-    scene.store.delete(&job.keys.chunk(0)).await.unwrap();
+    scene.store.delete(&job.chunk(0)).await.unwrap();
     case("a chunk deleted", &job, 0, scene.good(&job, 0), "chunk_missing");
 
     let job = scene.job("swapped", 13, spec()).await;
@@ -367,7 +387,7 @@ async fn dead(scene: &Scene) -> Vec<Case> {
     // The other tenant's grant is good, for the other tenant: it looks for the manifest there and finds none.
     let victim = scene.job("victim", 15, spec()).await;
     let thief: TenantId = format!("{}-thief", scene.cluster.unique()).parse().unwrap();
-    let thief = Job { keys: JobKeys::new(&thief, &victim.id), tenant: thief, ..victim };
+    let thief = Job { keys: JobKeys::new(&thief, &victim.id, RUN), tenant: thief, ..victim };
     case("another tenant's grant", &thief, 0, scene.good(&thief, 0), "manifest_missing");
 
     let mut job = scene.job("garbage", 16, spec()).await;
@@ -377,7 +397,7 @@ async fn dead(scene: &Scene) -> Vec<Case> {
     job.manifest.chunks[1].rows += 1;
     job.manifest.rows += 1;
     job.manifest_sha256 = Digest::of(&job.manifest.to_bytes());
-    scene.put(&job.keys.chunk(0), garbage).await;
+    scene.put(&job.chunk(0), garbage).await;
     scene.put(&job.keys.manifest(), job.manifest.to_bytes()).await;
     case("a chunk that is no zstd", &job, 0, scene.good(&job, 0), "unreadable_chunk");
     case("a chunk of fewer rows than vouched for", &job, 1, scene.good(&job, 1), "unreadable_chunk");
@@ -485,7 +505,7 @@ async fn check_records(scene: &Scene, cases: &[Case], begun: jiff::Timestamp) {
             continue;
         };
         assert!(records.is_empty(), "{name}: {records:?}");
-        let record = scene.record(&job.audit(*chunk)).await;
+        let record = scene.record(&job.audit(*chunk, "dead")).await;
         assert_eq!((record.decision, record.code.as_deref()), (Decision::Dead, Some(*code)), "{name}");
         let told: Value = serde_json::from_slice(&scene.object(&job.dead(*chunk)).await).unwrap();
         assert_eq!(told["code"], *code, "{name}");
@@ -507,7 +527,7 @@ async fn check_nothing_was_done(scene: &Scene, worker: &Process, cases: &[Case])
         let objects = scene.store.list(&format!("{tenant}/"), None).await.unwrap();
         let results: Vec<_> = objects
             .iter()
-            .filter(|object| ["/vectors/", "/done/", "/errors/"].iter().any(|folder| object.key.contains(folder)))
+            .filter(|object| ["/vectors/", "/errors/"].iter().any(|folder| object.key.contains(folder)))
             .collect();
         assert!(results.is_empty(), "{results:?}");
     }

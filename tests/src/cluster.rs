@@ -8,13 +8,13 @@ use std::{
         Mutex,
         atomic::{AtomicU32, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use serde_json::Value;
 use tempfile::TempDir;
 use vecmill_producer::{
-    contract::JobKeys,
+    contract::{JobKeys, RunId},
     publish::{Publisher, connect},
     store::{Store, StoreCredentials, StoreSettings},
     topology::{BrokerSettings, Topology},
@@ -23,7 +23,7 @@ use vecmill_signer::claims::{JobId, TenantId};
 use vecmill_worker::engine::synthetic;
 
 use crate::{
-    eventually, free_address,
+    eventually, free_address, history,
     program::{end_of, json_of, told},
     servers::{Env, Servers},
 };
@@ -157,6 +157,15 @@ impl Process {
         let (_, metrics) = self.get("/metrics").await.expect("the worker's metrics");
         let count = metrics.lines().find_map(|metric| metric.strip_prefix(name)?.strip_prefix(' '));
         count.map_or(0, |count| count.parse().expect("a number"))
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            // Whatever the test looked for, what it was told on the way must have been so.
+            history::check();
+        }
     }
 }
 
@@ -342,15 +351,20 @@ impl Cluster {
     /// A job's status as `vecmill status --json` gives it.
     #[track_caller]
     pub fn status(&self, tenant: &Tenant, job: &JobId) -> Value {
-        json_of(&self.vecmill(tenant, &["status", job.as_str(), "--json"]))
+        let asked = Instant::now();
+        let status = json_of(&self.vecmill(tenant, &["status", job.as_str(), "--json"]));
+        history::saw(asked, &status);
+        status
     }
 
     /// Waits until a job is in a state, and gives its status.
     pub async fn reaches(&self, tenant: &Tenant, job: &JobId, state: &str, limit: Duration) -> Value {
         let last = Mutex::new(String::new());
         eventually(&format!("job {job} is {state}"), limit, || async {
+            let asked = Instant::now();
             let output = self.vecmill(tenant, &["status", job.as_str(), "--json"]);
             let status = serde_json::from_slice::<Value>(&output.stdout).ok();
+            status.iter().for_each(|status| history::saw(asked, status));
             let seen = status.as_ref().map_or_else(|| told(&output), |status| format!("is {}", status["state"]));
             let mut last = last.lock().expect("nothing panics with it");
             // Shown where the test fails: what it was instead.
@@ -381,9 +395,9 @@ impl Cluster {
         &self.unique
     }
 
-    /// A job's keys.
+    /// The keys of a job's first run.
     pub fn keys(&self, tenant: &Tenant, job: &JobId) -> JobKeys {
-        JobKeys::new(&tenant.id, job)
+        JobKeys::new(&tenant.id, job, RunId { life: 1, run: 1 })
     }
 
     /// The model's folder.

@@ -9,6 +9,7 @@ pub mod attacks;
 pub mod cluster;
 pub mod corpus;
 pub mod forge;
+pub mod history;
 #[path = "../../signer/tests/it/program.rs"]
 pub mod program;
 pub mod redis;

@@ -3,7 +3,8 @@
 use std::{collections::HashSet, path::Path, time::Duration};
 
 use vecmill_producer::{
-    contract::{ChunkResult, FinalManifest, JobKeys, Manifest, chunk_of_key},
+    contract::{ChunkResult, FinalManifest, JobKeys, Manifest, Outcome, RunId, chunk_of_key, short},
+    life::{EndState, Ledger, RunView},
     part,
     store::Store,
 };
@@ -37,10 +38,13 @@ pub fn count_tokens(model: &Path, texts: &[(String, String)]) -> Vec<u32> {
     texts.iter().map(|(_, text)| tokenizer.encode(text, None).expect("tokens").len() as u32).collect()
 }
 
-/// The numbers of a job's finished chunks.
+/// The numbers of a run's finished chunks: those that have ended and were not given up.
 pub async fn done_chunks(store: &Store, keys: &JobKeys) -> HashSet<u32> {
-    let done = store.list(&keys.done_prefix(), None).await.expect("a listing");
-    done.iter().filter_map(|object| chunk_of_key(&object.key)).collect()
+    let ended = store.list(&keys.ended_prefix(), None).await.expect("a listing");
+    let dead = store.list(&keys.dead_prefix(), None).await.expect("a listing");
+    let dead: HashSet<_> = dead.iter().map(|object| chunk_of_key(&object.key)).collect();
+    let done = ended.iter().map(|object| chunk_of_key(&object.key)).filter(|chunk| !dead.contains(chunk));
+    done.flatten().collect()
 }
 
 /// Waits until some chunks of a job are done, but not all; gives how many.
@@ -80,22 +84,35 @@ pub async fn check_completed(
     assert!(summary.dead.is_empty(), "dead chunks: {:?}", summary.dead);
     let chunks: Vec<u32> = (0..manifest.chunk_count()).collect();
     assert_eq!(summary.parts.iter().map(|part| part.chunk).collect::<Vec<_>>(), chunks, "the summary's parts");
-    // Exactly these objects: a part, an audit record, a done record for each chunk.
-    assert_eq!(numbers(store, &keys.parts_prefix()).await, chunks, "parts");
-    assert_eq!(numbers(store, keys.audit_prefix()).await, chunks, "audit records");
-    assert_eq!(numbers(store, &keys.done_prefix()).await, chunks, "done records");
+
+    let ledger = Ledger::new(store.clone(), &tenant.id, &manifest.job);
+    let job = ledger.head().await.expect("an answer").expect("a ledger").job;
+    let (at, run) = (job.at(), job.run.as_ref().expect("a run"));
+    let end = run.end.as_ref().expect("an end");
+    assert_eq!((end.state, end.rows, end.tokens), (EndState::Completed, summary.rows, summary.tokens), "the end");
+    assert_eq!(end.summary, Digest::of(&object(store, &keys.final_manifest()).await), "the end names the summary");
+    let view = RunView::open(store, keys, run, manifest.chunk_count()).await.expect("an answer");
+    // Exactly these objects: a part, an audit record, a record for each chunk. Where it was taken up again, an earlier run may have
+    // left more than counts.
+    if at.run == 1 {
+        assert_eq!(numbers(store, &keys.parts_prefix()).await, chunks, "parts");
+        assert_eq!(numbers(store, keys.audit_prefix()).await, chunks, "audit records");
+        assert_eq!(numbers(store, &keys.ended_prefix()).await, chunks, "records");
+    }
 
     let mut rows = Vec::new();
     for (entry, listed) in manifest.chunks.iter().zip(&summary.parts) {
         let chunk = listed.chunk;
-        let bytes = store.get(&keys.part(chunk), OBJECT_BYTES_MAX).await.expect("an answer").expect("a part");
-        let done: ChunkResult = document(store, &keys.done(chunk)).await;
-        let audit = audit_record(store, keys, chunk).await;
+        let part = keys.object(&listed.path);
+        let bytes = store.get(&part, OBJECT_BYTES_MAX).await.expect("an answer").expect("a part");
+        let of_run = keys.of_run(RunId { run: view.inherited().run_of(chunk).unwrap_or(at.run), ..at });
+        let done = result(store, &of_run, chunk).await;
+        let audit: AuditRecord = document(store, &of_run.audit(chunk, &short(&listed.sha256))).await;
         let stored = part::decode(bytes.clone()).expect("a part");
         let vectors: Vec<u8> = stored.iter().flat_map(|(_, vector, _)| vector).flat_map(|x| x.to_le_bytes()).collect();
         let tokens: u64 = stored.iter().map(|(_, _, tokens)| u64::from(*tokens)).sum();
 
-        assert_eq!(format!("{}{}", keys.prefix(), listed.path), keys.part(chunk), "the part's place in the summary");
+        assert_eq!(done.part.as_ref(), Some(&listed.path), "the part's place in the summary");
         assert_eq!(stored.len(), entry.rows as usize, "rows in part {chunk}");
         assert_eq!((done.rows, done.failed, done.tokens), (entry.rows, 0, tokens), "done record of chunk {chunk}");
         assert_eq!((listed.rows, listed.failed, listed.tokens), (entry.rows, 0, tokens), "summary of chunk {chunk}");
@@ -131,12 +148,30 @@ pub async fn check_completed(
     rows
 }
 
+/// What a chunk came to in a run.
+///
+/// # Panics
+/// When it is not done.
+pub async fn result(store: &Store, keys: &JobKeys, chunk: u32) -> ChunkResult {
+    match document(store, &keys.ended(chunk)).await {
+        Outcome::Done(result) => *result,
+        Outcome::Dead(dead) => panic!("chunk {chunk} was given up: {dead:?}"),
+    }
+}
+
+async fn object(store: &Store, key: &str) -> Vec<u8> {
+    store.get(key, OBJECT_BYTES_MAX).await.expect("an answer").unwrap_or_else(|| panic!("{key} is not there")).to_vec()
+}
+
 /// The audit record of a chunk.
 ///
 /// # Panics
-/// When its object does not hold exactly one.
+/// When there is not exactly one.
 pub async fn audit_record(store: &Store, keys: &JobKeys, chunk: u32) -> AuditRecord {
-    let lines = store.get(&keys.audit(chunk), OBJECT_BYTES_MAX).await.expect("an answer").expect("an audit record");
+    let objects = store.list(keys.audit_prefix(), None).await.expect("a listing");
+    let of_chunk: Vec<_> = objects.iter().filter(|object| chunk_of_key(&object.key) == Some(chunk)).collect();
+    let [object] = of_chunk[..] else { panic!("audit records of chunk {chunk}: {of_chunk:?}") };
+    let lines = store.get(&object.key, OBJECT_BYTES_MAX).await.expect("an answer").expect("an audit record");
     let lines: Vec<&[u8]> = lines.split(|&byte| byte == b'\n').filter(|line| !line.is_empty()).collect();
     assert_eq!(lines.len(), 1, "records in the audit object of chunk {chunk}");
     serde_json::from_slice(lines[0]).expect("an audit record")

@@ -52,6 +52,9 @@ pub struct AuditRecord {
     pub job: Option<JobId>,
     /// The chunk's number.
     pub chunk: Option<u32>,
+    /// The run of the job, with its life before a dot; 0.0 of jobs from before there were runs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub run: Option<String>,
     /// The grant: its id, which is the job's, and the second it was issued.
     pub grant: Option<String>,
     /// The model's name.
@@ -123,6 +126,7 @@ impl AuditRecord {
             client_addr: grant.client_addr().map(str::to_owned),
             job: Some(grant.job().clone()),
             chunk: Some(chunk),
+            run: Some(grant.run().to_string()),
             grant: Some(format!("{}@{}", grant.job(), grant.issued_at())),
             model: Some(grant.model().to_owned()),
             dimensions: Some(grant.dimensions()),
@@ -142,6 +146,7 @@ impl AuditRecord {
             client_addr: None,
             job: None,
             chunk: None,
+            run: None,
             grant: None,
             model: None,
             revision: None,
@@ -164,8 +169,9 @@ impl AuditRecord {
 
     /// Writes the record of a chunk under its job, and as an event. Unaudited means unserved: an error here must
     /// keep the delivery from being acknowledged.
-    pub async fn write_for(&self, store: &Store, keys: &JobKeys, chunk: u32) -> Result<(), StoreError> {
-        self.write(store, &keys.audit(chunk)).await
+    /// `what` tells the records of one chunk apart: the part that was computed, or what was decided.
+    pub async fn write_for(&self, store: &Store, keys: &JobKeys, chunk: u32, what: &str) -> Result<(), StoreError> {
+        self.write(store, &keys.audit(chunk, what)).await
     }
 
     /// Writes the record of a refused message, under the day and the message's digest.

@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex};
 
 use tokio::sync::OnceCell;
 use vecmill_producer::{
-    contract::{JobKeys, MANIFEST_BYTES_MAX, Manifest, ManifestError},
+    contract::{JobKeys, MANIFEST_BYTES_MAX, Manifest, ManifestError, RunId},
     store::{Store, StoreError},
 };
 use vecmill_signer::{
@@ -33,7 +33,7 @@ pub enum ManifestTrouble {
     Disagrees(&'static str),
 }
 
-type Identity = (TenantId, JobId, Digest);
+type Identity = (TenantId, JobId, RunId, Digest);
 type Cell = Arc<OnceCell<Arc<Manifest>>>;
 
 /// A bounded cache; concurrent chunks of one job read its manifest once.
@@ -52,7 +52,7 @@ impl Manifests {
 
     /// The manifest that `grant` vouches for.
     pub async fn of(&self, grant: &VerifiedGrant) -> Result<Arc<Manifest>, ManifestTrouble> {
-        let cell = self.cell((grant.tenant().clone(), grant.job().clone(), grant.manifest_sha256()));
+        let cell = self.cell((grant.tenant().clone(), grant.job().clone(), grant.run(), grant.manifest_sha256()));
         // A failed reading leaves the cell empty: the next chunk asks again.
         cell.get_or_try_init(|| self.read(grant)).await.cloned()
     }
@@ -73,7 +73,7 @@ impl Manifests {
     }
 
     async fn read(&self, grant: &VerifiedGrant) -> Result<Arc<Manifest>, ManifestTrouble> {
-        let keys = JobKeys::new(grant.tenant(), grant.job());
+        let keys = JobKeys::new(grant.tenant(), grant.job(), grant.run());
         let bytes = self.store.get(&keys.manifest(), MANIFEST_BYTES_MAX).await?.ok_or(ManifestTrouble::Missing)?;
         let manifest = Manifest::verify(&bytes, grant.manifest_sha256())?;
         let same = [

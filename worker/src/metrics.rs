@@ -24,6 +24,8 @@ pub enum Outcome {
     AlreadyDone,
     /// Its job is cancelled.
     Cancelled,
+    /// Of an earlier run of its job, or of one that was deleted: dropped.
+    Superseded,
     /// Over quota, or something needed is away.
     Later,
     /// Not for this worker: its job asks for a precision that the model here does not have.

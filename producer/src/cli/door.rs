@@ -8,7 +8,6 @@ use vecmill_signer::client::SignerClient;
 use super::output::Failure;
 use crate::{
     client::{Events, GatewayClient},
-    contract::JobKeys,
     control,
     fetch::{Fetched, fetch, fetch_from_gateway},
     status::{JobStatus, Watch, list_jobs},
@@ -38,6 +37,7 @@ pub(super) enum Word {
 }
 
 /// A job that is looked at again and again.
+#[expect(clippy::large_enum_variant, reason = "a process has one")]
 pub(super) enum Watching {
     Cluster(Watch),
     Gateway { client: GatewayClient, job: JobId, events: Option<Events> },
@@ -102,10 +102,10 @@ impl Door {
         }
         if !watch.look().await?.state.is_final() {
             match word {
-                Word::Cancel => control::cancel(store, watch.keys()).await?,
-                Word::Pause => control::pause(store, watch.keys()).await?,
-                Word::Resume => control::resume(store, watch.keys()).await?,
-            }
+                Word::Cancel => control::cancel(watch.ledger()).await?,
+                Word::Pause => control::pause(watch.ledger()).await?,
+                Word::Resume => control::resume(watch.ledger()).await?,
+            };
         }
         Ok(watch.look().await?)
     }
@@ -142,10 +142,11 @@ impl Door {
             }
             Self::Cluster { store, signer, .. } => (store, tenant(signer, Scope::VectorsRead).await?),
         };
-        if !Watch::new(store.clone(), &tenant, job).exists().await? {
+        let watch = Watch::new(store.clone(), &tenant, job);
+        if !watch.exists().await? {
             return Err(no_such_job(job));
         }
-        Ok(fetch(store, &JobKeys::new(&tenant, job), dir, progress).await?)
+        fetch(store, &watch, dir, progress).await?.ok_or_else(|| no_such_job(job))
     }
 }
 

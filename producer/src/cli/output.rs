@@ -7,8 +7,8 @@ use serde::Serialize;
 use vecmill_signer::client::ClientError;
 
 use crate::{
-    client::GatewayError, fetch::FetchError, prepare::PrepareError, split::SplitError, status::StatusError,
-    store::StoreError, submit::SubmitError,
+    client::GatewayError, fetch::FetchError, life::LedgerError, prepare::PrepareError, split::SplitError,
+    status::StatusError, store::StoreError, submit::SubmitError,
 };
 
 /// Why a command ends without having done its work.
@@ -80,6 +80,12 @@ impl From<StoreError> for Failure {
     }
 }
 
+impl From<LedgerError> for Failure {
+    fn from(error: LedgerError) -> Self {
+        Self::Unavailable(error.to_string())
+    }
+}
+
 impl From<StatusError> for Failure {
     fn from(error: StatusError) -> Self {
         Self::Unavailable(error.to_string())
@@ -90,6 +96,7 @@ impl From<FetchError> for Failure {
     fn from(error: FetchError) -> Self {
         match error {
             FetchError::Gateway(error) => error.into(),
+            FetchError::Foreign { .. } => Self::Input(error.to_string()),
             error => Self::Unavailable(error.to_string()),
         }
     }
@@ -103,6 +110,7 @@ impl From<SubmitError> for Failure {
             SubmitError::Prepare(
                 PrepareError::Strict { .. }
                 | PrepareError::Empty { .. }
+                | PrepareError::Changed { .. }
                 | PrepareError::Read(_)
                 | PrepareError::Split(SplitError::Read(_) | SplitError::TooManyChunks)
                 | PrepareError::Source(_),

@@ -29,8 +29,8 @@ pub(super) async fn run(args: Args, word: Word) -> Result<(), Failure> {
     }
     let paused = status.waiting.as_ref().is_some_and(|waiting| waiting.reason == WaitReason::Paused);
     match word {
-        Word::Cancel if status.state == JobState::Cancelled => {
-            println!("job {job} is cancelled; workers stop within seconds, and what is finished stays");
+        Word::Cancel if matches!(status.state, JobState::Cancelling | JobState::Cancelled) => {
+            println!("job {job} is {}; workers stop within seconds, and what is finished stays", status.state);
         }
         _ if status.state.is_final() => println!("job {job} had ended before: {}", status.state),
         Word::Pause if paused => {

@@ -118,7 +118,8 @@ fn say(status: &JobStatus) {
         println!("rate       {rate:.1} texts/s{}", eta.unwrap_or_default());
     }
     if let Some(submitted) = status.submitted_at {
-        println!("submitted  {submitted:.0}");
+        let run = if status.run > 1 { format!(", run {}", status.run) } else { String::new() };
+        println!("submitted  {submitted:.0}{run}");
     }
     for chunk in &status.dead {
         println!("given up   chunk {}: {} [{}]", chunk.chunk, chunk.reason, chunk.code);

@@ -10,6 +10,7 @@ fn nearly() -> impl Strategy<Value = Vec<u8>> {
     let message = ChunkMessage {
         version: CONTRACT_VERSION,
         job: "ab".repeat(16),
+        run: 2,
         chunk: 3,
         sha256: Digest::of(b""),
         grant: "a.b.c".to_owned(),

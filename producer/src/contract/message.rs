@@ -26,6 +26,9 @@ pub struct ChunkMessage {
     pub version: u32,
     /// The job's id; must be the grant's. Here so that an operator can read a queue.
     pub job: String,
+    /// The run of the job; must be the grant's. 0 in messages from before there were runs.
+    #[serde(default)]
+    pub run: u32,
     /// The chunk's number.
     pub chunk: u32,
     /// SHA-256 of the chunk's object; must be the manifest's.

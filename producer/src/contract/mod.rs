@@ -19,12 +19,13 @@ pub use embed::{
     EMBED_INPUTS_MAX, EMBED_REQUEST_BYTES_MAX, EMBED_TOKENS_MAX, EmbedAnswer, EmbedError, EmbedInput, EmbedRefusal,
     EmbedRequest, RefusalKind,
 };
-pub use layout::{JobKeys, chunk_of_key, job_of_key, refusal_key, tenant_jobs_prefix};
+pub use layout::{JobKeys, chunk_of_key, entry_of_key, job_of_key, refusal_key, short, tenant_jobs_prefix};
 pub use manifest::{CHUNKS_MAX, ChunkEntry, Input, MANIFEST_BYTES_MAX, Manifest, ManifestError};
 pub use message::{ATTEMPT_HEADER, ChunkMessage, MESSAGE_BYTES_MAX, MessageError, REASON_HEADER, RUNG_HEADER};
-pub use outcome::{Cancelled, ChunkResult, DeadChunk, FinalManifest, PartEntry, Paused, RowError, Submission};
+pub use outcome::{Cancelled, ChunkResult, DeadChunk, FinalManifest, Outcome, PartEntry, Paused, RowError, Submission};
 pub use spec::{Dtype, JobSpec, Precision, SpecError, Truncate};
 pub use usage::{USAGE_DAYS, usage_field, usage_key};
+pub use vecmill_signer::claims::RunId;
 
 /// The version of every document in this module. A reader refuses any other: a later version comes with
 /// its own reader, never with a guess.

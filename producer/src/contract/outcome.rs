@@ -5,7 +5,7 @@ use vecmill_signer::claims::{Digest, JobId};
 
 use super::JobSpec;
 
-/// `submission.json`: when a job was handed in and until when its grant lives.
+/// `submission.json`: when a job from before there were runs was handed in and until when its grant lives.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Submission {
     /// [`super::CONTRACT_VERSION`].
@@ -23,21 +23,31 @@ pub struct Submission {
     pub lane: Option<u32>,
 }
 
-/// `cancelled.json`: the tenant wants no more of the job.
+/// `cancelled.json`: the tenant wants no more of a job from before there were runs, or of a batch.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Cancelled {
     /// When, as RFC 3339.
     pub at: jiff::Timestamp,
 }
 
-/// `paused.json`: the tenant wants nothing more of the job computed for now.
+/// `paused.json`: the tenant wants nothing more computed for now of a job from before there were runs.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Paused {
     /// When, as RFC 3339.
     pub at: jiff::Timestamp,
 }
 
-/// `done/chunk-….json`: a chunk's vectors and audit record are durable.
+/// `ended/chunk-….json`: what a chunk came to in a run. Put once: a second computation that finds one leaves it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Outcome {
+    /// Its vectors and audit record are durable.
+    Done(Box<ChunkResult>),
+    /// It was given up.
+    Dead(DeadChunk),
+}
+
+/// A chunk whose vectors and audit record are durable.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ChunkResult {
     /// [`super::CONTRACT_VERSION`].
@@ -57,6 +67,12 @@ pub struct ChunkResult {
     pub part_bytes: u64,
     /// SHA-256 of the Parquet part.
     pub part_sha256: Digest,
+    /// Where the part lies, from the life's prefix; absent in records from before parts were named by their digests.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub part: Option<String>,
+    /// Where the failed rows lie, from the life's prefix; absent where none failed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub errors: Option<String>,
     /// SHA-256 of the vectors' little-endian bytes in row order.
     pub vectors_sha256: Digest,
     /// The revision of the model that computed them.
@@ -69,7 +85,20 @@ pub struct ChunkResult {
     pub compute: Option<String>,
 }
 
-/// `dead/chunk-….json`: a chunk was given up, and why.
+impl ChunkResult {
+    /// Where the part lies, from the life's prefix.
+    pub fn part_path(&self) -> String {
+        self.part.clone().unwrap_or_else(|| format!("vectors/part-{:06}.parquet", self.chunk))
+    }
+
+    /// Where the failed rows lie, from the life's prefix, if any failed.
+    pub fn errors_path(&self) -> Option<String> {
+        let old = || (self.part.is_none() && self.failed > 0).then(|| format!("errors/part-{:06}.jsonl", self.chunk));
+        self.errors.clone().or_else(old)
+    }
+}
+
+/// A chunk that was given up, and why.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DeadChunk {
     /// The chunk's number.
@@ -99,8 +128,11 @@ pub struct RowError {
 /// One part in the [`FinalManifest`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PartEntry {
-    /// The part's place under the job's prefix.
+    /// The part's place under the life's prefix, which is where the summary lies.
     pub path: String,
+    /// The place of the chunk's failed rows under the life's prefix; absent where none failed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub errors: Option<String>,
     /// The chunk's number.
     pub chunk: u32,
     /// Rows with a vector.
@@ -121,13 +153,37 @@ pub struct PartEntry {
     pub compute: Option<String>,
 }
 
-/// `_manifest.json`: the whole result of a job.
+impl From<ChunkResult> for PartEntry {
+    fn from(result: ChunkResult) -> Self {
+        Self {
+            path: result.part_path(),
+            errors: result.errors_path(),
+            chunk: result.chunk,
+            rows: result.rows,
+            failed: result.failed,
+            truncated: result.truncated,
+            tokens: result.tokens,
+            bytes: result.part_bytes,
+            sha256: result.part_sha256,
+            compute: result.compute,
+        }
+    }
+}
+
+/// `_manifest.json`: the whole result of a job. Of a run that did not complete, the same of what there is lies among the
+/// summaries.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FinalManifest {
     /// [`super::CONTRACT_VERSION`].
     pub version: u32,
     /// The job.
     pub job: JobId,
+    /// The run of the job that it sums up; 0 in summaries from before there were runs.
+    #[serde(default)]
+    pub run: u32,
+    /// Chunks in the job: those that are neither among the parts nor among the dead have not ended.
+    #[serde(default)]
+    pub chunks: u32,
     /// The job's parameters.
     pub spec: JobSpec,
     /// Revisions of the model that computed the parts; more than one only when the fleet was

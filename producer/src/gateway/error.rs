@@ -13,6 +13,7 @@ use vecmill_signer::client::ClientError;
 
 use super::limits::Standing;
 use crate::contract::{EmbedRefusal, RefusalKind};
+use crate::life::LedgerError;
 use crate::redis::AskError;
 use crate::status::StatusError;
 use crate::store::StoreError;
@@ -86,6 +87,11 @@ impl ApiError {
     /// 404.
     pub(super) fn not_found(code: &str, message: impl Into<String>) -> Self {
         Self::new(StatusCode::NOT_FOUND, "invalid_request_error", code, message)
+    }
+
+    /// 410: it was there, and what it was made of was deleted.
+    pub(super) fn gone(code: &str, message: impl Into<String>) -> Self {
+        Self::new(StatusCode::GONE, "invalid_request_error", code, message)
     }
 
     /// 405.
@@ -171,10 +177,23 @@ impl From<StoreError> for ApiError {
     }
 }
 
+impl From<LedgerError> for ApiError {
+    fn from(error: LedgerError) -> Self {
+        match error {
+            LedgerError::Store(error) => error.into(),
+            error => {
+                tracing::warn!(%error, "a job's ledger can't be used");
+                Self::unavailable("job_unavailable", "the job can't be looked at or changed at the moment; ask again")
+            }
+        }
+    }
+}
+
 impl From<StatusError> for ApiError {
     fn from(error: StatusError) -> Self {
         match error {
             StatusError::Store(error) => error.into(),
+            StatusError::Ledger(error) => error.into(),
             error @ StatusError::Manifest(_) => {
                 tracing::error!(%error, "a job's manifest is not one");
                 Self::internal("bad_manifest", "the job's manifest can't be read: submit its corpus again")

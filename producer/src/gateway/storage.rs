@@ -45,6 +45,11 @@ pub(super) fn batch_cancelled(tenant: &TenantId, id: &str) -> String {
     format!("{tenant}/batches-cancelled/{id}.json")
 }
 
+/// What a batch came to: put once, by whoever sees its end first.
+pub(super) fn batch_ended(tenant: &TenantId, id: &str) -> String {
+    format!("{tenant}/batches-ended/{id}.json")
+}
+
 /// Where it is kept which batches are to be made jobs of, a folder for each tenant.
 pub(super) fn all_preparing() -> String {
     "_preparing/".to_owned()

@@ -6,7 +6,7 @@ mod precision;
 mod scopes;
 mod webhooks;
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use vecmill_producer::part;
@@ -15,7 +15,7 @@ use vecmill_signer::client::SignerClient;
 use vecmill_tests::{
     Cluster, Tenant, WorkerOptions,
     cluster::{MODEL, Process},
-    corpus, eventually,
+    corpus, eventually, history,
     results::{check_completed, count_tokens, in_mid_job},
 };
 
@@ -23,49 +23,52 @@ use crate::stock_clients::{PYTHON, installed, steps};
 
 const LIMIT: Duration = Duration::from_secs(60);
 /// A tenant whose key may do everything.
-fn admin(cluster: &Cluster, name: &str, limits: &[&str]) -> Tenant {
+pub(crate) fn admin(cluster: &Cluster, name: &str, limits: &[&str]) -> Tenant {
     let tenant = cluster.tenant(name, limits);
     let key = cluster.signer(&["key", "create", "--tenant", tenant.id.as_str(), "--role", "admin"]);
     Tenant { api_key: key["key"].as_str().unwrap().to_owned(), ..tenant }
 }
 
 /// One caller of a gateway.
-struct Caller<'a> {
+pub(crate) struct Caller<'a> {
     gateway: &'a Process,
     client: reqwest::Client,
     key: String,
 }
 
 impl<'a> Caller<'a> {
-    fn new(gateway: &'a Process, tenant: &Tenant) -> Self {
+    pub(crate) fn new(gateway: &'a Process, tenant: &Tenant) -> Self {
         let client = reqwest::Client::builder().no_proxy().timeout(LIMIT).build().unwrap();
         Self { gateway, client, key: tenant.api_key.clone() }
     }
 
-    async fn ask(&self, method: reqwest::Method, path: &str, body: Option<Value>) -> (u16, Value) {
+    pub(crate) async fn ask(&self, method: reqwest::Method, path: &str, body: Option<Value>) -> (u16, Value) {
         let request = self.client.request(method, format!("{}{path}", self.gateway.url)).bearer_auth(&self.key);
         let request = match body {
             Some(body) => request.json(&body),
             None => request,
         };
+        let asked = Instant::now();
         let answer = request.send().await.unwrap();
         assert!(answer.headers().contains_key("x-request-id"), "{path}");
-        (answer.status().as_u16(), answer.json().await.unwrap_or_default())
+        let (status, body) = (answer.status().as_u16(), answer.json().await.unwrap_or_default());
+        history::saw(asked, &body);
+        (status, body)
     }
 
-    async fn get(&self, path: &str) -> Value {
+    pub(crate) async fn get(&self, path: &str) -> Value {
         let (status, body) = self.ask(reqwest::Method::GET, path, None).await;
         assert_eq!(status, 200, "{path}: {body}");
         body
     }
 
-    async fn post(&self, path: &str, body: Value) -> Value {
+    pub(crate) async fn post(&self, path: &str, body: Value) -> Value {
         let (status, body) = self.ask(reqwest::Method::POST, path, Some(body)).await;
         assert_eq!(status, 200, "{path}: {body}");
         body
     }
 
-    async fn bytes(&self, path: &str) -> Vec<u8> {
+    pub(crate) async fn bytes(&self, path: &str) -> Vec<u8> {
         let answer =
             self.client.get(format!("{}{path}", self.gateway.url)).bearer_auth(&self.key).send().await.unwrap();
         assert_eq!(answer.status(), 200, "{path}");
@@ -73,7 +76,7 @@ impl<'a> Caller<'a> {
     }
 
     /// Uploads a corpus; gives the file's id.
-    async fn upload(&self, name: &str, bytes: Vec<u8>) -> String {
+    pub(crate) async fn upload(&self, name: &str, bytes: Vec<u8>) -> String {
         // By hand: the form is what is tested, not a client's own.
         let boundary = "a-boundary";
         let mut form = format!(
@@ -89,13 +92,13 @@ impl<'a> Caller<'a> {
         file["id"].as_str().unwrap_or_else(|| panic!("no file: {file}")).to_owned()
     }
 
-    async fn batch(&self, file: &str, more: Value) -> String {
+    pub(crate) async fn batch(&self, file: &str, more: Value) -> String {
         let mut body = json!({"input_file_id": file, "endpoint": "/v1/embeddings", "completion_window": "24h"});
         body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
         self.post("/v1/batches", body).await["id"].as_str().unwrap().to_owned()
     }
 
-    async fn reaches(&self, batch: &str, status: &str) -> Value {
+    pub(crate) async fn reaches(&self, batch: &str, status: &str) -> Value {
         eventually(&format!("batch {batch} is {status}"), LIMIT, || async {
             let found = self.get(&format!("/v1/batches/{batch}")).await;
             (found["status"] == status).then_some(found)
@@ -105,7 +108,7 @@ impl<'a> Caller<'a> {
 }
 
 /// A corpus of `vecmill submit`'s, as bytes.
-fn jsonl(texts: &[(String, String)]) -> Vec<u8> {
+pub(crate) fn jsonl(texts: &[(String, String)]) -> Vec<u8> {
     texts.iter().flat_map(|(id, text)| format!("{}\n", json!({"id": id, "text": text})).into_bytes()).collect()
 }
 
@@ -177,7 +180,7 @@ async fn the_stock_sdk_goes_from_upload_to_content() {
     }
     let delete = step("delete");
     assert_eq!((&delete["deleted"], &delete["missing"]), (&json!(true), &json!("file_not_found")));
-    assert_eq!(delete["still"], "completed", "what a batch came to is remembered");
+    assert_eq!((&delete["still"], &delete["shared"]), (&json!("completed"), &json!(30)), "what a batch came to stays");
     let job: JobId = delete["job"].as_str().unwrap().parse().unwrap();
     assert_eq!(store.list(cluster.keys(&tenant, &job).prefix(), None).await.unwrap().len(), 0, "its vectors are gone");
 }
@@ -229,12 +232,14 @@ async fn a_batch_and_a_submission_are_one_job() {
     // Events until the end.
     let events = caller.bytes(&format!("/v1/jobs/{job}/events")).await;
     let events = String::from_utf8(events).unwrap();
-    let states: Vec<Value> = events
+    let events: Vec<Value> = events
         .lines()
         .filter_map(|line| line.strip_prefix("data: "))
-        .map(|data| serde_json::from_str::<Value>(data).unwrap()["state"].clone())
+        .map(|data| serde_json::from_str(data).unwrap())
         .collect();
-    assert_eq!(states.last().unwrap(), "completed", "{states:?}");
+    history::in_order(&events);
+    let states: Vec<&Value> = events.iter().map(|status| &status["state"]).collect();
+    assert_eq!(**states.last().unwrap(), "completed", "{states:?}");
     let rows = check_completed(&store, &keys, &tenant, &cluster.model_dir(), &texts).await;
 
     // What it cost, and for whom.

@@ -47,7 +47,7 @@ async fn summary(cluster: &Cluster, keys: &JobKeys) -> FinalManifest {
     let store = cluster.store().await;
     let summary: FinalManifest = document(&store, &keys.final_manifest()).await;
     for part in &summary.parts {
-        let bytes = store.get(&keys.part(part.chunk), OBJECT_BYTES_MAX).await.unwrap().unwrap();
+        let bytes = store.get(&keys.object(&part.path), OBJECT_BYTES_MAX).await.unwrap().unwrap();
         let said = said(bytes);
         assert_eq!(said.get("vecmill.compute"), part.compute.as_ref(), "part {}: {said:?}", part.chunk);
         assert!(part.compute.as_ref().is_some_and(|path| path.ends_with(&said["vecmill.precision"])), "{said:?}");

@@ -190,12 +190,16 @@ for name, kind, ask in [
     except openai.APIStatusError as error:
         say("error", name=name, raised=type(error).__name__, right=type(error) is kind, code=error.code, param=error.param)
 
-# Deleted, it is gone; with the output go the vectors.
+# Deleted, it is gone; with the last output go the vectors.
 gone = client.files.delete(file.id)
 client.files.delete(batch.output_file_id)
+# Where another batch has them, too, they stay for that one.
+other, _ = wait(first)
+shared = len(lines_of(other.output_file_id))
+client.files.delete(other.output_file_id)
 try:
     client.files.content(file.id)
     missing = None
 except openai.NotFoundError as error:
     missing = error.code
-say("delete", deleted=gone.deleted, missing=missing, job=batch.to_dict()["job"], still=client.batches.retrieve(batch.id).status)
+say("delete", deleted=gone.deleted, missing=missing, shared=shared, job=batch.to_dict()["job"], still=client.batches.retrieve(batch.id).status)

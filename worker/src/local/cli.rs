@@ -13,12 +13,12 @@ use clap::Parser;
 use indicatif::{HumanCount, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use tracing_subscriber::EnvFilter;
 use vecmill_producer::{
-    contract::{Dtype, JobSpec, Manifest, Precision, Truncate},
+    contract::{Dtype, JobSpec, Manifest, Precision, RunId, Truncate},
     prepare::{Corpus, Event, Prepared},
     read::{InputFormat, ReadOptions},
     source::Source,
     split::Cut,
-    status::{JobState, JobStatus},
+    status::{JobState, JobStatus, Watch},
 };
 
 use super::{
@@ -204,11 +204,12 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
     let status = JobStatus::read(&local.store, &local.tenant, &prepared.job).await?;
     let searches = if status.chunks_done > 0 { cli.search(&local, &prepared).await? } else { Vec::new() };
     let root = out.join(BUCKET);
+    let keys = prepared.ledger.keys_of(RunId { life: prepared.life, run: status.run });
     let outcome = Outcome {
         model_is_built_in: cli.model == BUILT_IN_MODEL,
-        vectors: root.join(prepared.keys.parts_prefix()),
-        manifest: root.join(prepared.keys.final_manifest()),
-        audit: root.join(prepared.keys.audit_prefix()),
+        vectors: root.join(keys.parts_prefix()),
+        manifest: root.join(keys.final_manifest()),
+        audit: root.join(keys.audit_prefix()),
         seconds: begun.elapsed().as_secs_f64(),
         searches,
         status,
@@ -264,7 +265,8 @@ impl Cli {
         if queries.is_empty() {
             return Ok(Vec::new());
         }
-        let vectors = Vectors::read(&local.store, &prepared.keys).await?;
+        let watch = Watch::new(local.store.clone(), &local.tenant, &prepared.job);
+        let vectors = Vectors::read(&watch).await?;
         let mut searches = Vec::new();
         for (query, relevant) in queries {
             let vector = embed_query(local, &query, &self.query_task, self.dimensions as usize).await?;
@@ -296,7 +298,8 @@ async fn prepare(local: &Local, spec: &JobSpec, corpus: &Corpus) -> anyhow::Resu
 }
 
 async fn embed(local: &Local, prepared: &Prepared) -> anyhow::Result<Vec<GivenUp>> {
-    let missing = local.missing(prepared).await?;
+    let begun = local.take_up(prepared).await?;
+    let missing = begun.as_ref().map(|begun| begun.missing.clone()).unwrap_or_default();
     let rows = |manifest: &Manifest, chunk: u32| u64::from(manifest.chunks[chunk as usize].rows);
     let all = prepared.manifest.rows;
     let to_do: u64 = missing.iter().map(|&chunk| rows(&prepared.manifest, chunk)).sum();
@@ -310,7 +313,10 @@ async fn embed(local: &Local, prepared: &Prepared) -> anyhow::Result<Vec<GivenUp
     let bar =
         bar(Some(all), "{msg:10} {wide_bar} {human_pos}/{human_len} texts {per_sec} {eta}").with_message("embedding");
     bar.set_position(all - to_do);
-    let given_up = local.embed(prepared, &missing, |chunk| bar.inc(rows(&prepared.manifest, chunk))).await;
+    let given_up = match &begun {
+        Some(begun) => local.embed(prepared, begun, |chunk| bar.inc(rows(&prepared.manifest, chunk))).await,
+        None => Ok(Vec::new()),
+    };
     bar.finish_and_clear();
     given_up
 }

@@ -12,17 +12,19 @@ use tokio::{
     task::JoinSet,
 };
 use vecmill_producer::{
-    contract::{CONTRACT_VERSION, JobSpec, Submission},
+    contract::JobSpec,
+    life::{DIRECT, Event as LifeEvent, LedgerError, Plan, conclude},
     prepare::{Corpus, Event, Prepared, prepare},
     store::Store,
-    submit::{clear_the_way, message},
+    submit::{Begun, SubmitError, begin_run, message},
 };
 use vecmill_signer::{
-    claims::{Limits, TenantId},
+    claims::{Limits, RunId, TenantId},
+    client::ClientError,
     keys::SigningKey,
     mint::{Grantee, Minter},
     verify::{Keys, Verifier},
-    wire::GrantRequest,
+    wire::{GrantRequest, JobGrant},
 };
 
 use super::s3;
@@ -110,37 +112,58 @@ impl Local {
         Ok(prepare(&self.store, &self.tenant, spec, corpus, report).await?)
     }
 
-    /// The chunks of the job that are not done.
-    pub(super) async fn missing(&self, prepared: &Prepared) -> anyhow::Result<Vec<u32>> {
-        Ok(clear_the_way(&self.store, prepared).await?)
+    /// Begins a run of what is not done of the job; `None` where all of it is.
+    pub(super) async fn take_up(&self, prepared: &Prepared) -> anyhow::Result<Option<Begun>> {
+        let ledger = &prepared.ledger;
+        loop {
+            let entry = ledger.head().await?.context("the job was deleted meanwhile")?;
+            match entry.job.plan(prepared.life, true) {
+                Plan::Join => return Ok(None),
+                Plan::Reopen => anyhow::bail!("the job was deleted meanwhile: start again"),
+                Plan::Conclude => {
+                    let (manifest, sha256) = (&prepared.manifest, prepared.manifest_sha256);
+                    conclude(ledger, entry, manifest, sha256, false, |_| {}).await?;
+                }
+                Plan::Begin => {
+                    let grant = async |at| self.grant(prepared, at);
+                    if let Some(begun) = begin_run(prepared, entry, Some(DIRECT), grant).await? {
+                        self.published(prepared, &begun).await?;
+                        return Ok(Some(begun));
+                    }
+                }
+            }
+        }
     }
 
-    /// Takes the given chunks through the pipeline; `settled` is called with each that has ended. Gives those that
+    /// Nothing has to be published; and where nothing is left to do, nobody else would see the end.
+    async fn published(&self, prepared: &Prepared, begun: &Begun) -> Result<(), LedgerError> {
+        let Prepared { ledger, manifest, manifest_sha256, .. } = prepared;
+        if begun.missing.is_empty() {
+            conclude(ledger, begun.entry.clone(), manifest, *manifest_sha256, false, |_| {}).await?;
+        } else {
+            let run = begun.entry.job.at().run;
+            ledger.append(|_| Ok(LifeEvent::Publish(run))).await?;
+        }
+        Ok(())
+    }
+
+    /// Takes the chunks of a run through the pipeline; `settled` is called with each that has ended. Gives those that
     /// were given up.
     pub(super) async fn embed(
         &self,
         prepared: &Prepared,
-        chunks: &[u32],
+        begun: &Begun,
         settled: impl Fn(u32),
     ) -> anyhow::Result<Vec<GivenUp>> {
-        let grant = self.grant(prepared)?;
-        let submission = Submission {
-            version: CONTRACT_VERSION,
-            submitted_at: jiff::Timestamp::now(),
-            expires_at: jiff::Timestamp::now() + Duration::from_secs(WINDOW_S),
-            published: true,
-            name: prepared.name.clone(),
-            lane: None,
-        };
-        self.store.put_json(&prepared.keys.submission(), &submission).await?;
+        let run = begun.entry.job.at().run;
         let mut given_up = Vec::new();
         let mut running: JoinSet<anyhow::Result<(u32, Option<GivenUp>)>> = JoinSet::new();
-        let mut waiting = chunks.iter();
+        let mut waiting = begun.missing.iter();
         loop {
             while running.len() < IN_FLIGHT_MAX
                 && let Some(&chunk) = waiting.next()
             {
-                let body = message(&prepared.manifest, chunk, &grant).to_bytes();
+                let body = message(&prepared.manifest, run, chunk, &begun.grant.grant).to_bytes();
                 running.spawn(deliver(self.deliveries.clone(), chunk, body));
             }
             match running.join_next().await {
@@ -154,7 +177,7 @@ impl Local {
         }
     }
 
-    fn grant(&self, prepared: &Prepared) -> anyhow::Result<String> {
+    fn grant(&self, prepared: &Prepared, at: RunId) -> Result<JobGrant, SubmitError> {
         let grantee = Grantee {
             tenant: self.tenant.clone(),
             key_id: "local".to_owned(),
@@ -168,7 +191,7 @@ impl Local {
                 queued_tokens: u64::MAX,
                 concurrent_jobs: u64::MAX,
             },
-            epoch: SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs(),
+            epoch: SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs(),
         };
         let request = GrantRequest {
             job: prepared.job.clone(),
@@ -177,8 +200,12 @@ impl Local {
             dimensions: prepared.manifest.spec.dimensions,
             rows: prepared.manifest.rows,
             window_s: WINDOW_S,
+            life: Some(at.life),
+            run: Some(at.run),
         };
-        Ok(self.minter.mint_grant(grantee, request)?.0)
+        let unsigned = |_| ClientError::Protocol("the grant could not be signed");
+        let (grant, claims) = self.minter.mint_grant(grantee, request).map_err(unsigned)?;
+        Ok(JobGrant { grant, tenant: claims.sub, lane: claims.lane, expires_at: claims.exp })
     }
 }
 

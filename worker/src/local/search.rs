@@ -1,7 +1,7 @@
 //! Nearest passages by brute force: for a first look at a few hundred or thousand vectors.
 
 use anyhow::Context;
-use vecmill_producer::{contract::JobKeys, part, store::Store};
+use vecmill_producer::{part, status::Watch};
 
 use crate::{engine::finish, schedule::Class};
 
@@ -22,11 +22,13 @@ pub(super) struct Vectors(Vec<(String, Vec<f32>)>);
 
 impl Vectors {
     /// Reads every part.
-    pub(super) async fn read(store: &Store, keys: &JobKeys) -> anyhow::Result<Self> {
+    pub(super) async fn read(watch: &Watch) -> anyhow::Result<Self> {
         let mut vectors = Vec::new();
-        for object in store.list(&keys.parts_prefix(), None).await? {
-            let bytes = store.get(&object.key, PART_BYTES_MAX).await?.context("a part has vanished")?;
-            let rows = part::decode(bytes).with_context(|| format!("{} is not a part", object.key))?;
+        let keys = watch.keys().await?.context("the job has vanished")?;
+        for entry in watch.results().await?.context("the job has vanished")?.parts {
+            let key = keys.object(&entry.path);
+            let bytes = watch.ledger().store().get(&key, PART_BYTES_MAX).await?.context("a part has vanished")?;
+            let rows = part::decode(bytes).with_context(|| format!("{key} is not a part"))?;
             vectors.extend(rows.into_iter().map(|(id, vector, _)| (id, vector)));
         }
         Ok(Self(vectors))

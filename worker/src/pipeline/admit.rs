@@ -5,7 +5,8 @@ use std::{sync::Arc, time::Duration};
 
 use tracing::debug;
 use vecmill_producer::{
-    contract::{ChunkEntry, ChunkMessage, ChunkRow, JobKeys, Manifest, Submission, read_chunk, usage_field},
+    contract::{ChunkEntry, ChunkMessage, ChunkRow, JobKeys, Manifest, read_chunk, usage_field},
+    life::{Ledger, LedgerError},
     store::StoreError,
 };
 use vecmill_signer::{
@@ -28,9 +29,6 @@ const AWAY_WAIT: Duration = Duration::from_secs(5);
 /// takes only what lies in the lane when it has a place.
 const ELSEWHERE_WAIT: Duration = Duration::from_secs(5);
 
-/// A submission is under 1 KiB.
-const SUBMISSION_BYTES_MAX: usize = 64 * 1024;
-
 const QUOTA_GONE: &str = "the quota's task has ended";
 
 /// A chunk whose grant is verified: whose it is and where its objects lie.
@@ -38,7 +36,9 @@ pub(super) struct Claim {
     pub(super) grant: VerifiedGrant,
     /// Why the grant counts no longer: the job is to be told, and nothing else.
     pub(super) revoked: Option<Refusal>,
+    /// The keys of its run.
     pub(super) keys: JobKeys,
+    pub(super) ledger: Ledger,
     pub(super) chunk: u32,
     sha256: Digest,
 }
@@ -71,6 +71,12 @@ impl From<StoreError> for Stop {
     }
 }
 
+impl From<LedgerError> for Stop {
+    fn from(error: LedgerError) -> Self {
+        Self::Transient { reason: error.to_string() }
+    }
+}
+
 impl Pipeline {
     /// Reads the message and verifies its grant. No I/O is caused by what the message claims.
     pub(super) async fn verify(&self, delivery: &Incoming) -> Result<Claim, Stop> {
@@ -91,23 +97,21 @@ impl Pipeline {
         if message.job != grant.job().as_str() {
             return Err(Stop::Refused { code: "wrong_job", reason: "the message's job is not its grant's".to_owned() });
         }
-        let keys = JobKeys::new(grant.tenant(), grant.job());
-        Ok(Claim { keys, chunk: message.chunk, sha256: message.sha256, grant, revoked })
+        if message.run != grant.run().run {
+            return Err(Stop::Refused { code: "wrong_run", reason: "the message's run is not its grant's".to_owned() });
+        }
+        let ledger = Ledger::new(self.parts.store.clone(), grant.tenant(), grant.job());
+        let keys = ledger.keys_of(grant.run());
+        Ok(Claim { keys, ledger, chunk: message.chunk, sha256: message.sha256, grant, revoked })
     }
 
     /// Whether the grant counts no longer: found when it was verified, or since.
-    pub(super) async fn check_revoked(&self, claim: &Claim) -> Result<(), Stop> {
+    pub(super) fn check_revoked(&self, claim: &Claim) -> Result<(), Stop> {
         let revoked = claim.revoked.clone().map_or_else(|| self.parts.verifier.recheck(&claim.grant), Err);
         let Err(refusal) = revoked else { return Ok(()) };
         let (code, reason) = (refusal.code(), refusal.to_string());
-        // Submitted again since, the job lives on a later grant: what is left of the earlier one must not end it.
-        let submission = claim.keys.submission();
-        let submission: Option<Submission> =
-            self.patiently(Need::Store, || self.parts.store.get_json(&submission, SUBMISSION_BYTES_MAX)).await?;
-        let until = i64::try_from(claim.grant.expires_at()).unwrap_or(i64::MAX);
-        let outlived = submission.is_some_and(|submission| submission.expires_at.as_second() > until);
-        // Nor may a withdrawn signing key's word, whoever's it was.
-        if outlived || refusal == Refusal::SigningKeyWithdrawn {
+        // A withdrawn signing key's word has no effect on any job, whoever's it was.
+        if refusal == Refusal::SigningKeyWithdrawn {
             return Err(Stop::Refused { code, reason });
         }
         Err(Stop::Dead { code, reason })
@@ -159,7 +163,7 @@ impl Pipeline {
 
     /// Fetches the chunk's rows, which must be those of the manifest.
     pub(super) async fn fetch(&self, claim: &Claim, entry: ChunkEntry) -> Result<Vec<ChunkRow>, Stop> {
-        let key = claim.keys.chunk(claim.chunk);
+        let key = claim.keys.chunk(claim.chunk, &entry.sha256);
         let object = match self.parts.store.get(&key, entry.bytes as usize).await {
             Ok(Some(object)) => object,
             Ok(None) => {
@@ -192,7 +196,7 @@ impl Pipeline {
         let limits = claim.grant.limits();
         let charge = Charge {
             tenant: claim.grant.tenant().to_string(),
-            job: claim.grant.job().to_string(),
+            job: charged(claim),
             chunk: claim.chunk,
             tokens,
             limits: Limits {
@@ -214,5 +218,13 @@ impl Pipeline {
             Ok(Verdict::Later { wait_ms, .. }) => Err(Stop::Later { wait: Duration::from_millis(wait_ms) }),
             Err(_) => Err(Stop::Later { wait: AWAY_WAIT }),
         }
+    }
+}
+
+/// What is charged once for each of its chunks: a life of a job. Deleted and submitted again, it is computed again.
+fn charged(claim: &Claim) -> String {
+    match claim.grant.run().life {
+        0 => claim.grant.job().to_string(),
+        life => format!("{}.{life}", claim.grant.job()),
     }
 }

@@ -17,9 +17,13 @@ use tokio::{
     sync::{RwLock, Semaphore, mpsc, watch},
     task::JoinSet,
 };
-use vecmill_producer::{contract::JobKeys, store::Store};
-use vecmill_signer::verify::Verifier;
+use vecmill_producer::{
+    life::{LedgerError, Standing},
+    store::Store,
+};
+use vecmill_signer::{claims::RunId, verify::Verifier};
 
+use self::admit::Claim;
 use crate::{
     delivery::Delivery,
     embedder::Embedder,
@@ -37,10 +41,10 @@ use crate::{
 const PATIENCE: Duration = Duration::from_secs(20);
 /// Between two tries in that time.
 const TRY_EVERY: Duration = Duration::from_millis(500);
-/// How long a job is known to be wanted. A cancellation or a pause takes effect within this time.
-const WANTED_FOR: Duration = Duration::from_secs(2);
-/// Jobs of which that is remembered.
-const WANTED_MAX: usize = 1024;
+/// How long a run is known to go. A cancellation or a pause takes effect within this time.
+const GOES_FOR: Duration = Duration::from_secs(2);
+/// Runs of which that is remembered.
+const GOING_MAX: usize = 1024;
 
 /// What the pipeline is made of.
 pub struct Parts {
@@ -76,16 +80,8 @@ pub struct Pipeline {
     tokenizing: Arc<Semaphore>,
     /// Read by chunks that are computed together, written by one that must be alone.
     turns: RwLock<()>,
-    /// When each job was last asked about and wanted.
-    wanted: Mutex<HashMap<String, Instant>>,
-}
-
-/// What a tenant has said of a job that is under way.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Word {
-    Go,
-    Wait,
-    Stop,
+    /// When each run's ledger was last looked at and let it go on.
+    going: Mutex<HashMap<String, Instant>>,
 }
 
 impl Pipeline {
@@ -93,10 +89,10 @@ impl Pipeline {
     pub fn new(parts: Parts) -> Arc<Self> {
         Arc::new(Self {
             manifests: Manifests::new(parts.store.clone()),
-            finisher: Finisher::start(parts.store.clone()),
+            finisher: Finisher::start(),
             tokenizing: Arc::new(Semaphore::new(parts.tokenizers)),
             turns: RwLock::default(),
-            wanted: Mutex::default(),
+            going: Mutex::default(),
             parts,
         })
     }
@@ -142,34 +138,34 @@ impl Pipeline {
         }
     }
 
-    /// Whether the tenant has cancelled the job or holds it up. Only that it wants it is remembered: a job that is cancelled
-    /// and submitted again at once must not have its new messages dropped.
-    async fn tenants_word(&self, keys: &JobKeys) -> Result<Word, vecmill_producer::store::StoreError> {
-        let known = self.wanted().get(keys.prefix()).copied();
-        if known.is_some_and(|asked| asked.elapsed() < WANTED_FOR) {
-            return Ok(Word::Go);
+    /// How a chunk's run stands. Only that it goes is remembered: what was held up, or is over, is looked at anew.
+    async fn standing(&self, claim: &Claim) -> Result<Standing, LedgerError> {
+        let known = self.going().get(claim.keys.run_prefix()).copied();
+        if known.is_some_and(|asked| asked.elapsed() < GOES_FOR) {
+            return Ok(Standing::Goes);
         }
         let asked = Instant::now();
-        let (cancelled, paused) = (keys.cancelled(), keys.paused());
-        let (cancelled, paused) = tokio::join!(self.parts.store.exists(&cancelled), self.parts.store.exists(&paused));
-        let word = match (cancelled?, paused?) {
-            (true, _) => Word::Stop,
-            (false, true) => Word::Wait,
-            (false, false) => Word::Go,
+        let at = claim.keys.at();
+        let standing = match claim.ledger.head().await? {
+            // A grant for a job of which nothing is there: what is missing will be said of its chunks.
+            None => Standing::Goes,
+            // From before there were runs, and not handed in yet: its grant is all there is.
+            Some(entry) if at == RunId::default() && entry.number == 0 && entry.job.run.is_none() => Standing::Goes,
+            Some(entry) => entry.job.standing(at),
         };
-        let mut wanted = self.wanted();
-        if word == Word::Go {
-            if wanted.len() >= WANTED_MAX {
-                wanted.clear();
+        let mut going = self.going();
+        if standing == Standing::Goes {
+            if going.len() >= GOING_MAX {
+                going.clear();
             }
-            wanted.insert(keys.prefix().to_owned(), asked);
+            going.insert(claim.keys.run_prefix().to_owned(), asked);
         } else {
-            wanted.remove(keys.prefix());
+            going.remove(claim.keys.run_prefix());
         }
-        Ok(word)
+        Ok(standing)
     }
 
-    fn wanted(&self) -> std::sync::MutexGuard<'_, HashMap<String, Instant>> {
-        self.wanted.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    fn going(&self) -> std::sync::MutexGuard<'_, HashMap<String, Instant>> {
+        self.going.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 }

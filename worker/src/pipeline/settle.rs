@@ -8,13 +8,14 @@ use std::{
 use tokio::sync::watch;
 use tracing::{debug, info, warn};
 use vecmill_producer::{
-    contract::{DeadChunk, Manifest},
+    contract::{DeadChunk, Manifest, Outcome as ChunkOutcome},
+    life::Standing,
     store::StoreError,
 };
 use vecmill_signer::claims::Digest;
 
 use super::{
-    Pipeline, Word,
+    Pipeline,
     admit::{Admitted, Claim, Stop},
     write::Encoded,
 };
@@ -33,6 +34,8 @@ use crate::{
 const ATTEMPTS_MAX: u32 = 12;
 /// How long a chunk of a job that is held up waits between two looks: resumed, it goes on within this time.
 const PAUSED_WAIT: Duration = Duration::from_secs(30);
+/// Between two looks of a chunk that is computed at a run that is to stop: it is over within seconds.
+const CANCELLING_LOOK_EVERY: Duration = Duration::from_secs(1);
 /// How long a chunk waits when even its end can't be recorded.
 const UNRECORDED_WAIT: Duration = Duration::from_secs(30);
 
@@ -41,6 +44,7 @@ enum Ended {
     Embedded,
     AlreadyDone,
     Cancelled,
+    Superseded,
 }
 
 impl Pipeline {
@@ -75,6 +79,7 @@ impl Pipeline {
             Ok(Ended::Embedded) => (Settle::Done, Outcome::Embedded),
             Ok(Ended::AlreadyDone) => (Settle::Done, Outcome::AlreadyDone),
             Ok(Ended::Cancelled) => (Settle::Done, Outcome::Cancelled),
+            Ok(Ended::Superseded) => (Settle::Done, Outcome::Superseded),
             Err(stop) => self.stopped(delivery, &claim, manifest.as_ref(), stop).await,
         }
     }
@@ -88,33 +93,50 @@ impl Pipeline {
     ) -> Result<Ended, Stop> {
         let store = &self.parts.store;
         // An outage of S3 shows here first; it is waited for before anything is spent on the chunk.
-        let done = claim.keys.done(claim.chunk);
-        let done = self.patiently(Need::Store, || store.exists(&done)).await?;
-        // Kept outside: a chunk that stops below may be its job's last.
+        let standing = self.patiently(Need::Store, || self.standing(claim)).await?;
+        if standing == Standing::Over {
+            debug!(job = %claim.grant.job(), at = %claim.keys.at(), chunk = claim.chunk, "a message of an earlier run");
+            return Ok(Ended::Superseded);
+        }
+        // Kept outside: a chunk that stops below may be its run's last.
         let manifest = &*manifest.insert(self.manifest(claim).await?);
         let admitted = &self.admit(claim, manifest)?;
-        if done {
+        if standing == Standing::Paused {
+            return Err(Stop::Later { wait: PAUSED_WAIT });
+        }
+        let ended = claim.keys.ended(claim.chunk);
+        if self.patiently(Need::Store, || store.exists(&ended)).await? {
             self.end(claim, manifest).await?;
             return Ok(Ended::AlreadyDone);
         }
-        let word = self.tenants_word(&claim.keys).await?;
-        if word == Word::Wait {
-            return Err(Stop::Later { wait: PAUSED_WAIT });
-        }
-        if word == Word::Stop {
+        if standing != Standing::Goes {
+            // Cancelled, or over without this chunk.
             let audit = AuditRecord::of_chunk(&self.parts.worker, Decision::Cancelled, &claim.grant, claim.chunk);
-            audit.write_for(store, &claim.keys, claim.chunk).await?;
+            audit.write_for(store, &claim.keys, claim.chunk, "cancelled").await?;
+            self.stop(claim, manifest).await?;
             return Ok(Ended::Cancelled);
         }
-        self.check_revoked(claim).await?;
+        self.check_revoked(claim)?;
         // After what ends a job whoever looks, before anything is spent on the chunk.
         self.check_precision(claim, manifest)?;
         let turn = self.turn(delivery, claim).await?;
         let computed = self.compute(claim, admitted).await;
         self.survived(turn, claim).await;
         let encoded = computed?;
-        // It may have been revoked while it was computed.
-        self.check_revoked(claim).await?;
+        // It may have been revoked while it was computed, or be of a run that counts no longer.
+        self.check_revoked(claim)?;
+        loop {
+            match self.patiently(Need::Store, || self.standing(claim)).await? {
+                Standing::Over => return Ok(Ended::Superseded),
+                // Whoever writes the end of a cancelled run counts what is recorded: nothing may come between the count and the end.
+                // After it the result is kept for a later run.
+                Standing::Cancelling => {
+                    self.stop(claim, manifest).await?;
+                    tokio::time::sleep(CANCELLING_LOOK_EVERY).await;
+                }
+                Standing::Goes | Standing::Paused | Standing::Ended => break,
+            }
+        }
         // The GPU's work is in hand: patience here saves doing it again.
         self.patiently(Need::Store, || self.write(claim, admitted, &encoded, begun)).await?;
         self.end(claim, manifest).await?;
@@ -127,7 +149,7 @@ impl Pipeline {
         let rows = self.fetch(claim, admitted.entry).await?;
         let spec = &admitted.manifest.spec;
         let mut tokenized = self.tokenize(rows, spec.instruction.clone(), spec.truncate).await?;
-        self.check_revoked(claim).await?;
+        self.check_revoked(claim)?;
         self.charge(claim, tokenized.total()).await?;
         let good = tokenized.take_good();
         let counts: Vec<u32> = good.iter().map(|tokens| tokens.len() as u32).collect();
@@ -144,18 +166,18 @@ impl Pipeline {
         self.encode(claim, admitted, embedded).await
     }
 
-    /// Has the job looked at, now that this chunk has ended.
+    /// Has the run looked at, now that this chunk has ended.
     async fn end(&self, claim: &Claim, manifest: &Arc<Manifest>) -> Result<(), Stop> {
-        let ended = EndedJob {
-            keys: claim.keys.clone(),
-            manifest: manifest.clone(),
-            manifest_sha256: claim.grant.manifest_sha256(),
-        };
-        match self.patiently(Need::Store, || self.finisher.chunk_ended(ended.clone())).await {
-            Ok(()) => Ok(()),
-            Err(FinishError::Store(error)) => Err(Stop::Transient { reason: error.to_string() }),
-            Err(FinishError::Gone) => Err(Stop::HandBack),
-        }
+        let ended = ended_job(claim, manifest);
+        let looking = self.patiently(Need::Store, || self.finisher.chunk_ended(ended.clone()));
+        looking.await.map_err(Stop::from)
+    }
+
+    /// Has a run looked at that is to stop, or has ended.
+    async fn stop(&self, claim: &Claim, manifest: &Arc<Manifest>) -> Result<(), Stop> {
+        let ended = ended_job(claim, manifest);
+        let looking = self.patiently(Need::Store, || self.finisher.run_stops(ended.clone()));
+        looking.await.map_err(Stop::from)
     }
 
     /// A message that proves nothing: recorded by its digest, and no effect on any job.
@@ -218,8 +240,30 @@ impl Pipeline {
         let mut audit = AuditRecord::of_chunk(&self.parts.worker, Decision::Dead, &claim.grant, chunk);
         audit.code = Some(code.to_owned());
         audit.reason = Some(reason.to_owned());
-        audit.write_for(store, keys, chunk).await?;
+        audit.write_for(store, keys, chunk, "dead").await?;
         let dead = DeadChunk { chunk, code: code.to_owned(), reason: reason.to_owned(), at: jiff::Timestamp::now() };
-        store.put_json(&keys.dead(chunk), &dead).await
+        // First that it may be dead, for those who list; then that it is, unless another has done it.
+        store.put_json(&keys.dead(chunk), &dead).await?;
+        let outcome = serde_json::to_vec(&ChunkOutcome::Dead(dead)).unwrap_or_default();
+        store.put_new(&keys.ended(chunk), outcome, "application/json").await?;
+        Ok(())
+    }
+}
+
+fn ended_job(claim: &Claim, manifest: &Arc<Manifest>) -> EndedJob {
+    EndedJob {
+        keys: claim.keys.clone(),
+        ledger: claim.ledger.clone(),
+        manifest: manifest.clone(),
+        manifest_sha256: claim.grant.manifest_sha256(),
+    }
+}
+
+impl From<FinishError> for Stop {
+    fn from(error: FinishError) -> Self {
+        match error {
+            FinishError::Ledger(error) => Self::Transient { reason: error.to_string() },
+            FinishError::Gone => Self::HandBack,
+        }
     }
 }

@@ -1,10 +1,10 @@
-//! Making a chunk's result durable: part, errors, audit, record, in this order. All under keys that (job, chunk) alone
-//! determines, so a second run writes the same to the same places, and the record says that the rest is there.
+//! Making a chunk's result durable: part, errors, audit, record, in this order. Part and errors lie under their own digests, so
+//! that nothing is overwritten by other bytes; the record is put once in a run and says which of them count.
 
 use std::time::Instant;
 
 use vecmill_producer::{
-    contract::{CONTRACT_VERSION, ChunkResult},
+    contract::{CONTRACT_VERSION, ChunkResult, JobKeys, Outcome, short},
     part::CHUNK,
     store::StoreError,
 };
@@ -74,9 +74,11 @@ impl Pipeline {
         let vectors_sha256 = Digest::from_bytes(encoded.part.vectors_sha256);
         let rows = encoded.part.rows as u32;
         kill_point("before-part");
-        store.put(&keys.part(chunk), encoded.part.bytes.clone(), "application/vnd.apache.parquet").await?;
-        if !encoded.errors.is_empty() {
-            store.put(&keys.errors(chunk), encoded.errors.clone(), "application/x-ndjson").await?;
+        let part = JobKeys::part_path(chunk, &encoded.part_sha256);
+        store.put(&keys.object(&part), encoded.part.bytes.clone(), "application/vnd.apache.parquet").await?;
+        let errors = (!encoded.errors.is_empty()).then(|| JobKeys::errors_path(chunk, &Digest::of(&encoded.errors)));
+        if let Some(errors) = &errors {
+            store.put(&keys.object(errors), encoded.errors.clone(), "application/x-ndjson").await?;
         }
         kill_point("after-part");
         let mut audit = AuditRecord::of_chunk(&self.parts.worker, Decision::Embedded, &claim.grant, chunk);
@@ -91,7 +93,7 @@ impl Pipeline {
         audit.input_sha256 = Some(admitted.entry.sha256);
         audit.output_sha256 = Some(vectors_sha256);
         audit.latency_ms = begun.elapsed().as_millis() as u64;
-        audit.write_for(store, keys, chunk).await?;
+        audit.write_for(store, keys, chunk, &short(&encoded.part_sha256)).await?;
         kill_point("after-audit");
         let result = ChunkResult {
             version: CONTRACT_VERSION,
@@ -102,12 +104,18 @@ impl Pipeline {
             tokens: encoded.tokens,
             part_bytes: encoded.part.bytes.len() as u64,
             part_sha256: encoded.part_sha256,
+            part: Some(part),
+            errors,
             vectors_sha256,
             revision: info.revision.clone(),
             commit: info.commit.clone(),
             compute: Some(info.path.to_string()),
         };
-        store.put_json(&keys.done(chunk), &result).await?;
+        let outcome = Outcome::Done(Box::new(result));
+        let bytes = serde_json::to_vec(&outcome).unwrap_or_default();
+        // Where another was first, its record counts, and a part of other bits is named by none. It is left: a computation of
+        // another run may have come to the same, and name it.
+        store.put_new(&keys.ended(chunk), bytes, "application/json").await?;
         self.parts.metrics.rows.inc_by(u64::from(rows));
         self.parts.metrics.rows_failed.inc_by(u64::from(encoded.failed));
         self.parts.metrics.rows_truncated.inc_by(u64::from(encoded.truncated));

@@ -1,6 +1,7 @@
 //! The two files of a batch, made of its job's parts and records whenever they are read: vectors are stored once. In flat
 //! memory: a part goes through a temporary file, and no faster than the reader takes what it becomes.
 
+use std::collections::{HashMap, HashSet};
 use std::fmt::Write as _;
 use std::fs::File;
 use std::io::Write;
@@ -17,20 +18,21 @@ use vecmill_signer::claims::{JobId, TenantId};
 
 use super::super::App;
 use super::super::embeddings::{self, Encoding};
+use super::super::error::ApiError;
 use super::super::files::What;
 use super::record::{BatchRecord, End, OutputFormat};
 use crate::contract::{
-    ChunkResult, DeadChunk, JobKeys, MANIFEST_BYTES_MAX, Manifest, RowError, chunk_of_key, read_chunk,
+    DeadChunk, FinalManifest, JobKeys, MANIFEST_BYTES_MAX, Manifest, PartEntry, RowError, RunId, read_chunk,
 };
+use crate::life::Ledger;
 use crate::part::{OneFile, PartRows};
+use crate::status::JobStatus;
 use crate::store::Store;
 
 /// Bytes gathered before they are sent on.
 const PIECE_BYTES: usize = 128 << 10;
 /// Pieces made and not yet taken.
 const PIECES_MAX: usize = 4;
-/// A chunk's records are this long at most.
-const RECORD_BYTES_MAX: usize = 64 << 10;
 /// Bytes of a block of row errors; the writers cut far below.
 const ERRORS_BYTES_MAX: usize = 64 << 20;
 
@@ -38,17 +40,16 @@ type Piece = Result<Bytes, std::io::Error>;
 type Outcome = Result<(), Box<dyn std::error::Error + Send + Sync>>;
 
 /// One of a batch's files, as it is made. The place is held until its end.
-pub(in super::super) fn content(
+pub(in super::super) async fn content(
     app: Arc<App>,
     tenant: TenantId,
     record: BatchRecord,
     what: What,
     place: OwnedSemaphorePermit,
-) -> Body {
+) -> Result<Body, ApiError> {
+    let source = Source::of(&app, &tenant, record).await?;
     let (pieces, taken) = mpsc::channel(PIECES_MAX);
     tokio::spawn(async move {
-        let Some(job) = record.job.clone() else { return };
-        let source = Source { store: app.store.clone(), keys: JobKeys::new(&tenant, &job), job, record };
         let out = Out { pieces: pieces.clone(), held: Vec::with_capacity(PIECE_BYTES) };
         let made = match (what, source.record.order.output.format) {
             (What::Output, OutputFormat::Jsonl) => source.lines(out).await,
@@ -61,9 +62,9 @@ pub(in super::super) fn content(
             let _ = pieces.send(Err(std::io::Error::other("the file could not be made to its end"))).await;
         }
     });
-    Body::from_stream(stream::unfold((taken, place), async |(mut taken, place)| {
+    Ok(Body::from_stream(stream::unfold((taken, place), async |(mut taken, place)| {
         Some((taken.recv().await?, (taken, place)))
-    }))
+    })))
 }
 
 /// Where pieces are gathered. Used from threads that may block.
@@ -95,15 +96,40 @@ struct Source {
     keys: JobKeys,
     job: JobId,
     record: BatchRecord,
+    /// What the batch came to: what was done with the job since is not in it.
+    summary: FinalManifest,
 }
 
 impl Source {
+    async fn of(app: &App, tenant: &TenantId, record: BatchRecord) -> Result<Self, ApiError> {
+        let gone = || {
+            let sentence = "what the file was made of was deleted with the output of its batch";
+            ApiError::gone("content_deleted", sentence).at("file_id")
+        };
+        let (Some(job), Some(ended)) = (record.job.clone(), &record.ended) else { return Err(gone()) };
+        let ledger = Ledger::new(app.store.clone(), tenant, &job);
+        let (life, summary) = match ended.summary {
+            Some(summary) => (ended.life, summary),
+            // It ended before there were summaries: as the job is looked at, one is written.
+            None => {
+                JobStatus::read(&app.store, tenant, &job).await?;
+                let end = ledger.first_end_since(0, 0).await?.filter(|entry| !entry.job.deleted);
+                let end = end.and_then(|entry| Some((entry.job.life, entry.job.run?.end?.summary)));
+                end.ok_or_else(gone)?
+            }
+        };
+        let keys = ledger.keys_of(RunId { life, run: 0 });
+        let summary: Option<FinalManifest> =
+            app.store.get_json(&keys.summary(&summary), 2 * MANIFEST_BYTES_MAX).await?;
+        Ok(Self { store: app.store.clone(), keys, job, record, summary: summary.ok_or_else(gone)? })
+    }
+
     /// OpenAI's lines, one for each row with a vector.
     async fn lines(&self, mut out: Out) -> Outcome {
         let model = self.record.order.model.clone().unwrap_or_default();
         let encoding = self.record.order.output.encoding_format.unwrap_or(Encoding::Float);
-        for chunk in self.chunks_done().await? {
-            let part = self.part(chunk).await?;
+        for entry in &self.summary.parts {
+            let (chunk, part) = (entry.chunk, self.part(entry).await?);
             let (job, model) = (self.job.clone(), model.clone());
             out = blocking(move || {
                 let mut line = String::new();
@@ -126,8 +152,8 @@ impl Source {
     /// One Parquet file of all parts.
     async fn parquet(&self, out: Out) -> Outcome {
         let mut file = OneFile::new(out);
-        for chunk in self.chunks_done().await? {
-            let part = self.part(chunk).await?;
+        for entry in &self.summary.parts {
+            let part = self.part(entry).await?;
             file = blocking(move || {
                 file.append(&File::open(&part.path)?)?;
                 Ok(file)
@@ -139,10 +165,10 @@ impl Source {
 
     /// OpenAI's lines, one for each row without a vector.
     async fn errors(&self, mut out: Out) -> Outcome {
-        let mut objects = self.store.list(&self.keys.rejected_prefix(), None).await?;
-        objects.extend(self.store.list(&self.keys.errors_prefix(), None).await?);
-        for object in objects {
-            let Some(lines) = self.store.get(&object.key, ERRORS_BYTES_MAX).await? else { continue };
+        let rejected = self.store.list(&self.keys.rejected_prefix(), None).await?.into_iter().map(|object| object.key);
+        let failed = self.summary.parts.iter().filter_map(|part| part.errors.as_ref());
+        for key in rejected.chain(failed.map(|path| self.keys.object(path))) {
+            let Some(lines) = self.store.get(&key, ERRORS_BYTES_MAX).await? else { continue };
             let job = self.job.clone();
             out = blocking(move || {
                 for line in lines.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()) {
@@ -163,12 +189,13 @@ impl Source {
             return finished(out).await;
         };
         let manifest = Manifest::parse(&manifest)?;
-        let done: std::collections::HashSet<u32> = self.chunks_done().await?.into_iter().collect();
+        let done: HashSet<u32> = self.summary.parts.iter().map(|part| part.chunk).collect();
+        let dead: HashMap<u32, &DeadChunk> = self.summary.dead.iter().map(|dead| (dead.chunk, dead)).collect();
         for (chunk, entry) in (0..).zip(&manifest.chunks).filter(|(chunk, _)| !done.contains(chunk)) {
-            let Some(object) = self.store.get(&self.keys.chunk(chunk), entry.bytes as usize).await? else { continue };
-            let dead: Option<DeadChunk> = self.store.get_json(&self.keys.dead(chunk), RECORD_BYTES_MAX).await?;
-            let (code, message) = match (end, dead) {
-                (_, Some(dead)) => (dead.code, dead.reason),
+            let key = self.keys.chunk(chunk, &entry.sha256);
+            let Some(object) = self.store.get(&key, entry.bytes as usize).await? else { continue };
+            let (code, message) = match (end, dead.get(&chunk)) {
+                (_, Some(dead)) => (dead.code.clone(), dead.reason.clone()),
                 (Some(End::Cancelled), None) => {
                     ("batch_cancelled".to_owned(), "the batch was cancelled before this line was done".to_owned())
                 }
@@ -186,20 +213,12 @@ impl Source {
         finished(out).await
     }
 
-    /// The chunks whose vectors are there, in input order.
-    async fn chunks_done(&self) -> Result<Vec<u32>, crate::store::StoreError> {
-        let done = self.store.list(&self.keys.done_prefix(), None).await?;
-        Ok(done.iter().filter_map(|object| chunk_of_key(&object.key)).collect())
-    }
-
-    /// Brings a part to local disk, checked against its record.
-    async fn part(&self, chunk: u32) -> Result<Part, Box<dyn std::error::Error + Send + Sync>> {
-        let record: Option<ChunkResult> = self.store.get_json(&self.keys.done(chunk), RECORD_BYTES_MAX).await?;
-        let record = record.ok_or_else(|| format!("the record of chunk {chunk} is gone"))?;
+    /// Brings a part to local disk, checked against the summary.
+    async fn part(&self, entry: &PartEntry) -> Result<Part, Box<dyn std::error::Error + Send + Sync>> {
         let path = tempfile::Builder::new().prefix("vecmill-part-").tempfile()?.into_temp_path();
-        let (_, sha256) = self.store.download(None, &self.keys.part(chunk), &path).await?;
-        if sha256 != record.part_sha256 {
-            return Err(format!("part {chunk} hashes to {sha256}, its record says {}", record.part_sha256).into());
+        let (_, sha256) = self.store.download(None, &self.keys.object(&entry.path), &path).await?;
+        if sha256 != entry.sha256 {
+            return Err(format!("part {} hashes to {sha256}, its summary says {}", entry.chunk, entry.sha256).into());
         }
         Ok(Part { path: path.to_path_buf(), _file: path })
     }

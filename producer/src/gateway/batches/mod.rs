@@ -18,15 +18,15 @@ use axum::{Extension, Json};
 use futures_util::{StreamExt, TryStreamExt, stream};
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
-use vecmill_signer::claims::{Digest, TenantId};
+use vecmill_signer::claims::{Digest, JobId, TenantId};
 
 use super::auth::Caller;
 use super::embeddings::{parsed, printable};
 use super::error::{ApiError, ErrorEnvelope};
-use super::files::FileRecord;
+use super::files::{FileRecord, What};
 use super::{App, ids, paging, storage, webhooks};
-use crate::contract::{CONTRACT_VERSION, JobKeys, Truncate};
-use crate::control;
+use crate::contract::{CONTRACT_VERSION, Truncate};
+use crate::life::{Appended, Event, Ledger, Moot, Run, UNRECORDED};
 
 pub(super) use content::content;
 pub(super) use pending::run;
@@ -249,18 +249,27 @@ pub(super) async fn create(
         Some(key) => (Digest::of(key.as_bytes()).to_string(), SAME_KEY_S),
         None => (asked.clone(), SAME_S),
     };
-    let known = app.shared.remember(&tenant, &name, &format!("{} {asked}", record.id), kept_s).await?;
-    if let Some(known) = known {
+    let value = format!("{} {asked}", record.id);
+    let beside = || {
+        let sentence = "the same batch is being made by a request beside this one: ask again";
+        ApiError::conflict("in_progress", sentence, true)
+    };
+    if let Some(known) = app.shared.remember(&tenant, &name, &value, kept_s).await? {
         let (id, was_asked) = known.split_once(' ').unwrap_or_default();
         if was_asked != asked {
             let sentence = "that Idempotency-Key was given with another batch: use a new key for a new batch";
             return Err(ApiError::conflict("idempotency_key_reused", sentence, false).at("Idempotency-Key"));
         }
-        let Some(record) = BatchRecord::read(&app, &tenant, id).await? else {
-            let sentence = "the same batch is being made by a request beside this one: ask again";
-            return Err(ApiError::conflict("in_progress", sentence, true));
-        };
-        return Ok(Json(view::look(&app, &tenant, record).await?));
+        let record = BatchRecord::read(&app, &tenant, id).await?.ok_or_else(beside)?;
+        let batch = view::look(&app, &tenant, record).await?;
+        // What has ended is not the same request any more, except under the same key.
+        if idempotency_key.is_some() || !batch.has_ended() {
+            return Ok(Json(batch));
+        }
+        app.shared.forget(&tenant, &name).await;
+        if app.shared.remember(&tenant, &name, &value, kept_s).await?.is_some() {
+            return Err(beside());
+        }
     }
     let written = async {
         // The record last: where it is missing, the others are of no effect and go.
@@ -374,7 +383,7 @@ pub(super) async fn list(
     Ok(Json(BatchList { object: "list", data, first_id, last_id, has_more }))
 }
 
-/// Cancels a batch; what is finished stays.
+/// Cancels a batch; what is finished stays. Its job goes on where another batch or a submission wants it, too.
 #[utoipa::path(
     post,
     path = "/v1/batches/{batch_id}/cancel",
@@ -402,12 +411,61 @@ pub(super) async fn cancel(
     let cancelled = crate::contract::Cancelled { at: jiff::Timestamp::now() };
     app.store.put_json(&storage::batch_cancelled(tenant, &record.id), &cancelled).await?;
     let record = BatchRecord::read(&app, tenant, &record.id).await?.unwrap_or(record);
-    if let Some(job) = &record.job {
-        control::cancel(&app.store, &JobKeys::new(tenant, job)).await?;
-        app.shared.give_back(tenant, job).await;
+    match &record.job {
+        Some(job) => leave(&app, tenant, job, &record.id).await?,
+        // Whoever prepares it sees the mark, and writes down that it is cancelled.
+        None => pending::start(&app, tenant, &record.id),
     }
     tracing::info!(%tenant, key_id = caller.access.key_id(), batch = record.id, "batch cancelled");
     Ok(Json(view::look(&app, tenant, record).await?))
+}
+
+/// Lets go of what one of a batch's files is made from, and deletes that where nobody else holds it. With an output file go the errors;
+/// the errors alone go with the file where there is no output.
+pub(super) async fn release(app: &App, tenant: &TenantId, batch: &str, what: What) -> Result<(), ApiError> {
+    let Some(record) = BatchRecord::read(app, tenant, batch).await? else { return Ok(()) };
+    let has_output = record.ended.as_ref().is_some_and(|ended| ended.output_file_id.is_some());
+    let (Some(job), false) = (&record.job, what == What::Errors && has_output) else { return Ok(()) };
+    let ledger = Ledger::new(app.store.clone(), tenant, job);
+    let mut released = ledger.append(|_| Ok(Event::Release(batch.to_owned()))).await?;
+    if let Appended::Moot(Moot::Already, Some(entry)) = &released
+        && entry.job.holders.iter().eq([UNRECORDED])
+        && !is_named_elsewhere(app, tenant, job, batch).await?
+    {
+        // From before holders were recorded, and no other batch's.
+        released = ledger.append(|_| Ok(Event::Release(UNRECORDED.to_owned()))).await?;
+    }
+    // Deleted before, it may not have been removed to its end.
+    if let Appended::Written(entry) | Appended::Moot(Moot::Deleted, Some(entry)) = released
+        && entry.job.deleted
+    {
+        ledger.remove(entry.job.life).await?;
+        app.shared.give_back(tenant, job).await;
+    }
+    Ok(())
+}
+
+/// Whether another batch of the tenant is of the job.
+async fn is_named_elsewhere(app: &App, tenant: &TenantId, job: &JobId, batch: &str) -> Result<bool, ApiError> {
+    for object in app.store.list(&storage::batches(tenant), None).await? {
+        let id = storage::id_of_key(&object.key);
+        if id != batch && BatchRecord::read(app, tenant, id).await?.is_some_and(|other| other.job.as_ref() == Some(job))
+        {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// Has nothing more of a job computed for a batch. It goes on for the others that want it.
+async fn leave(app: &App, tenant: &TenantId, job: &JobId, batch: &str) -> Result<(), ApiError> {
+    let ledger = Ledger::new(app.store.clone(), tenant, job);
+    let entry = ledger.append(|_| Ok(Event::Leave(batch.to_owned()))).await?.entry();
+    let over = |run: &Run| run.end.is_some() || run.cancelling_at.is_some();
+    if entry.is_none_or(|entry| entry.job.deleted || entry.job.run.as_ref().is_none_or(over)) {
+        app.shared.give_back(tenant, job).await;
+    }
+    Ok(())
 }
 
 #[cfg(test)]

@@ -18,7 +18,7 @@ use super::super::error::ApiError;
 use super::super::{App, ids, storage};
 use super::RECORD_WITHIN_S;
 use super::prepare::{Trouble, attempt};
-use super::record::{BadLine, BatchRecord};
+use super::record::{BadLine, BatchRecord, End, Ended};
 use super::view;
 use crate::contract::CONTRACT_VERSION;
 
@@ -115,20 +115,32 @@ pub(super) fn start(app: &Arc<App>, tenant: &TenantId, id: &str) {
 async fn take_up(app: &App, tenant: &TenantId, id: &str) -> Result<(), ApiError> {
     let key = storage::preparing(tenant, id);
     let pending: Option<Pending> = app.store.get_json(&key, storage::RECORD_BYTES_MAX).await?;
-    let Some(mut pending) = pending.filter(|pending| pending.next_at <= ids::unix_s()) else { return Ok(()) };
-    let Some(record) = BatchRecord::read(app, tenant, id).await? else {
+    let Some(mut pending) = pending else { return Ok(()) };
+    let Some(mut record) = BatchRecord::read(app, tenant, id).await? else {
         if pending.created_at + RECORD_WITHIN_S < ids::unix_s() {
             app.store.delete(&key).await?;
         }
         return Ok(());
     };
-    // Neither a job already, nor cancelled, nor failed, nor past its window.
-    let outcome = match view::look(app, tenant, record.clone()).await?.is_validating() {
-        true => Box::pin(attempt(app, &pending, tenant, record)).await,
-        false => Ok(()),
+    let begun = record.job.is_some() || record.failed_at.is_some() || record.ended.is_some();
+    let over_at = record.created_at + record.window_s;
+    let outcome = match view::cancelled_at(app, tenant, id).await? {
+        _ if begun => Ok(()),
+        Some(_) => Err(Trouble::Cancelled),
+        // Nobody could prepare it in its whole window.
+        None if over_at <= ids::unix_s() => {
+            record.end(app, tenant, Ended::unprepared(End::Expired, over_at)).await?;
+            Ok(())
+        }
+        None if pending.next_at > ids::unix_s() => return Ok(()),
+        None => Box::pin(attempt(app, &pending, tenant, record.clone())).await,
     };
     match outcome {
-        Ok(()) | Err(Trouble::Cancelled) => {}
+        Ok(()) => {}
+        Err(Trouble::Cancelled) => {
+            let at = view::cancelled_at(app, tenant, id).await?.unwrap_or_else(ids::unix_s);
+            record.end(app, tenant, Ended::unprepared(End::Cancelled, at)).await?;
+        }
         Err(Trouble::Failed { code, message, bad_lines }) => {
             tracing::info!(%tenant, batch = id, code, "a batch failed");
             write_failure(app, tenant, id, code, &message, bad_lines).await?;

@@ -11,7 +11,6 @@ use super::super::{App, ids, storage};
 use super::pending::Pending;
 use super::record::{BAD_LINES_MAX, BadLine, BatchRecord, InputOptions, OutputOptions};
 use crate::contract::{JobKeys, JobSpec, RowError};
-use crate::control;
 use crate::prepare::{Corpus, Event, PrepareError, Prepared, prepare};
 use crate::read::{BadRow, InputFormat, ReadOptions};
 use crate::source::{Source, SourceError};
@@ -58,7 +57,7 @@ pub(super) async fn attempt(
     let prepared = prepared(app, tenant, &spec, &corpus).await?;
     record.bad_lines = match prepared.manifest.rejected {
         0 => Vec::new(),
-        _ => rejected(app, &prepared.keys).await?,
+        _ => rejected(app, &prepared.keys()).await?,
     };
     let expires_at = ids::unix_s() + record.window_s;
     app.shared.reserve(&app.store, tenant, pending.limits, &prepared, expires_at).await.map_err(|over| match over {
@@ -66,18 +65,17 @@ pub(super) async fn attempt(
         Err(away) => Trouble::from(away),
     })?;
     if is_cancelled(app, tenant, &record.id).await? {
-        app.shared.give_back(tenant, &prepared.job).await;
+        give_back(app, tenant, &prepared).await?;
         return Err(Trouble::Cancelled);
     }
-    let entered =
-        enter(&app.store, &signer, &app.broker, tenant, &prepared, record.window_s, record.order.republish, |_| {})
-            .await;
+    let (window_s, republish) = (record.window_s, record.order.republish);
+    let entered = enter(&signer, &app.broker, &prepared, &record.id, window_s, republish, |_| {}).await;
     let submitted = match entered {
         Ok(submitted) => submitted,
         Err(error) => {
             let trouble = refused(error);
             if matches!(trouble, Trouble::Failed { .. }) {
-                app.shared.give_back(tenant, &prepared.job).await;
+                give_back(app, tenant, &prepared).await?;
             }
             return Err(trouble);
         }
@@ -93,8 +91,17 @@ pub(super) async fn attempt(
     }
     // Cancelled since then: the other side may have seen no job yet.
     if is_cancelled(app, tenant, &record.id).await? {
-        let cancelled = control::cancel(&app.store, &prepared.keys).await;
-        cancelled.map_err(|error| Trouble::Passing(error.to_string()))?;
+        super::leave(app, tenant, &prepared.job, &record.id).await?;
+    }
+    Ok(())
+}
+
+/// Gives back what was reserved for a job, unless it runs for somebody else.
+async fn give_back(app: &App, tenant: &TenantId, prepared: &Prepared) -> Result<(), Trouble> {
+    let head = prepared.ledger.head().await.map_err(ApiError::from)?;
+    let runs = head.is_some_and(|head| head.job.run.is_some_and(|run| run.end.is_none()) && !head.job.deleted);
+    if !runs {
+        app.shared.give_back(tenant, &prepared.job).await;
     }
     Ok(())
 }
@@ -188,6 +195,8 @@ async fn prepared(app: &App, tenant: &TenantId, spec: &JobSpec, corpus: &Corpus)
                 Trouble::Failed { code: "unreadable_file", message: told(&error), bad_lines }
             }
             PrepareError::Source(SourceError::Store(_) | SourceError::Read { .. } | SourceError::Spool { .. })
+            | PrepareError::Changed { .. }
+            | PrepareError::Ledger(_)
             | PrepareError::Split(_)
             | PrepareError::Store(_)
             | PrepareError::Manifest(_) => Trouble::Passing(error.to_string()),
@@ -247,6 +256,7 @@ fn refused(error: SubmitError) -> Trouble {
             failed("access_denied", description)
         }
         SubmitError::Spec(error) => failed("invalid_parameters", error.to_string()),
+        SubmitError::TooManyHolders => failed("too_many_batches", error.to_string()),
         error => Trouble::Passing(error.to_string()),
     }
 }

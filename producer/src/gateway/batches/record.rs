@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
-use vecmill_signer::claims::{JobId, TenantId};
+use vecmill_signer::claims::{Digest, JobId, TenantId};
 
 use super::super::error::ApiError;
 use super::super::{App, ids, storage};
@@ -37,7 +37,7 @@ pub(in super::super) struct BatchRecord {
     pub(super) bad_lines: Vec<BadLine>,
     /// It never became a job.
     pub(super) failed_at: Option<u64>,
-    /// Read off the job once it had ended, so that what is done with the job later does not change this batch.
+    /// What it came to, in records from before that was an object of its own.
     pub(super) ended: Option<Ended>,
 }
 
@@ -131,6 +131,32 @@ pub(super) struct Ended {
     pub(super) tokens: u64,
     pub(super) output_file_id: Option<String>,
     pub(super) error_file_id: Option<String>,
+    /// The life of the job that its files are made from.
+    #[serde(default)]
+    pub(super) life: u32,
+    /// The summary that its files are made from; none where there was no job, or it ended before there were summaries.
+    #[serde(default)]
+    pub(super) summary: Option<Digest>,
+    /// Chunks that were given up, as lines that can't be used.
+    #[serde(default)]
+    pub(super) bad_lines: Vec<BadLine>,
+}
+
+impl Ended {
+    /// An end without a job.
+    pub(super) fn unprepared(state: End, at: u64) -> Self {
+        Self {
+            state,
+            at,
+            counts: Counts::default(),
+            tokens: 0,
+            output_file_id: None,
+            error_file_id: None,
+            life: 0,
+            summary: None,
+            bad_lines: Vec::new(),
+        }
+    }
 }
 
 /// Ways for a job to end.
@@ -166,9 +192,27 @@ impl BatchRecord {
         if !ids::is_good(PREFIX, id) {
             return Ok(None);
         }
-        Ok(app.store.get_json(&storage::batch(tenant, id), storage::RECORD_BYTES_MAX).await?)
+        let record: Option<Self> = app.store.get_json(&storage::batch(tenant, id), storage::RECORD_BYTES_MAX).await?;
+        let Some(mut record) = record else { return Ok(None) };
+        if record.ended.is_none() {
+            let key = storage::batch_ended(tenant, id);
+            record.ended = app.store.get_json(&key, storage::RECORD_BYTES_MAX).await?;
+        }
+        Ok(Some(record))
     }
 
+    /// Writes down what it came to, unless that was done before; gives what counts.
+    pub(super) async fn end(&mut self, app: &App, tenant: &TenantId, ended: Ended) -> Result<(), ApiError> {
+        let key = storage::batch_ended(tenant, &self.id);
+        let bytes = serde_json::to_vec(&ended).unwrap_or_default();
+        self.ended = match app.store.put_new(&key, bytes, "application/json").await? {
+            true => Some(ended),
+            false => app.store.get_json(&key, storage::RECORD_BYTES_MAX).await?,
+        };
+        Ok(())
+    }
+
+    /// Writes what was asked for and what has become of it.
     pub(super) async fn write(&self, app: &App, tenant: &TenantId) -> Result<(), ApiError> {
         Ok(app.store.put_json(&storage::batch(tenant, &self.id), self).await?)
     }

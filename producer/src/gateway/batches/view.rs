@@ -4,18 +4,19 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 use utoipa::ToSchema;
-use vecmill_signer::claims::{JobId, TenantId};
+use vecmill_signer::claims::{Digest, JobId, TenantId};
 
 use super::super::error::ApiError;
 use super::super::files::{self, FileRecord, MadeFrom, What};
 use super::super::{App, ids, storage};
-use super::record::{BadLine, BatchRecord, Counts, End, Ended, OutputFormat};
-use crate::contract::{Cancelled, JobKeys};
-use crate::status::{JobState, JobStatus, Waiting};
+use super::record::{BAD_LINES_MAX, BadLine, BatchRecord, Counts, End, Ended, OutputFormat};
+use crate::contract::{Cancelled, DeadChunk, FinalManifest, JobKeys, MANIFEST_BYTES_MAX, Manifest};
+use crate::life::{self, CANCELLING_S, EndState, Entry, Ledger, RunView, summarize};
+use crate::status::{JobState, JobStatus, StatusError, Waiting};
 use crate::submit::Submitted;
 
-/// How long a batch is `cancelling`: workers stop within it.
-const CANCELLING_S: u64 = 3;
+/// Seconds by which a batch's window and its own run's may differ: the one begins when the other is signed.
+const WINDOWS_DIFFER_S: u64 = 120;
 
 /// A batch, as OpenAI has it, and its job beyond that.
 #[derive(Serialize, ToSchema)]
@@ -58,8 +59,8 @@ pub(in super::super) struct Batch {
     cancelled_at: Option<u64>,
     /// How many lines have come to what.
     request_counts: Counts,
-    /// What it has cost so far.
-    usage: Usage,
+    /// What it has cost so far; null while that is not known, of a job of thousands of chunks.
+    usage: Option<Usage>,
     /// As given.
     metadata: Option<BTreeMap<String, String>>,
     /// The model, once the first line has been read.
@@ -142,10 +143,6 @@ impl Batch {
         &self.id
     }
 
-    pub(super) fn is_validating(&self) -> bool {
-        self.status == State::Validating
-    }
-
     pub(super) fn has_ended(&self) -> bool {
         matches!(self.status, State::Failed | State::Completed | State::Expired | State::Cancelled)
     }
@@ -191,7 +188,7 @@ impl Batch {
             cancelling_at: None,
             cancelled_at: None,
             request_counts: Counts::default(),
-            usage: Usage::of(0),
+            usage: Some(Usage::of(0)),
             metadata: record.metadata,
             model: record.order.model,
             job: record.job,
@@ -201,7 +198,9 @@ impl Batch {
     }
 
     fn ended(mut record: BatchRecord, cancelling_at: Option<u64>) -> Self {
-        let Some(ended) = record.ended.take() else { return Self::of(record, State::Failed) };
+        let Some(mut ended) = record.ended.take() else { return Self::of(record, State::Failed) };
+        record.bad_lines.append(&mut ended.bad_lines);
+        record.bad_lines.truncate(BAD_LINES_MAX);
         let status = match ended.state {
             End::Completed => State::Completed,
             End::Failed => State::Failed,
@@ -217,7 +216,7 @@ impl Batch {
             End::Cancelled => (batch.cancelling_at, batch.cancelled_at) = (cancelling_at.or(at), at),
         }
         batch.request_counts = ended.counts;
-        batch.usage = Usage::of(ended.tokens);
+        batch.usage = Some(Usage::of(ended.tokens));
         batch.output_file_id = ended.output_file_id;
         batch.error_file_id = ended.error_file_id;
         batch
@@ -236,75 +235,185 @@ impl Usage {
     }
 }
 
+/// When a batch was cancelled, if it was, in Unix seconds.
+pub(super) async fn cancelled_at(app: &App, tenant: &TenantId, id: &str) -> Result<Option<u64>, ApiError> {
+    let key = storage::batch_cancelled(tenant, id);
+    let marked: Option<Cancelled> = app.store.get_json(&key, storage::RECORD_BYTES_MAX).await?;
+    Ok(marked.map(|cancelled| seconds(cancelled.at)))
+}
+
 /// Where a batch stands now. Its end is written down the first time that it is seen, with the files it has come to.
 pub(super) async fn look(app: &App, tenant: &TenantId, mut record: BatchRecord) -> Result<Batch, ApiError> {
     if record.ended.is_some() || record.failed_at.is_some() {
         return Ok(Batch::ended(record, None));
     }
-    let marked: Option<Cancelled> =
-        app.store.get_json(&storage::batch_cancelled(tenant, &record.id), storage::RECORD_BYTES_MAX).await?;
-    let marked_at = marked.map(|cancelled| seconds(cancelled.at));
+    let marked_at = cancelled_at(app, tenant, &record.id).await?;
     let Some(job) = record.job.clone() else {
-        let over_at = record.created_at + record.window_s;
-        let (state, at) = match marked_at {
-            Some(at) => (End::Cancelled, at),
-            // Nobody could prepare it in its whole window.
-            None if over_at <= ids::unix_s() => (End::Expired, over_at),
-            None => return Ok(Batch::of(record, State::Validating)),
-        };
-        let counts = Counts::default();
-        record.ended = Some(Ended { state, at, counts, tokens: 0, output_file_id: None, error_file_id: None });
-        return Ok(Batch::ended(record, marked_at));
+        // Whoever prepares it writes down that it is cancelled, or was not prepared in time: until then it may become a job.
+        let state = if marked_at.is_some() { State::Cancelling } else { State::Validating };
+        let mut batch = Batch::of(record, state);
+        batch.cancelling_at = marked_at;
+        return Ok(batch);
     };
+    // An end that has come is in the ledger after this.
     let status = JobStatus::read(&app.store, tenant, &job).await?;
-    let end = match status.state {
-        JobState::Completed => Some(End::Completed),
-        JobState::Failed => Some(End::Failed),
-        JobState::Expired => Some(End::Expired),
-        _ if marked_at.is_some() => Some(End::Cancelled),
-        JobState::Cancelled => Some(End::Cancelled),
-        _ => None,
-    };
-    let ended_at = status.ended_at.map_or_else(ids::unix_s, seconds);
-    let stopping = end == Some(End::Cancelled) && ids::unix_s() < marked_at.unwrap_or(ended_at) + CANCELLING_S;
-    let (Some(state), false) = (end, stopping) else {
+    let ledger = Ledger::new(app.store.clone(), tenant, &job);
+    let (since, run) = record.submitted.as_ref().map_or((0, 0), |submitted| (submitted.entry, submitted.run));
+    let not_there = || ApiError::internal("job_not_found", "the batch's job is not there: make the batch again");
+    let mut entry = ledger.first_end_since(since, run).await?.ok_or_else(not_there)?;
+    let leaving = Leaving { cancelled_at: marked_at, expired_at: expired_at(&record, &entry) };
+    if (leaving.cancelled_at.or(leaving.expired_at)).is_some() && wants(&entry, &record.id) {
+        // Its time is over and the run goes on for others; or whoever cancelled it has died over it.
+        super::leave(app, tenant, &job, &record.id).await?;
+        entry = ledger.first_end_since(since, run).await?.unwrap_or(entry);
+    }
+    let came = came_to(app, &ledger, &record, &entry, leaving).await?;
+    let Some(came) = came else {
+        let cancelling = entry.job.run.as_ref().and_then(|run| run.cancelling_at).map(seconds);
+        let cancelling = marked_at.or(cancelling);
         let state = match status.state {
-            _ if stopping => State::Cancelling,
+            _ if cancelling.is_some() => State::Cancelling,
             JobState::Finalizing => State::Finalizing,
             _ => State::InProgress,
         };
         let mut batch = Batch::of(record, state);
-        batch.cancelling_at = stopping.then(|| marked_at.unwrap_or(ended_at));
-        batch.request_counts = counts(&status, false);
-        batch.usage = Usage::of(status.tokens.unwrap_or_default());
+        batch.cancelling_at = cancelling;
+        batch.request_counts = counts(&status);
+        batch.usage = status.tokens.map(Usage::of);
         batch.waiting = status.waiting;
         return Ok(batch);
     };
-    let at = marked_at.filter(|_| state == End::Cancelled).unwrap_or(ended_at);
-    let counts = counts(&status, true);
-    let (output_file_id, error_file_id) = files_of(app, tenant, &record, &job, counts, at).await?;
-    let tokens = status.tokens.unwrap_or_default();
-    if state == End::Failed {
-        record.bad_lines.extend(status.dead.iter().map(|dead| BadLine {
-            code: dead.code.clone(),
-            line: None,
-            message: format!("chunk {}: {}", dead.chunk, dead.reason),
-            param: None,
-        }));
-        record.bad_lines.truncate(super::record::BAD_LINES_MAX);
+    let ended = came.ended(app, tenant, &record, &ledger).await?;
+    record.end(app, tenant, ended).await?;
+    // Of a job that goes on for others, the reservation is theirs.
+    if entry.job.deleted || entry.job.run.as_ref().is_none_or(|run| run.end.is_some()) {
+        app.shared.give_back(tenant, &job).await;
     }
-    record.ended = Some(Ended { state, at, counts, tokens, output_file_id, error_file_id });
-    record.write(app, tenant).await?;
-    app.shared.give_back(tenant, &job).await;
     Ok(Batch::ended(record, marked_at))
 }
 
-/// Lines of a job: those without a vector have failed once it has ended.
-fn counts(status: &JobStatus, ended: bool) -> Counts {
-    let total = status.rows + status.rejected;
-    let completed = status.rows_done.saturating_sub(status.rows_failed.unwrap_or_default());
-    let failed = if ended { total - completed } else { status.rows_failed.unwrap_or_default() + status.rejected };
-    Counts { total, completed, failed }
+/// Whether the run that counts is to go on for a batch.
+fn wants(entry: &Entry, batch: &str) -> bool {
+    let run = entry.job.run.as_ref().filter(|run| run.end.is_none() && run.cancelling_at.is_none());
+    run.is_some_and(|run| run.wanted_by.contains(batch))
+}
+
+/// Why a batch wants no more of a run.
+#[derive(Clone, Copy)]
+struct Leaving {
+    cancelled_at: Option<u64>,
+    expired_at: Option<u64>,
+}
+
+/// When a batch's own window was over, where the run has much more time than that: another asked for it.
+fn expired_at(record: &BatchRecord, entry: &Entry) -> Option<u64> {
+    let until = seconds(entry.job.run.as_ref()?.expires_at);
+    record.expires_at.filter(|at| *at <= ids::unix_s() && at + WINDOWS_DIFFER_S < until)
+}
+
+/// What a batch came to, before it is written down.
+struct Came {
+    state: End,
+    at: u64,
+    life: u32,
+    /// The summary and its digest; none where the job was deleted.
+    summary: Option<(FinalManifest, Digest)>,
+}
+
+/// What a batch came to, if its end has come. `entry` is the ledger's first end since the batch had a part in the job, or the newest
+/// entry where there is none.
+async fn came_to(
+    app: &App,
+    ledger: &Ledger,
+    record: &BatchRecord,
+    entry: &Entry,
+    leaving: Leaving,
+) -> Result<Option<Came>, ApiError> {
+    let life = entry.job.life;
+    if entry.job.deleted {
+        // Not by this batch, which held it: it is from before jobs were held.
+        return Ok(Some(Came { state: End::Failed, at: seconds(entry.at), life, summary: None }));
+    }
+    let Some(run) = &entry.job.run else { return Ok(None) };
+    let keys = ledger.keys_of(entry.job.at());
+    // Who has left is cancelled, or expired, whatever became of the run for the others.
+    let Leaving { cancelled_at, expired_at } = leaving;
+    let left = cancelled_at.map(|at| (at, End::Cancelled)).or(expired_at.map(|at| (at, End::Expired)));
+    let left = left.filter(|_| !run.wanted_by.contains(&record.id));
+    if let Some(end) = &run.end {
+        let state = match end.state {
+            _ if left.is_some() => left.map_or(End::Cancelled, |(_, state)| state),
+            EndState::Completed => End::Completed,
+            EndState::Failed => End::Failed,
+            EndState::Expired => End::Expired,
+            EndState::Cancelled => End::Cancelled,
+        };
+        let summary: Option<FinalManifest> =
+            app.store.get_json(&keys.summary(&end.summary), 2 * MANIFEST_BYTES_MAX).await?;
+        let at = left.map_or_else(|| seconds(end.at), |(at, _)| at);
+        return Ok(Some(Came { state, at, life, summary: summary.map(|summary| (summary, end.summary)) }));
+    }
+    let over = left.filter(|(at, _)| run.cancelling_at.is_none() && at + CANCELLING_S.unsigned_abs() <= ids::unix_s());
+    let Some((at, state)) = over else { return Ok(None) };
+    let summary = summary_now(app, &keys, run).await?;
+    Ok(Some(Came { state, at, life, summary }))
+}
+
+/// A summary of what there is of a run that goes on without the batch.
+async fn summary_now(app: &App, keys: &JobKeys, run: &life::Run) -> Result<Option<(FinalManifest, Digest)>, ApiError> {
+    let Some(bytes) = app.store.get(&keys.manifest(), MANIFEST_BYTES_MAX).await? else { return Ok(None) };
+    let manifest = Manifest::parse(&bytes).map_err(StatusError::from)?;
+    let view = RunView::open(&app.store, keys, run, manifest.chunk_count()).await?;
+    let ended = view.all_ended(&view.ended(&app.store, None).await?);
+    let summary = summarize(&app.store, &view, ended, &manifest, Digest::of(&bytes)).await?;
+    let bytes = serde_json::to_vec(&summary).unwrap_or_default();
+    let sha256 = Digest::of(&bytes);
+    app.store.put(&keys.summary(&sha256), bytes, "application/json").await?;
+    Ok(Some((summary, sha256)))
+}
+
+impl Came {
+    /// With its counts and its files.
+    async fn ended(
+        self,
+        app: &App,
+        tenant: &TenantId,
+        record: &BatchRecord,
+        ledger: &Ledger,
+    ) -> Result<Ended, ApiError> {
+        let Self { state, at, life, summary } = self;
+        let total = record.submitted.as_ref().map_or(0, |submitted| submitted.rows + submitted.rejected);
+        let Some((summary, sha256)) = summary else {
+            let counts = Counts { total, completed: 0, failed: total };
+            let reason = "its job was deleted before the batch had ended".to_owned();
+            let line = BadLine { code: "job_deleted".to_owned(), line: None, message: reason, param: None };
+            return Ok(Ended { counts, bad_lines: vec![line], ..Ended::unprepared(state, at) });
+        };
+        let counts = Counts { total, completed: summary.rows, failed: total.saturating_sub(summary.rows) };
+        let keys = ledger.keys_of(crate::contract::RunId { life, run: summary.run });
+        let (output_file_id, error_file_id) = files_of(app, tenant, record, &keys, &summary, counts, at).await?;
+        let bad_lines =
+            if state == End::Failed { summary.dead.iter().map(BadLine::of_dead).collect() } else { Vec::new() };
+        let tokens = summary.tokens;
+        Ok(Ended { state, at, counts, tokens, output_file_id, error_file_id, life, summary: Some(sha256), bad_lines })
+    }
+}
+
+impl BadLine {
+    fn of_dead(dead: &DeadChunk) -> Self {
+        let message = format!("chunk {}: {}", dead.chunk, dead.reason);
+        Self { code: dead.code.clone(), line: None, message, param: None }
+    }
+}
+
+/// Lines of a job that goes on.
+fn counts(status: &JobStatus) -> Counts {
+    let failed = status.rows_failed.unwrap_or_default();
+    Counts {
+        total: status.rows + status.rejected,
+        completed: status.rows_done.saturating_sub(failed),
+        failed: failed + status.rejected,
+    }
 }
 
 /// The records of a batch's two files, where it has them. Whoever writes them writes the same.
@@ -312,18 +421,27 @@ async fn files_of(
     app: &App,
     tenant: &TenantId,
     record: &BatchRecord,
-    job: &JobId,
+    keys: &JobKeys,
+    summary: &FinalManifest,
     counts: Counts,
     at: u64,
 ) -> Result<(Option<String>, Option<String>), ApiError> {
-    let keys = JobKeys::new(tenant, job);
     let output = match counts.completed {
         0 => None,
-        _ => Some(file(app, tenant, record, What::Output, &[keys.parts_prefix()], at).await?),
+        _ => {
+            let bytes = summary.parts.iter().map(|part| part.bytes).sum();
+            Some(file(app, tenant, record, What::Output, bytes, at).await?)
+        }
     };
     let errors = match counts.failed {
         0 => None,
-        _ => Some(file(app, tenant, record, What::Errors, &[keys.rejected_prefix(), keys.errors_prefix()], at).await?),
+        _ => {
+            let mut bytes = 0;
+            for prefix in [keys.rejected_prefix(), keys.errors_prefix()] {
+                bytes += app.store.list(&prefix, None).await?.iter().map(|object| object.bytes).sum::<u64>();
+            }
+            Some(file(app, tenant, record, What::Errors, bytes, at).await?)
+        }
     };
     Ok((output, errors))
 }
@@ -334,13 +452,9 @@ async fn file(
     tenant: &TenantId,
     record: &BatchRecord,
     what: What,
-    prefixes: &[String],
+    bytes: u64,
     at: u64,
 ) -> Result<String, ApiError> {
-    let mut bytes = 0;
-    for prefix in prefixes {
-        bytes += app.store.list(prefix, None).await?.iter().map(|object| object.bytes).sum::<u64>();
-    }
     let (name, form) = match (what, record.order.output.format) {
         (What::Output, OutputFormat::Parquet) => ("output", "parquet"),
         (What::Output, OutputFormat::Jsonl) => ("output", "jsonl"),

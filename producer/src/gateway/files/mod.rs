@@ -19,7 +19,7 @@ use vecmill_signer::claims::{Digest, TenantId};
 use super::auth::Caller;
 use super::error::{ApiError, ErrorEnvelope};
 use super::{App, batches, ids, paging, storage};
-use crate::contract::{CONTRACT_VERSION, JobKeys};
+use crate::contract::CONTRACT_VERSION;
 use crate::store::ByteStream;
 
 /// How a file's id begins.
@@ -190,19 +190,12 @@ impl FileRecord {
         Ok(app.store.put_json(&storage::file(tenant, &self.id), self).await?)
     }
 
-    /// Removes the file. With a batch's output goes the job it is made from: its chunks, its vectors, its records.
+    /// Removes the file. With a batch's output goes the job it is made from, its chunks, its vectors, its records, unless another
+    /// batch or a submission holds it, too.
     pub(super) async fn remove(&self, app: &App, tenant: &TenantId) -> Result<(), ApiError> {
         match &self.made_from {
             None => app.store.delete(&storage::content(tenant, &self.id)).await?,
-            Some(MadeFrom { what: What::Errors, .. }) => {}
-            Some(MadeFrom { batch, what: What::Output }) => {
-                let batch = batches::BatchRecord::read(app, tenant, batch).await?;
-                if let Some(job) = batch.and_then(|batch| batch.job) {
-                    for object in app.store.list(JobKeys::new(tenant, &job).prefix(), None).await? {
-                        app.store.delete(&object.key).await?;
-                    }
-                }
-            }
+            Some(MadeFrom { batch, what }) => batches::release(app, tenant, batch, *what).await?,
         }
         if let Some(at) = self.expires_at {
             app.store.delete(&storage::expiring(tenant, at, &self.id)).await?;
@@ -309,7 +302,7 @@ pub(super) async fn get(
     Ok(Json(found(&app, &caller, id).await?.object()))
 }
 
-/// Deletes a file; with what a batch came to, the job's vectors.
+/// Deletes a file; with what a batch came to, the job's vectors, where nobody else has them.
 #[utoipa::path(
     delete,
     path = "/v1/files/{file_id}",
@@ -338,6 +331,7 @@ pub(super) async fn delete(
     responses(
         (status = 200, description = "The bytes", content_type = "application/octet-stream"),
         (status = 404, response = ErrorEnvelope),
+        (status = 410, response = ErrorEnvelope),
     ),
 )]
 pub(super) async fn content(
@@ -357,7 +351,7 @@ pub(super) async fn content(
     };
     let batch = batches::BatchRecord::read(&app, tenant, &made_from.batch).await?;
     let batch = batch.ok_or_else(|| no_such_file(&record.id))?;
-    let body = batches::content(Arc::clone(&app), tenant.clone(), batch, made_from.what, place);
+    let body = batches::content(Arc::clone(&app), tenant.clone(), batch, made_from.what, place).await?;
     Ok(named(&record.filename, body))
 }
 

@@ -33,8 +33,6 @@ const LOOKS_MAX: usize = 8;
 /// Most jobs of a list, and how many where nobody says.
 const LIST_MAX: usize = 1_000;
 const LIST_DEFAULT: usize = 100;
-/// Small JSON documents are this long at most.
-const DOCUMENT_BYTES_MAX: usize = 64 << 10;
 /// Between two looks at a job that is watched.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// Looks that may fail in a row before a watch ends: an S3 server that restarts is back by then.
@@ -48,7 +46,11 @@ const WINDOW_S: u64 = 24 * 3600;
 pub(super) struct Job {
     /// Its id.
     job: String,
-    /// Its state.
+    /// The run that counts: each submission that takes the job up begins one. Within a run no state and no count goes back.
+    run: u32,
+    /// The prefix under which its results lie on S3.
+    prefix: Option<String>,
+    /// Its state: `validating`, `queued`, `running`, `finalizing`, `completed`, `failed`, `expired`, `cancelling` or `cancelled`.
     state: String,
     /// A sentence where the state alone leaves a question.
     note: Option<String>,
@@ -261,7 +263,7 @@ fn statuses(
 async fn look(app: &App, caller: &Caller, watch: &mut Watch) -> Result<JobStatus, ApiError> {
     let mut status = watch.look().await?;
     if matches!(status.state, JobState::Queued | JobState::Running) && status.waiting.is_none() {
-        status.waiting = waiting::waiting(app, caller, watch.keys(), &status).await;
+        status.waiting = waiting::waiting(app, caller, &status).await;
         if let Some(waiting) = &status.waiting {
             status.note = Some(waiting.message.clone());
         }
@@ -280,17 +282,16 @@ enum Say {
 async fn say(app: &App, caller: &Caller, id: JobPath, say: Say) -> Result<Json<JobStatus>, ApiError> {
     let tenant = caller.access.tenant();
     let (job, mut watch) = found(app, tenant, id).await?;
-    let status = watch.look().await?;
-    let keys = watch.keys();
-    match say {
-        // Said to one that has ended, there is nothing to do.
-        _ if status.state.is_final() => {}
-        Say::Cancel => {
-            control::cancel(&app.store, keys).await?;
-            app.shared.give_back(tenant, &job).await;
+    // Said to one that has ended, there is nothing to do.
+    if !watch.look().await?.state.is_final() {
+        match say {
+            Say::Cancel => {
+                control::cancel(watch.ledger()).await?;
+                app.shared.give_back(tenant, &job).await;
+            }
+            Say::Pause => drop(control::pause(watch.ledger()).await?),
+            Say::Resume => drop(control::resume(watch.ledger()).await?),
         }
-        Say::Pause => control::pause(&app.store, keys).await?,
-        Say::Resume => control::resume(&app.store, keys).await?,
     }
     Ok(Json(look(app, caller, &mut watch).await?))
 }

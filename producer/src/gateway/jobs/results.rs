@@ -8,7 +8,7 @@ use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
 use axum::http::header::CONTENT_LENGTH;
 use axum::response::{IntoResponse as _, Response};
-use futures_util::{StreamExt as _, TryStreamExt as _, stream};
+use futures_util::stream;
 use serde::Serialize;
 use utoipa::ToSchema;
 
@@ -16,11 +16,9 @@ use super::super::App;
 use super::super::auth::Caller;
 use super::super::error::{ApiError, ErrorEnvelope};
 use super::super::files::{named, streamed};
-use super::{DOCUMENT_BYTES_MAX, JobPath, found, no_such_job};
-use crate::contract::{ChunkResult, FinalManifest, MANIFEST_BYTES_MAX};
-
-/// Records read at once.
-const READS_MAX: usize = 32;
+use super::{JobPath, found, no_such_job};
+use crate::contract::FinalManifest;
+use crate::status::{Results, Watch};
 
 /// A finished part.
 #[derive(Serialize, ToSchema)]
@@ -87,25 +85,15 @@ pub(in super::super) async fn parts(
     id: JobPath,
 ) -> Result<Json<Parts>, ApiError> {
     let (_, watch) = found(&app, caller.access.tenant(), id).await?;
-    let keys = watch.keys();
-    let complete = app.store.exists(&keys.success()).await?;
-    let done = app.store.list(&keys.done_prefix(), None).await?;
-    let records: Vec<Option<ChunkResult>> = stream::iter(done)
-        .map(|object| {
-            let store = &app.store;
-            async move { store.get_json(&object.key, DOCUMENT_BYTES_MAX).await }
-        })
-        .buffered(READS_MAX)
-        .try_collect()
-        .await?;
-    let data = records.into_iter().flatten().map(|record| Part {
-        part: record.chunk,
-        rows: record.rows,
-        failed: record.failed,
-        tokens: record.tokens,
-        bytes: record.part_bytes,
-        sha256: record.part_sha256.to_string(),
-        compute: record.compute,
+    let Results { parts, complete, .. } = watch.results().await?.ok_or_else(no_such_job)?;
+    let data = parts.into_iter().map(|part| Part {
+        part: part.chunk,
+        rows: part.rows,
+        failed: part.failed,
+        tokens: part.tokens,
+        bytes: part.bytes,
+        sha256: part.sha256.to_string(),
+        compute: part.compute,
     });
     Ok(Json(Parts { object: "list", data: data.collect(), complete }))
 }
@@ -127,17 +115,14 @@ pub(in super::super) async fn part(
 ) -> Result<Response, ApiError> {
     let Path((id, part)) = path.map_err(|_| no_such_job())?;
     let (_, watch) = found(&app, caller.access.tenant(), Ok(Path(id))).await?;
-    let keys = watch.keys();
     let no_such_part = || {
         ApiError::not_found("part_not_found", "that part is not finished; the job's parts lists those that are")
             .at("part")
     };
     let part: u32 = part.parse().map_err(|_| no_such_part())?;
-    if !app.store.exists(&keys.done(part)).await? {
-        return Err(no_such_part());
-    }
+    let key = watch.part(part).await?.ok_or_else(no_such_part)?;
     let place = app.transfer()?;
-    let (bytes, stream) = app.store.open(&keys.part(part)).await?.ok_or_else(no_such_part)?;
+    let (bytes, stream) = app.store.open(&key).await?.ok_or_else(no_such_part)?;
     let mut response = named(&format!("part-{part:06}.parquet"), streamed(stream, place));
     response.headers_mut().insert(CONTENT_LENGTH, bytes.into());
     Ok(response)
@@ -159,8 +144,7 @@ pub(in super::super) async fn manifest(
     id: JobPath,
 ) -> Result<Json<FinalManifest>, ApiError> {
     let (_, watch) = found(&app, caller.access.tenant(), id).await?;
-    let summary: Option<FinalManifest> =
-        app.store.get_json(&watch.keys().final_manifest(), 2 * MANIFEST_BYTES_MAX).await?;
+    let summary = watch.results().await?.and_then(|results| results.summary);
     let not_yet =
         || ApiError::not_found("manifest_not_found", "the job has not ended: its summary is written at its end");
     Ok(Json(summary.ok_or_else(not_yet)?))
@@ -183,10 +167,7 @@ pub(in super::super) async fn errors(
 ) -> Result<Response, ApiError> {
     let (_, watch) = found(&app, caller.access.tenant(), id).await?;
     let place = app.transfer()?;
-    let keys = watch.keys();
-    let mut objects = app.store.list(&keys.rejected_prefix(), None).await?;
-    objects.extend(app.store.list(&keys.errors_prefix(), None).await?);
-    let keys: Vec<String> = objects.into_iter().map(|object| object.key).collect();
+    let keys = error_objects(&app, &watch).await?;
     let body = stream::try_unfold((app, keys.into_iter(), None, place), async |(app, mut keys, mut open, place)| {
         loop {
             let mut now: Option<crate::store::ByteStream> = open.take();
@@ -201,4 +182,13 @@ pub(in super::super) async fn errors(
     });
     let content_type = [(axum::http::header::CONTENT_TYPE, "application/x-ndjson")];
     Ok((content_type, axum::body::Body::from_stream(body)).into_response())
+}
+
+/// The objects that hold the rows without a vector, in the order in which they are told.
+async fn error_objects(app: &App, watch: &Watch) -> Result<Vec<String>, ApiError> {
+    let keys = watch.keys().await?.ok_or_else(no_such_job)?;
+    let results = watch.results().await?.ok_or_else(no_such_job)?;
+    let rejected = app.store.list(&keys.rejected_prefix(), None).await?.into_iter().map(|object| object.key);
+    let failed = results.parts.iter().filter_map(|part| part.errors.as_ref()).map(|path| keys.object(path));
+    Ok(rejected.chain(failed).collect())
 }

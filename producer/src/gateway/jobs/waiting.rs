@@ -7,15 +7,13 @@ use lapin::types::FieldTable;
 
 use super::super::App;
 use super::super::auth::Caller;
-use super::DOCUMENT_BYTES_MAX;
-use crate::contract::{JobKeys, Precision, Submission};
+use crate::contract::Precision;
 use crate::status::{JobState, JobStatus, WaitReason, Waiting};
 
 /// Why a job that could run does not, or not faster. What can't be asked at the moment is passed over: the status itself is
 /// from S3.
-pub(super) async fn waiting(app: &App, caller: &Caller, keys: &JobKeys, status: &JobStatus) -> Option<Waiting> {
+pub(super) async fn waiting(app: &App, caller: &Caller, status: &JobStatus) -> Option<Waiting> {
     let tenant = caller.access.tenant();
-    let submission: Submission = app.store.get_json(&keys.submission(), DOCUMENT_BYTES_MAX).await.ok()??;
     // Said before what is true of every job: a worker of another precision would not help.
     if let Some(precision) = status.precision
         && workers_in(app, precision).await == Some(0)
@@ -26,7 +24,7 @@ pub(super) async fn waiting(app: &App, caller: &Caller, keys: &JobKeys, status: 
         );
         return Some(Waiting { reason: WaitReason::NoWorkerInPrecision, until: None, message });
     }
-    let lane = match submission.lane {
+    let lane = match status.lane {
         Some(lane) => lane_of(app, lane).await,
         None => None,
     };

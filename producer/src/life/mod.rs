@@ -1,0 +1,17 @@
+//! The life cycle of a job.
+//!
+//! [`job`] says what can happen to a job and what becomes of it then, without clock and I/O. The rest brings that to S3: [`Ledger`]
+//! is the order of events, [`RunView`] what the chunks of a run came to, [`conclude`] the end of a run.
+
+mod conclude;
+pub mod job;
+mod ledger;
+mod legacy;
+mod outcomes;
+
+pub use self::conclude::{Concluded, conclude, summarize};
+pub use self::job::{
+    CANCELLING_S, DIRECT, End, EndState, Event, HOLDERS_MAX, Job, Moot, NewRun, Plan, Run, Standing, UNRECORDED,
+};
+pub use self::ledger::{Appended, Entry, Ledger, LedgerError};
+pub use self::outcomes::{Inherited, RunView};
