@@ -7,6 +7,8 @@ mod conclude;
 pub mod job;
 mod ledger;
 mod legacy;
+#[cfg(test)]
+mod model;
 mod outcomes;
 
 pub use self::conclude::{Concluded, conclude, summarize};
