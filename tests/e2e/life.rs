@@ -78,6 +78,26 @@ async fn is_whole(store: &Store, tenant: &Tenant, job: &JobId) -> FinalManifest 
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn of_many_who_write_at_once_one_has_written() {
+    let cluster = Cluster::shared().await;
+    let store = cluster.store().await;
+    // Few: SeaweedFS has those that meet wait for its lock, a second or more each.
+    for round in 0..6 {
+        let key = format!("{}/at-once/{round}", cluster.unique());
+        let writing = (0..3).map(|writer: u8| {
+            let (store, key) = (store.clone(), key.clone());
+            tokio::spawn(async move {
+                store.put_new(&key, vec![writer; 100], "text/plain").await.unwrap().then_some(writer)
+            })
+        });
+        let written = futures_util::future::join_all(writing).await;
+        let writers: Vec<u8> = written.into_iter().filter_map(|writer| writer.unwrap()).collect();
+        let [writer] = writers[..] else { panic!("{writers:?} have written {key}") };
+        assert_eq!(store.get(&key, 1 << 10).await.unwrap().unwrap().to_vec(), vec![writer; 100], "{key}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn two_who_retry_a_job_with_a_dead_chunk_never_make_it_complete() {
     let cluster = Cluster::shared().await;
     let (store, tenant, texts) = (cluster.store().await, cluster.tenant("a", &[]), corpus::texts(401, 3));
