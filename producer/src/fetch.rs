@@ -113,8 +113,7 @@ pub async fn fetch(
     dir: &Path,
     progress: impl Fn(usize, usize),
 ) -> Result<Option<Fetched>, FetchError> {
-    let Some(keys) = watch.keys().await.map_err(StatusError::from)? else { return Ok(None) };
-    let Some(Results { parts, summary, complete }) = watch.results().await? else { return Ok(None) };
+    let Some(Results { keys, parts, summary, complete }) = watch.results().await? else { return Ok(None) };
     claim(dir, watch.job())?;
     let mut fetched = Fetched { dir: dir.to_owned(), parts: parts.len(), kept: 0, bytes: 0, errors: 0, complete };
     let downloads = stream::iter(&parts).map(|part| fetch_part(store, &keys, part, dir));

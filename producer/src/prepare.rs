@@ -63,8 +63,6 @@ pub struct Prepared {
     pub manifest: Manifest,
     /// SHA-256 of the manifest's bytes on S3.
     pub manifest_sha256: Digest,
-    /// Whether it was there already.
-    pub known: bool,
 }
 
 impl Prepared {
@@ -177,17 +175,17 @@ pub async fn prepare_spooled(
     let job = job_id(tenant, spec, &input, &corpus.options, corpus.cut);
     let ledger = Ledger::new(store.clone(), tenant, &job);
     let name = spooled.name.clone();
-    let prepared = |life: u32, bytes: &[u8], known: bool| {
+    let prepared = |life: u32, bytes: &[u8]| {
         let (job, tenant, ledger, name) = (job.clone(), tenant.clone(), ledger.clone(), name.clone());
         let (manifest, manifest_sha256) = (Manifest::parse(bytes)?, Digest::of(bytes));
-        Ok::<_, PrepareError>(Prepared { job, tenant, life, ledger, name, manifest, manifest_sha256, known })
+        Ok::<_, PrepareError>(Prepared { job, tenant, life, ledger, name, manifest, manifest_sha256 })
     };
 
     if let Some(entry) = ledger.head().await?.filter(|entry| !entry.job.deleted)
         && let keys = ledger.keys_of(entry.job.at())
         && let Some(bytes) = store.get(&keys.manifest(), MANIFEST_BYTES_MAX).await?
     {
-        let known = prepared(entry.job.life, &bytes, true)?;
+        let known = prepared(entry.job.life, &bytes)?;
         if corpus.strict && known.manifest.rejected > 0 {
             // They are told again: who asks now may not be who asked then.
             refuse_bad_rows(spooled, corpus, report).await?;
@@ -236,14 +234,12 @@ pub async fn prepare_spooled(
     };
     let bytes = manifest.to_bytes();
     // Last, when every chunk is there: a manifest on S3 means that the corpus is complete.
-    if store.put_new(&keys.manifest(), bytes.clone(), "application/json").await? {
-        return prepared(life, &bytes, false);
-    }
-    // Cut by somebody else at the same time: one of the two counts, for both.
-    match store.get(&keys.manifest(), MANIFEST_BYTES_MAX).await? {
-        Some(bytes) => prepared(life, &bytes, true),
-        None => prepared(life, &bytes, false),
-    }
+    let bytes = match store.put_new(&keys.manifest(), bytes.clone(), "application/json").await? {
+        true => bytes,
+        // Cut by somebody else at the same time: one of the two counts, for both.
+        false => store.get(&keys.manifest(), MANIFEST_BYTES_MAX).await?.map_or(bytes, Vec::from),
+    };
+    prepared(life, &bytes)
 }
 
 /// Ends the life of a corpus that was refused, and removes what it was cut into. Whoever else cut it for the same life sees that it

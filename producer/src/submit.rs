@@ -166,7 +166,7 @@ pub async fn enter(
 fn is_short(job: &Job, window_s: u64) -> bool {
     let enough = Duration::from_secs(window_s.saturating_sub(window_s / WINDOW_SHARE));
     let until = jiff::Timestamp::now() + enough;
-    job.run.as_ref().is_some_and(|run| run.end.is_none() && run.expires_at < until)
+    job.unfinished().is_some_and(|run| run.expires_at < until)
 }
 
 /// To join, as long as that is still what is to be done.
@@ -198,7 +198,7 @@ pub async fn repair(
         let manifest = Manifest::parse(&bytes).map_err(StatusError::from)?;
         let (job, tenant, ledger) = (job.clone(), tenant.clone(), ledger.clone());
         let (name, manifest_sha256) = (was.name.clone().unwrap_or_default(), Digest::of(&bytes));
-        let prepared = Prepared { job, tenant, life, ledger, name, manifest, manifest_sha256, known: true };
+        let prepared = Prepared { job, tenant, life, ledger, name, manifest, manifest_sha256 };
         match entry.job.plan(life, true) {
             Plan::Reopen => return Ok(None),
             Plan::Conclude => drop(concluded(&prepared, entry).await?),
@@ -232,7 +232,7 @@ fn submitted(prepared: &Prepared, entry: &Entry, published: u32, was: JobState) 
 }
 
 /// Sees the run that counts to its end, if that has come; nobody is waited for.
-async fn concluded(prepared: &Prepared, entry: Entry) -> Result<Entry, LedgerError> {
+pub async fn concluded(prepared: &Prepared, entry: Entry) -> Result<Entry, LedgerError> {
     let Prepared { ledger, manifest, manifest_sha256, .. } = prepared;
     Ok(conclude(ledger, entry, manifest, *manifest_sha256, false, |_| {}).await?.entry())
 }
@@ -285,14 +285,20 @@ async fn begin(
         let lane = topology.lane_key_of(grant.lane);
         publisher.publish_all(&topology.jobs_exchange(), &lane, messages, || report(Event::Published)).await?;
     }
-    if published == 0 {
-        // Every chunk was done before: nobody else has a reason to look. Until the end is written, the run is one that a submission
-        // takes up.
+    under_way(prepared, &entry, published).await?;
+    Ok(Some((entry, published)))
+}
+
+/// Writes that all messages of a run that began with `entry` are there; or its end, where it has none because every chunk was done
+/// before: nobody else has a reason to look then. Until either is written, the run is one that a submission takes up.
+pub async fn under_way(prepared: &Prepared, entry: &Entry, messages: u32) -> Result<(), LedgerError> {
+    if messages == 0 {
         concluded(prepared, entry.clone()).await?;
     } else {
+        let run = entry.job.at().run;
         prepared.ledger.append(|_| Ok(LifeEvent::Publish(run))).await?;
     }
-    Ok(Some((entry, published)))
+    Ok(())
 }
 
 /// A run that has begun.

@@ -15,8 +15,8 @@ use axum::{Json, Router, routing::get};
 use lapin::types::FieldTable;
 use serde_json::{Value, json};
 use vecmill_producer::{
-    contract::{CONTRACT_VERSION, ChunkMessage, Dtype, JobKeys, JobSpec, Manifest, RunId, Truncate},
-    life::{DIRECT, Event, NewRun},
+    contract::{CONTRACT_VERSION, ChunkMessage, JobKeys, JobSpec, Manifest},
+    life::Event,
     prepare::{Corpus, prepare},
     publish::Publisher,
     read::{InputFormat, ReadOptions},
@@ -32,17 +32,16 @@ use vecmill_signer::{
 use vecmill_tests::{
     Cluster, Servers, WorkerOptions,
     attacks::{Bench, Kind},
-    cluster::{MODEL, Process},
+    cluster::Process,
     corpus::{texts, write_jsonl},
     eventually,
     forge::{ForgeKey, sign_hs256, unsigned},
+    job::{FIRST_RUN, first_run, spec},
 };
 use vecmill_worker::audit::{AuditRecord, Decision};
 
 const LIMIT: Duration = Duration::from_secs(60);
 const OBJECT_BYTES_MAX: usize = 1 << 20;
-/// Each job's only run.
-const RUN: RunId = RunId { life: 1, run: 1 };
 /// Of the key that the test signs with.
 const FORGE_SEED: u8 = 1;
 /// Invented key ids in the flood.
@@ -76,8 +75,8 @@ impl Job {
             "rows": self.manifest.rows,
             "key_id": "test",
             "lane": 0,
-            "life": RUN.life,
-            "run": RUN.run,
+            "life": FIRST_RUN.life,
+            "run": FIRST_RUN.run,
             "limits": TenantSettings::default().limits,
             "epoch": 0,
         })
@@ -99,7 +98,7 @@ impl Job {
         ChunkMessage {
             version: CONTRACT_VERSION,
             job: self.id.to_string(),
-            run: RUN.run,
+            run: FIRST_RUN.run,
             chunk,
             sha256: self.manifest.chunks.get(chunk as usize).map_or(Digest::of(b""), |entry| entry.sha256),
             grant: grant.to_owned(),
@@ -137,19 +136,12 @@ impl Scene {
         };
         let prepared = prepare(&self.store, &tenant, &spec, &corpus, |_| {}).await.unwrap();
         assert_eq!(prepared.manifest.chunk_count(), 3);
-        let begun = NewRun {
-            at: RUN,
-            holder: Some(DIRECT.to_owned()),
-            expires_at: jiff::Timestamp::now() + Duration::from_secs(3600),
-            name: "corpus".to_owned(),
-            lane: Some(0),
-            inherited: None,
-        };
+        let begun = first_run(Duration::from_secs(3600));
         prepared.ledger.append(|_| Ok(Event::Begin(begun.clone()))).await.unwrap();
         Job {
             tenant,
             id: prepared.job,
-            keys: prepared.ledger.keys_of(RUN),
+            keys: prepared.ledger.keys_of(FIRST_RUN),
             manifest: prepared.manifest,
             manifest_sha256: prepared.manifest_sha256,
         }
@@ -183,17 +175,6 @@ impl Scene {
         }
         let tokens = self.cluster.redis(&["HGET", &format!("vecmill:{{{tenant}}}:quota"), "day_tokens"]);
         Some(tokens.text().parse().unwrap())
-    }
-}
-
-fn spec() -> JobSpec {
-    JobSpec {
-        model: MODEL.to_owned(),
-        dimensions: 32,
-        dtype: Dtype::F32,
-        instruction: None,
-        truncate: Truncate::None,
-        precision: None,
     }
 }
 
@@ -387,7 +368,7 @@ async fn dead(scene: &Scene) -> Vec<Case> {
     // The other tenant's grant is good, for the other tenant: it looks for the manifest there and finds none.
     let victim = scene.job("victim", 15, spec()).await;
     let thief: TenantId = format!("{}-thief", scene.cluster.unique()).parse().unwrap();
-    let thief = Job { keys: JobKeys::new(&thief, &victim.id, RUN), tenant: thief, ..victim };
+    let thief = Job { keys: JobKeys::new(&thief, &victim.id, FIRST_RUN), tenant: thief, ..victim };
     case("another tenant's grant", &thief, 0, scene.good(&thief, 0), "manifest_missing");
 
     let mut job = scene.job("garbage", 16, spec()).await;

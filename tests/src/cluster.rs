@@ -14,7 +14,7 @@ use std::{
 use serde_json::Value;
 use tempfile::TempDir;
 use vecmill_producer::{
-    contract::{JobKeys, RunId},
+    contract::JobKeys,
     publish::{Publisher, connect},
     store::{Store, StoreCredentials, StoreSettings},
     topology::{BrokerSettings, Topology},
@@ -24,6 +24,7 @@ use vecmill_worker::engine::synthetic;
 
 use crate::{
     eventually, free_address, history,
+    job::FIRST_RUN,
     program::{end_of, json_of, told},
     servers::{Env, Servers},
 };
@@ -397,7 +398,7 @@ impl Cluster {
 
     /// The keys of a job's first run.
     pub fn keys(&self, tenant: &Tenant, job: &JobId) -> JobKeys {
-        JobKeys::new(&tenant.id, job, RunId { life: 1, run: 1 })
+        JobKeys::new(&tenant.id, job, FIRST_RUN)
     }
 
     /// The model's folder.

@@ -10,6 +10,7 @@ pub mod cluster;
 pub mod corpus;
 pub mod forge;
 pub mod history;
+pub mod job;
 #[path = "../../signer/tests/it/program.rs"]
 pub mod program;
 pub mod redis;

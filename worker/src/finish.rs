@@ -17,8 +17,8 @@ use tokio::{
 };
 use tracing::info;
 use vecmill_producer::{
-    contract::{JobKeys, Manifest, chunk_of_key},
-    life::{Concluded, Ledger, LedgerError, RunView, Standing, conclude},
+    contract::{JobKeys, Manifest},
+    life::{Concluded, Ledger, LedgerError, RunView, Standing, chunks_of, conclude},
 };
 use vecmill_signer::claims::Digest;
 
@@ -26,6 +26,7 @@ use crate::kill_point::kill_point;
 
 /// Ended chunks waiting for a look; what bounds them is the number of deliveries in flight.
 const ASKS_MAX: usize = 256;
+
 /// The job of an ended chunk.
 #[derive(Clone, Debug)]
 pub struct EndedJob {
@@ -178,7 +179,7 @@ async fn look(job: &EndedJob, seen: Option<Seen>, may_be_over: bool) -> Result<O
         }
     };
     let ended = seen.view.ended(store, seen.ended_below.checked_sub(1)).await?;
-    let ended: HashSet<u32> = ended.iter().filter_map(|object| chunk_of_key(&object.key)).collect();
+    let ended: HashSet<u32> = chunks_of(&ended).collect();
     let has_ended = |chunk: &u32| ended.contains(chunk) || seen.view.inherited().run_of(*chunk).is_some();
     let ended_below = (seen.ended_below..chunks).find(|chunk| !has_ended(chunk)).unwrap_or(chunks);
     let all = (ended_below..chunks).all(|chunk| has_ended(&chunk));

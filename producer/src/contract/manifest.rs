@@ -109,6 +109,11 @@ impl Manifest {
         Ok(manifest)
     }
 
+    /// Texts in a chunk; none in one that the job does not have.
+    pub fn rows_of(&self, chunk: u32) -> u64 {
+        self.chunks.get(chunk as usize).map_or(0, |entry| u64::from(entry.rows))
+    }
+
     /// The number of chunks; at most [`CHUNKS_MAX`], so it fits.
     pub fn chunk_count(&self) -> u32 {
         self.chunks.len() as u32

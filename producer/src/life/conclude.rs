@@ -5,11 +5,14 @@ use jiff::Timestamp;
 use vecmill_signer::claims::Digest;
 
 use super::outcomes::READS_MAX;
-use super::{Appended, End, EndState, Entry, Event, Job, Ledger, LedgerError, Moot, Run, RunView};
+use super::{End, EndState, Entry, Event, Job, Ledger, LedgerError, Moot, Run, RunView};
 use crate::{
     contract::{CONTRACT_VERSION, ChunkResult, FinalManifest, JobKeys, MANIFEST_BYTES_MAX, Manifest, Outcome},
     store::{Store, StoreError},
 };
+
+/// A part's entry is about twice a chunk's in the manifest.
+const SUMMARY_BYTES_MAX: usize = 2 * MANIFEST_BYTES_MAX;
 
 /// What came of a look for a run's end.
 #[derive(Clone, Debug)]
@@ -62,11 +65,7 @@ pub async fn conclude(
             _ => Err(Moot::Superseded),
         });
         // Cancelled meanwhile, it ends in that way; ended by another, it has ended so.
-        let newest = match appended.await? {
-            Appended::Written(entry) => Some(entry),
-            Appended::Moot(_, entry) => entry,
-        };
-        match newest {
+        match appended.await?.entry() {
             Some(newest) => entry = newest,
             None => return Ok(Concluded::Over(entry)),
         }
@@ -98,10 +97,7 @@ async fn ending(
         return Ok(None);
     };
     passed("before-summary");
-    let bytes = serde_json::to_vec(&summary).unwrap_or_default();
-    let sha256 = Digest::of(&bytes);
-    store.put(&view.keys().summary(&sha256), bytes, "application/json").await?;
-    let rows_of = |chunk: u32| manifest.chunks.get(chunk as usize).map_or(0, |entry| u64::from(entry.rows));
+    let sha256 = write_summary(store, view.keys(), &summary).await?;
     Ok(Some(End {
         state,
         at: ended_at(store, view.keys(), state).await?,
@@ -111,8 +107,7 @@ async fn ending(
         tokens: summary.tokens,
         chunks_done,
         chunks_dead,
-        rows_dead: summary.dead.iter().map(|dead| rows_of(dead.chunk)).sum(),
-        part_bytes: summary.parts.iter().map(|part| part.bytes).sum(),
+        rows_dead: summary.dead.iter().map(|dead| manifest.rows_of(dead.chunk)).sum(),
         summary: sha256,
     }))
 }
@@ -181,12 +176,25 @@ fn add(summary: &mut FinalManifest, result: ChunkResult) {
     summary.parts.push(result.into());
 }
 
+/// Writes a summary under its digest, which names it.
+pub async fn write_summary(store: &Store, keys: &JobKeys, summary: &FinalManifest) -> Result<Digest, StoreError> {
+    let bytes = serde_json::to_vec(summary).unwrap_or_default();
+    let sha256 = Digest::of(&bytes);
+    store.put(&keys.summary(&sha256), bytes, "application/json").await?;
+    Ok(sha256)
+}
+
+/// A summary by its digest; `None` where its job was deleted.
+pub async fn read_summary(store: &Store, keys: &JobKeys, sha256: &Digest) -> Result<Option<FinalManifest>, StoreError> {
+    store.get_json(&keys.summary(sha256), SUMMARY_BYTES_MAX).await
+}
+
 /// What a complete job leaves for whoever reads S3 alone. Done again it changes nothing.
 async fn publish(store: &Store, keys: &JobKeys, end: &End, passed: &impl Fn(&'static str)) -> Result<(), StoreError> {
     if end.state != EndState::Completed || store.exists(&keys.success()).await? {
         return Ok(());
     }
-    let Some(summary) = store.get(&keys.summary(&end.summary), 2 * MANIFEST_BYTES_MAX).await? else {
+    let Some(summary) = store.get(&keys.summary(&end.summary), SUMMARY_BYTES_MAX).await? else {
         // The job was deleted.
         return Ok(());
     };

@@ -90,8 +90,6 @@ pub struct End {
     pub chunks_dead: u32,
     /// Texts in chunks that were given up.
     pub rows_dead: u64,
-    /// Bytes of all parts.
-    pub part_bytes: u64,
     /// The summary: it names every part that counts.
     pub summary: Digest,
 }
@@ -205,6 +203,11 @@ impl Job {
     /// The run that counts.
     pub fn at(&self) -> RunId {
         RunId { life: self.life, run: self.run.as_ref().map_or(0, |run| run.number) }
+    }
+
+    /// The run that counts, as long as it has not ended and the job is not deleted.
+    pub fn unfinished(&self) -> Option<&Run> {
+        self.run.as_ref().filter(|run| !self.deleted && run.end.is_none())
     }
 
     /// The run that would be the next.

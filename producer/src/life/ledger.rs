@@ -19,12 +19,12 @@ use crate::{
 const ENTRY_BYTES_MAX: usize = 1 << 20;
 /// Tries of an append that others come in between of. Each failure is somebody else's success.
 const APPENDS_MAX: u32 = 50;
+/// Longest pause between two of them.
+const AGAIN_MAX_MS: u64 = 200;
 /// Looks at what a life that is over has left.
 const REMOVALS_MAX: u32 = 3;
 /// Objects deleted at once.
 const DELETIONS_MAX: usize = 16;
-/// Longest pause between two of them.
-const AGAIN_MAX_MS: u64 = 200;
 
 /// One entry.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -11,9 +11,9 @@ mod legacy;
 mod model;
 mod outcomes;
 
-pub use self::conclude::{Concluded, conclude, summarize};
+pub use self::conclude::{Concluded, conclude, read_summary, summarize, write_summary};
 pub use self::job::{
     CANCELLING_S, DIRECT, End, EndState, Event, HOLDERS_MAX, Job, Moot, NewRun, Plan, Run, Standing, UNRECORDED,
 };
 pub use self::ledger::{Appended, Entry, Ledger, LedgerError};
-pub use self::outcomes::{Inherited, RunView};
+pub use self::outcomes::{Inherited, RunView, chunks_of};

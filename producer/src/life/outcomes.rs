@@ -161,10 +161,10 @@ impl RunView {
     /// Those of the ended chunks that were given up. A chunk is listed as about to be given up before it is: so the listing
     /// must be no older than the one that `ended` is from.
     pub async fn dead(&self, store: &Store, ended: &[Object]) -> Result<Vec<DeadChunk>, StoreError> {
-        let ended: HashSet<u32> = ended.iter().filter_map(|object| chunk_of_key(&object.key)).collect();
+        let ended: HashSet<u32> = chunks_of(ended).collect();
         let listed = store.list(&self.keys.dead_prefix(), None).await?;
-        let listed = listed.iter().filter_map(|object| chunk_of_key(&object.key)).filter(|chunk| ended.contains(chunk));
-        let outcomes = self.outcomes(store, listed.collect()).await?;
+        let listed = chunks_of(&listed).filter(|chunk| ended.contains(chunk)).collect();
+        let outcomes = self.outcomes(store, listed).await?;
         let dead = outcomes.into_iter().filter_map(|outcome| match outcome {
             Outcome::Dead(dead) => Some(dead),
             Outcome::Done(_) => None,
@@ -185,9 +185,8 @@ impl RunView {
 
     /// The numbers of all ended chunks, inherited ones among them, in their order.
     pub fn all_ended(&self, ended: &[Object]) -> Vec<u32> {
-        let own = ended.iter().filter_map(|object| chunk_of_key(&object.key));
         let inherited = (0..self.chunks).filter(|&chunk| self.inherited.run_of(chunk).is_some());
-        let mut all: Vec<u32> = own.chain(inherited).collect();
+        let mut all: Vec<u32> = chunks_of(ended).chain(inherited).collect();
         all.sort_unstable();
         all
     }
@@ -199,7 +198,7 @@ impl RunView {
         let dead = self.dead(store, &ended).await?;
         let mut inherited = (*self.inherited).clone();
         let dead: HashSet<u32> = dead.iter().map(|dead| dead.chunk).collect();
-        for chunk in ended.iter().filter_map(|object| chunk_of_key(&object.key)).filter(|chunk| !dead.contains(chunk)) {
+        for chunk in chunks_of(&ended).filter(|chunk| !dead.contains(chunk)) {
             inherited.set(chunk, self.keys.at().run);
         }
         let left = (0..self.chunks).filter(|&chunk| inherited.run_of(chunk).is_none()).collect();
@@ -211,6 +210,11 @@ impl RunView {
         store.put(&self.keys.inherited(&sha256), bytes, "application/json").await?;
         Ok((Some(sha256), left))
     }
+}
+
+/// The chunks' numbers in a listing.
+pub fn chunks_of(objects: &[Object]) -> impl Iterator<Item = u32> {
+    objects.iter().filter_map(|object| chunk_of_key(&object.key))
 }
 
 #[cfg(test)]

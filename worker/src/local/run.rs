@@ -13,10 +13,10 @@ use tokio::{
 };
 use vecmill_producer::{
     contract::JobSpec,
-    life::{DIRECT, Event as LifeEvent, LedgerError, Plan, conclude},
+    life::{DIRECT, Plan},
     prepare::{Corpus, Event, Prepared, prepare},
     store::Store,
-    submit::{Begun, SubmitError, begin_run, message},
+    submit::{Begun, SubmitError, begin_run, concluded, message, under_way},
 };
 use vecmill_signer::{
     claims::{Limits, RunId, TenantId},
@@ -120,31 +120,16 @@ impl Local {
             match entry.job.plan(prepared.life, true) {
                 Plan::Join => return Ok(None),
                 Plan::Reopen => anyhow::bail!("the job was deleted meanwhile: start again"),
-                Plan::Conclude => {
-                    let (manifest, sha256) = (&prepared.manifest, prepared.manifest_sha256);
-                    conclude(ledger, entry, manifest, sha256, false, |_| {}).await?;
-                }
+                Plan::Conclude => drop(concluded(prepared, entry).await?),
                 Plan::Begin => {
                     let grant = async |at| self.grant(prepared, at);
                     if let Some(begun) = begin_run(prepared, entry, Some(DIRECT), grant).await? {
-                        self.published(prepared, &begun).await?;
+                        under_way(prepared, &begun.entry, begun.missing.len() as u32).await?;
                         return Ok(Some(begun));
                     }
                 }
             }
         }
-    }
-
-    /// Nothing has to be published; and where nothing is left to do, nobody else would see the end.
-    async fn published(&self, prepared: &Prepared, begun: &Begun) -> Result<(), LedgerError> {
-        let Prepared { ledger, manifest, manifest_sha256, .. } = prepared;
-        if begun.missing.is_empty() {
-            conclude(ledger, begun.entry.clone(), manifest, *manifest_sha256, false, |_| {}).await?;
-        } else {
-            let run = begun.entry.job.at().run;
-            ledger.append(|_| Ok(LifeEvent::Publish(run))).await?;
-        }
-        Ok(())
     }
 
     /// Takes the chunks of a run through the pipeline; `settled` is called with each that has ended. Gives those that

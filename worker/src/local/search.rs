@@ -1,7 +1,10 @@
 //! Nearest passages by brute force: for a first look at a few hundred or thousand vectors.
 
 use anyhow::Context;
-use vecmill_producer::{part, status::Watch};
+use vecmill_producer::{
+    part,
+    status::{Results, Watch},
+};
 
 use crate::{engine::finish, schedule::Class};
 
@@ -24,8 +27,8 @@ impl Vectors {
     /// Reads every part.
     pub(super) async fn read(watch: &Watch) -> anyhow::Result<Self> {
         let mut vectors = Vec::new();
-        let keys = watch.keys().await?.context("the job has vanished")?;
-        for entry in watch.results().await?.context("the job has vanished")?.parts {
+        let Results { keys, parts, .. } = watch.results().await?.context("the job has vanished")?;
+        for entry in parts {
             let key = keys.object(&entry.path);
             let bytes = watch.ledger().store().get(&key, PART_BYTES_MAX).await?.context("a part has vanished")?;
             let rows = part::decode(bytes).with_context(|| format!("{key} is not a part"))?;

@@ -20,11 +20,11 @@ use super::super::App;
 use super::super::embeddings::{self, Encoding};
 use super::super::error::ApiError;
 use super::super::files::What;
-use super::record::{BatchRecord, End, OutputFormat};
+use super::record::{BatchRecord, OutputFormat};
 use crate::contract::{
     DeadChunk, FinalManifest, JobKeys, MANIFEST_BYTES_MAX, Manifest, PartEntry, RowError, RunId, read_chunk,
 };
-use crate::life::Ledger;
+use crate::life::{EndState, Ledger, read_summary};
 use crate::part::{OneFile, PartRows};
 use crate::status::JobStatus;
 use crate::store::Store;
@@ -119,8 +119,7 @@ impl Source {
             }
         };
         let keys = ledger.keys_of(RunId { life, run: 0 });
-        let summary: Option<FinalManifest> =
-            app.store.get_json(&keys.summary(&summary), 2 * MANIFEST_BYTES_MAX).await?;
+        let summary = read_summary(&app.store, &keys, &summary).await?;
         Ok(Self { store: app.store.clone(), keys, job, record, summary: summary.ok_or_else(gone)? })
     }
 
@@ -196,7 +195,7 @@ impl Source {
             let Some(object) = self.store.get(&key, entry.bytes as usize).await? else { continue };
             let (code, message) = match (end, dead.get(&chunk)) {
                 (_, Some(dead)) => (dead.code.clone(), dead.reason.clone()),
-                (Some(End::Cancelled), None) => {
+                (Some(EndState::Cancelled), None) => {
                     ("batch_cancelled".to_owned(), "the batch was cancelled before this line was done".to_owned())
                 }
                 _ => ("batch_expired".to_owned(), "the batch's window was over before this line was done".to_owned()),

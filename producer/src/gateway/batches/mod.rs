@@ -26,7 +26,7 @@ use super::error::{ApiError, ErrorEnvelope};
 use super::files::{FileRecord, What};
 use super::{App, ids, paging, storage, webhooks};
 use crate::contract::{CONTRACT_VERSION, Truncate};
-use crate::life::{Appended, Event, Ledger, Moot, Run, UNRECORDED};
+use crate::life::{Appended, Entry, Event, Ledger, Moot, UNRECORDED};
 
 pub(super) use content::content;
 pub(super) use pending::run;
@@ -461,8 +461,8 @@ async fn is_named_elsewhere(app: &App, tenant: &TenantId, job: &JobId, batch: &s
 async fn leave(app: &App, tenant: &TenantId, job: &JobId, batch: &str) -> Result<(), ApiError> {
     let ledger = Ledger::new(app.store.clone(), tenant, job);
     let entry = ledger.append(|_| Ok(Event::Leave(batch.to_owned()))).await?.entry();
-    let over = |run: &Run| run.end.is_some() || run.cancelling_at.is_some();
-    if entry.is_none_or(|entry| entry.job.deleted || entry.job.run.as_ref().is_none_or(over)) {
+    let goes_on = |entry: Entry| entry.job.unfinished().is_some_and(|run| run.cancelling_at.is_none());
+    if !entry.is_some_and(goes_on) {
         app.shared.give_back(tenant, job).await;
     }
     Ok(())

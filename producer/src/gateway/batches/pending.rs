@@ -18,9 +18,10 @@ use super::super::error::ApiError;
 use super::super::{App, ids, storage};
 use super::RECORD_WITHIN_S;
 use super::prepare::{Trouble, attempt};
-use super::record::{BadLine, BatchRecord, End, Ended};
+use super::record::{BadLine, BatchRecord, Ended};
 use super::view;
 use crate::contract::CONTRACT_VERSION;
+use crate::life::EndState;
 
 /// Between two looks for batches that nobody is at.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
@@ -129,7 +130,7 @@ async fn take_up(app: &App, tenant: &TenantId, id: &str) -> Result<(), ApiError>
         Some(_) => Err(Trouble::Cancelled),
         // Nobody could prepare it in its whole window.
         None if over_at <= ids::unix_s() => {
-            record.end(app, tenant, Ended::unprepared(End::Expired, over_at)).await?;
+            record.end(app, tenant, Ended::unprepared(EndState::Expired, over_at)).await?;
             Ok(())
         }
         None if pending.next_at > ids::unix_s() => return Ok(()),
@@ -139,7 +140,7 @@ async fn take_up(app: &App, tenant: &TenantId, id: &str) -> Result<(), ApiError>
         Ok(()) => {}
         Err(Trouble::Cancelled) => {
             let at = view::cancelled_at(app, tenant, id).await?.unwrap_or_else(ids::unix_s);
-            record.end(app, tenant, Ended::unprepared(End::Cancelled, at)).await?;
+            record.end(app, tenant, Ended::unprepared(EndState::Cancelled, at)).await?;
         }
         Err(Trouble::Failed { code, message, bad_lines }) => {
             tracing::info!(%tenant, batch = id, code, "a batch failed");

@@ -99,8 +99,7 @@ pub(super) async fn attempt(
 /// Gives back what was reserved for a job, unless it runs for somebody else.
 async fn give_back(app: &App, tenant: &TenantId, prepared: &Prepared) -> Result<(), Trouble> {
     let head = prepared.ledger.head().await.map_err(ApiError::from)?;
-    let runs = head.is_some_and(|head| head.job.run.is_some_and(|run| run.end.is_none()) && !head.job.deleted);
-    if !runs {
+    if head.is_none_or(|head| head.job.unfinished().is_none()) {
         app.shared.give_back(tenant, &prepared.job).await;
     }
     Ok(())

@@ -9,6 +9,7 @@ use vecmill_signer::claims::{Digest, JobId, TenantId};
 use super::super::error::ApiError;
 use super::super::{App, ids, storage};
 use crate::contract::{Dtype, Precision, Truncate};
+use crate::life::EndState;
 use crate::read::InputFormat;
 use crate::submit::Submitted;
 
@@ -125,7 +126,7 @@ pub(in super::super) struct BadLine {
 /// The end of a batch.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) struct Ended {
-    pub(super) state: End,
+    pub(super) state: EndState,
     pub(super) at: u64,
     pub(super) counts: Counts,
     pub(super) tokens: u64,
@@ -144,7 +145,7 @@ pub(super) struct Ended {
 
 impl Ended {
     /// An end without a job.
-    pub(super) fn unprepared(state: End, at: u64) -> Self {
+    pub(super) fn unprepared(state: EndState, at: u64) -> Self {
         Self {
             state,
             at,
@@ -157,16 +158,6 @@ impl Ended {
             bad_lines: Vec::new(),
         }
     }
-}
-
-/// Ways for a job to end.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub(super) enum End {
-    Completed,
-    Failed,
-    Expired,
-    Cancelled,
 }
 
 /// How many requests have come to what.

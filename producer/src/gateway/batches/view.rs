@@ -9,9 +9,9 @@ use vecmill_signer::claims::{Digest, JobId, TenantId};
 use super::super::error::ApiError;
 use super::super::files::{self, FileRecord, MadeFrom, What};
 use super::super::{App, ids, storage};
-use super::record::{BAD_LINES_MAX, BadLine, BatchRecord, Counts, End, Ended, OutputFormat};
-use crate::contract::{Cancelled, DeadChunk, FinalManifest, JobKeys, MANIFEST_BYTES_MAX, Manifest};
-use crate::life::{self, CANCELLING_S, EndState, Entry, Ledger, RunView, summarize};
+use super::record::{BAD_LINES_MAX, BadLine, BatchRecord, Counts, Ended, OutputFormat};
+use crate::contract::{Cancelled, DeadChunk, FinalManifest, JobKeys, MANIFEST_BYTES_MAX, Manifest, RunId};
+use crate::life::{CANCELLING_S, EndState, Entry, Ledger, Run, RunView, read_summary, summarize, write_summary};
 use crate::status::{JobState, JobStatus, StatusError, Waiting};
 use crate::submit::Submitted;
 
@@ -202,18 +202,18 @@ impl Batch {
         record.bad_lines.append(&mut ended.bad_lines);
         record.bad_lines.truncate(BAD_LINES_MAX);
         let status = match ended.state {
-            End::Completed => State::Completed,
-            End::Failed => State::Failed,
-            End::Expired => State::Expired,
-            End::Cancelled => State::Cancelled,
+            EndState::Completed => State::Completed,
+            EndState::Failed => State::Failed,
+            EndState::Expired => State::Expired,
+            EndState::Cancelled => State::Cancelled,
         };
         let at = Some(ended.at);
         let mut batch = Self::of(record, status);
         match ended.state {
-            End::Completed => (batch.finalizing_at, batch.completed_at) = (at, at),
-            End::Failed => batch.failed_at = at,
-            End::Expired => batch.expired_at = at,
-            End::Cancelled => (batch.cancelling_at, batch.cancelled_at) = (cancelling_at.or(at), at),
+            EndState::Completed => (batch.finalizing_at, batch.completed_at) = (at, at),
+            EndState::Failed => batch.failed_at = at,
+            EndState::Expired => batch.expired_at = at,
+            EndState::Cancelled => (batch.cancelling_at, batch.cancelled_at) = (cancelling_at.or(at), at),
         }
         batch.request_counts = ended.counts;
         batch.usage = Some(Usage::of(ended.tokens));
@@ -286,7 +286,7 @@ pub(super) async fn look(app: &App, tenant: &TenantId, mut record: BatchRecord) 
     let ended = came.ended(app, tenant, &record, &ledger).await?;
     record.end(app, tenant, ended).await?;
     // Of a job that goes on for others, the reservation is theirs.
-    if entry.job.deleted || entry.job.run.as_ref().is_none_or(|run| run.end.is_some()) {
+    if entry.job.unfinished().is_none() {
         app.shared.give_back(tenant, &job).await;
     }
     Ok(Batch::ended(record, marked_at))
@@ -294,8 +294,7 @@ pub(super) async fn look(app: &App, tenant: &TenantId, mut record: BatchRecord) 
 
 /// Whether the run that counts is to go on for a batch.
 fn wants(entry: &Entry, batch: &str) -> bool {
-    let run = entry.job.run.as_ref().filter(|run| run.end.is_none() && run.cancelling_at.is_none());
-    run.is_some_and(|run| run.wanted_by.contains(batch))
+    entry.job.unfinished().is_some_and(|run| run.cancelling_at.is_none() && run.wanted_by.contains(batch))
 }
 
 /// Why a batch wants no more of a run.
@@ -313,7 +312,7 @@ fn expired_at(record: &BatchRecord, entry: &Entry) -> Option<u64> {
 
 /// What a batch came to, before it is written down.
 struct Came {
-    state: End,
+    state: EndState,
     at: u64,
     life: u32,
     /// The summary and its digest; none where the job was deleted.
@@ -332,24 +331,17 @@ async fn came_to(
     let life = entry.job.life;
     if entry.job.deleted {
         // Not by this batch, which held it: it is from before jobs were held.
-        return Ok(Some(Came { state: End::Failed, at: seconds(entry.at), life, summary: None }));
+        return Ok(Some(Came { state: EndState::Failed, at: seconds(entry.at), life, summary: None }));
     }
     let Some(run) = &entry.job.run else { return Ok(None) };
     let keys = ledger.keys_of(entry.job.at());
     // Who has left is cancelled, or expired, whatever became of the run for the others.
     let Leaving { cancelled_at, expired_at } = leaving;
-    let left = cancelled_at.map(|at| (at, End::Cancelled)).or(expired_at.map(|at| (at, End::Expired)));
+    let left = cancelled_at.map(|at| (at, EndState::Cancelled)).or(expired_at.map(|at| (at, EndState::Expired)));
     let left = left.filter(|_| !run.wanted_by.contains(&record.id));
     if let Some(end) = &run.end {
-        let state = match end.state {
-            _ if left.is_some() => left.map_or(End::Cancelled, |(_, state)| state),
-            EndState::Completed => End::Completed,
-            EndState::Failed => End::Failed,
-            EndState::Expired => End::Expired,
-            EndState::Cancelled => End::Cancelled,
-        };
-        let summary: Option<FinalManifest> =
-            app.store.get_json(&keys.summary(&end.summary), 2 * MANIFEST_BYTES_MAX).await?;
+        let state = left.map_or(end.state, |(_, state)| state);
+        let summary = read_summary(&app.store, &keys, &end.summary).await?;
         let at = left.map_or_else(|| seconds(end.at), |(at, _)| at);
         return Ok(Some(Came { state, at, life, summary: summary.map(|summary| (summary, end.summary)) }));
     }
@@ -360,15 +352,13 @@ async fn came_to(
 }
 
 /// A summary of what there is of a run that goes on without the batch.
-async fn summary_now(app: &App, keys: &JobKeys, run: &life::Run) -> Result<Option<(FinalManifest, Digest)>, ApiError> {
+async fn summary_now(app: &App, keys: &JobKeys, run: &Run) -> Result<Option<(FinalManifest, Digest)>, ApiError> {
     let Some(bytes) = app.store.get(&keys.manifest(), MANIFEST_BYTES_MAX).await? else { return Ok(None) };
     let manifest = Manifest::parse(&bytes).map_err(StatusError::from)?;
     let view = RunView::open(&app.store, keys, run, manifest.chunk_count()).await?;
     let ended = view.all_ended(&view.ended(&app.store, None).await?);
     let summary = summarize(&app.store, &view, ended, &manifest, Digest::of(&bytes)).await?;
-    let bytes = serde_json::to_vec(&summary).unwrap_or_default();
-    let sha256 = Digest::of(&bytes);
-    app.store.put(&keys.summary(&sha256), bytes, "application/json").await?;
+    let sha256 = write_summary(&app.store, keys, &summary).await?;
     Ok(Some((summary, sha256)))
 }
 
@@ -390,10 +380,11 @@ impl Came {
             return Ok(Ended { counts, bad_lines: vec![line], ..Ended::unprepared(state, at) });
         };
         let counts = Counts { total, completed: summary.rows, failed: total.saturating_sub(summary.rows) };
-        let keys = ledger.keys_of(crate::contract::RunId { life, run: summary.run });
+        let keys = ledger.keys_of(RunId { life, run: summary.run });
         let (output_file_id, error_file_id) = files_of(app, tenant, record, &keys, &summary, counts, at).await?;
-        let bad_lines =
-            if state == End::Failed { summary.dead.iter().map(BadLine::of_dead).collect() } else { Vec::new() };
+        // Bounded before it is stored: a record that is longer than its reader takes would be lost.
+        let told = if state == EndState::Failed { BAD_LINES_MAX } else { 0 };
+        let bad_lines = summary.dead.iter().take(told).map(BadLine::of_dead).collect();
         let tokens = summary.tokens;
         Ok(Ended { state, at, counts, tokens, output_file_id, error_file_id, life, summary: Some(sha256), bad_lines })
     }

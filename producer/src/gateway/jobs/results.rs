@@ -186,9 +186,8 @@ pub(in super::super) async fn errors(
 
 /// The objects that hold the rows without a vector, in the order in which they are told.
 async fn error_objects(app: &App, watch: &Watch) -> Result<Vec<String>, ApiError> {
-    let keys = watch.keys().await?.ok_or_else(no_such_job)?;
-    let results = watch.results().await?.ok_or_else(no_such_job)?;
+    let Results { keys, parts, .. } = watch.results().await?.ok_or_else(no_such_job)?;
     let rejected = app.store.list(&keys.rejected_prefix(), None).await?.into_iter().map(|object| object.key);
-    let failed = results.parts.iter().filter_map(|part| part.errors.as_ref()).map(|path| keys.object(path));
+    let failed = parts.iter().filter_map(|part| part.errors.as_ref()).map(|path| keys.object(path));
     Ok(rejected.chain(failed).collect())
 }

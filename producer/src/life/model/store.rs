@@ -210,7 +210,6 @@ impl World {
                     chunks_done: summary.parts.len() as u32,
                     chunks_dead: summary.dead.len() as u32,
                     rows_dead: 0,
-                    part_bytes: 0,
                     summary: digest,
                 };
                 self.put(Key::Summary(at.life, digest), Object::Summary(summary));
