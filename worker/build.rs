@@ -13,8 +13,9 @@ fn main() {
     }
     // The same variables that candle's crates go by.
     let nvcc = setting("NVCC").unwrap_or_else(|| "nvcc".to_owned());
-    // bf16 begins with 80, Ampere.
-    let capability = setting("CUDA_COMPUTE_CAP").map_or("80".to_owned(), |given| given.replace('.', ""));
+    // bf16 begins with 80, Ampere; FP8, which only comes with FlashAttention 3, would be emulated before 89.
+    let least = if env::var_os("CARGO_FEATURE_FLASH_ATTENTION_3").is_some() { "90" } else { "80" };
+    let capability = setting("CUDA_COMPUTE_CAP").map_or(least.to_owned(), |given| given.replace('.', ""));
     let digits = capability.trim_end_matches(|c: char| c.is_ascii_alphabetic());
     let out = env::var("OUT_DIR").expect("cargo sets OUT_DIR");
     let status = Command::new(&nvcc)

@@ -264,11 +264,6 @@ fn texts(batch: &[Item<Tag>]) -> Vec<&[u32]> {
 fn attempt<T>(run: impl FnOnce() -> Result<T, EngineError>) -> Result<T, String> {
     match catch_unwind(AssertUnwindSafe(run)) {
         Ok(Ok(done)) => Ok(done),
-        Ok(Err(error @ EngineError::Lost(_))) => {
-            // Every row would fail from now on, of whatever chunk. The next process finds a GPU that works, or none.
-            error!(%error, "ending this process");
-            std::process::exit(1);
-        }
         Ok(Err(error)) => Err(error.to_string()),
         Err(_) => Err("a panic".to_owned()),
     }

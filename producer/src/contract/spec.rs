@@ -21,11 +21,13 @@ pub enum Precision {
     F32,
     /// bf16 products.
     Bf16,
+    /// e4m3 products, each row with a scale of its own.
+    Fp8,
 }
 
 impl Precision {
     /// All there are.
-    pub const ALL: [Self; 2] = [Self::F32, Self::Bf16];
+    pub const ALL: [Self; 3] = [Self::F32, Self::Bf16, Self::Fp8];
 }
 
 impl std::fmt::Display for Precision {
@@ -33,6 +35,7 @@ impl std::fmt::Display for Precision {
         f.write_str(match self {
             Self::F32 => "f32",
             Self::Bf16 => "bf16",
+            Self::Fp8 => "fp8",
         })
     }
 }

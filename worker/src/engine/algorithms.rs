@@ -1,5 +1,7 @@
-//! Which of cuBLASLt's algorithms multiplies by a matrix, where a row's product must have the same bits at every height
-//! (number of rows): one for all heights, that sums each value from its first term to its last in one piece.
+//! Which of cuBLASLt's algorithms multiply by a matrix, where a row's product must have the same bits at every height
+//! (number of rows): those that sum each value from its first term to its last in one piece, take all heights, and have
+//! given the same bits as the first of them when they were tried. Among these the fastest is taken, for few rows another
+//! than for many: how fast they are is measured, and bits never follow from that.
 
 use super::budget;
 
@@ -45,18 +47,42 @@ pub(super) struct Candidate {
     pub(super) workspaces: [Option<usize>; HEIGHTS.len()],
 }
 
-/// Which candidate to take: the first, for they come fastest first, that sums in one piece and takes all heights. Those
-/// without workspace go before the others: it is where parts of sums would be kept.
+/// Bands of heights, by the most rows of each, and the height that algorithms are tried at for it: what is fast for a
+/// single text is not for a batch. A batch's own height is tried at a quarter: there, too, each multiprocessor has many tiles.
+pub(super) const BANDS: [(usize, usize); 4] = [(64, 32), (512, 256), (4096, 2048), (usize::MAX, 8192)];
+
+/// What came of an algorithm that was tried.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) struct Trial {
+    /// Of the output's first rows.
+    pub(super) digest: u64,
+    /// For a product.
+    pub(super) seconds: f64,
+}
+
+/// The fastest of those that gave the bits that are called for.
+pub(super) fn fastest_alike(trials: &[Option<Trial>], digest: u64) -> Option<usize> {
+    let alike = trials
+        .iter()
+        .enumerate()
+        .filter_map(|(place, trial)| trial.filter(|trial| trial.digest == digest).map(|trial| (place, trial)));
+    alike.min_by(|(_, left), (_, right)| left.seconds.total_cmp(&right.seconds)).map(|(place, _)| place)
+}
+
+/// The candidates that may be taken, those first that are better references: they come fastest first, but those without
+/// workspace go before the others, for it is where parts of sums would be kept.
 ///
 /// # Errors
 /// There is none; says why.
-pub(super) fn choose(candidates: &[Candidate]) -> Result<usize, String> {
+pub(super) fn eligible(candidates: &[Candidate]) -> Result<Vec<usize>, String> {
     let whole: Vec<usize> = (0..candidates.len()).filter(|&place| candidates[place].sums_in_one_piece()).collect();
-    let general = || whole.iter().copied().filter(|&place| candidates[place].takes_all());
-    general().find(|&place| candidates[place].needs_no_workspace()).or_else(|| general().next()).ok_or_else(|| {
+    let mut general: Vec<usize> = whole.iter().copied().filter(|&place| candidates[place].takes_all()).collect();
+    // Stable: in either part they stay fastest first.
+    general.sort_by_key(|&place| !candidates[place].needs_no_workspace());
+    if general.is_empty() {
         let number = candidates.len();
         let refused = whole.first().and_then(|&place| candidates[place].workspaces.iter().position(Option::is_none));
-        match (number, refused) {
+        return Err(match (number, refused) {
             (0, _) => "cuBLASLt proposes none".to_owned(),
             (_, None) => format!("all {number} that cuBLASLt proposes add up sums from pieces"),
             (_, Some(place)) => format!(
@@ -65,8 +91,9 @@ pub(super) fn choose(candidates: &[Candidate]) -> Result<usize, String> {
                 whole.len(),
                 HEIGHTS[place]
             ),
-        }
-    })
+        });
+    }
+    Ok(general)
 }
 
 impl Candidate {
@@ -97,30 +124,45 @@ mod tests {
         // Not split by its number, but by its way to add up; and the other way round, -1 as cuBLASLt might put it.
         let (reduced, automatic) = (candidate(1, 1, Some(0)), candidate(u32::MAX, 0, Some(0)));
         let candidates = [split, reduced, automatic, candidate(1, 0, Some(0)), candidate(0, 0, Some(0))];
-        assert_eq!(choose(&candidates), Ok(3));
-        assert_eq!(choose(&candidates[4..]), Ok(0), "no pieces is one");
+        assert_eq!(eligible(&candidates), Ok(vec![3, 4]));
+        assert_eq!(eligible(&candidates[4..]), Ok(vec![0]), "no pieces is one");
     }
 
     #[test]
     fn one_without_workspace_goes_before_faster_ones() {
         let with = candidate(1, 0, Some(4096));
-        assert_eq!(choose(&[with.clone(), with.clone(), candidate(1, 0, Some(0))]), Ok(2));
-        assert_eq!(choose(&[with.clone(), with]), Ok(0));
+        assert_eq!(eligible(&[with.clone(), with.clone(), candidate(1, 0, Some(0))]), Ok(vec![2, 0, 1]));
+        assert_eq!(eligible(&[with.clone(), with]), Ok(vec![0, 1]));
     }
 
     #[test]
     fn one_that_refuses_a_height_is_not_taken_for_any() {
         let mut picky = candidate(1, 0, Some(0));
         picky.workspaces[5] = None;
-        assert_eq!(choose(&[picky.clone(), candidate(1, 0, Some(8))]), Ok(1));
-        let why = choose(&[picky, candidate(2, 1, Some(0))]).expect_err("none is left");
+        assert_eq!(eligible(&[picky.clone(), candidate(1, 0, Some(8))]), Ok(vec![1]));
+        let why = eligible(&[picky, candidate(2, 1, Some(0))]).expect_err("none is left");
         assert!(why.contains("of 2") && why.contains("refuses 9 rows"), "{why}");
     }
 
     #[test]
     fn none_is_a_reason() {
-        assert!(choose(&[]).expect_err("none").contains("none"));
-        assert!(choose(&[candidate(2, 1, Some(0))]).expect_err("split").contains("all 1"));
+        assert!(eligible(&[]).expect_err("none").contains("none"));
+        assert!(eligible(&[candidate(2, 1, Some(0))]).expect_err("split").contains("all 1"));
+    }
+
+    #[test]
+    fn speed_never_settles_bits() {
+        let trial = |digest, seconds| Some(Trial { digest, seconds });
+        let trials = [trial(7, 3.0), trial(8, 1.0), trial(7, 2.0), None, trial(7, 2.5)];
+        assert_eq!(fastest_alike(&trials, 7), Some(2));
+        assert_eq!(fastest_alike(&trials, 8), Some(1));
+        assert_eq!(fastest_alike(&trials, 9), None);
+    }
+
+    #[test]
+    fn each_height_is_in_a_band() {
+        assert!(BANDS.is_sorted() && BANDS.iter().all(|(most, tried)| tried <= most));
+        assert_eq!(BANDS[BANDS.len() - 1].0, usize::MAX);
     }
 
     #[test]

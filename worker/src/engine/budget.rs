@@ -21,7 +21,7 @@ pub(super) fn tokens(config: &Config, free: usize) -> usize {
 
 /// What is alive of a token where a layer needs most. Memory freed by one step is there for the next: they are queued in
 /// one order.
-fn bytes_per_token(config: &Config) -> usize {
+pub(super) fn bytes_per_token(config: &Config) -> usize {
     let hidden = config.hidden_size;
     let (query, key) = (config.query_width(), config.key_width());
     // Residual stream, its norm, and projected heads; keys and values once more, twice, if texts share a prefix; then

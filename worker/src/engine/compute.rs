@@ -5,13 +5,15 @@ pub use vecmill_producer::contract::Precision;
 
 #[cfg(feature = "cuda")]
 use super::cuda::Gpu;
+pub use super::packing::Sharing;
 use super::place::Place;
 use super::{LoadError, cpu};
 
 /// What to compute on, as given.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::Args)]
 pub struct Compute {
-    /// Precision of matrix products. auto: bf16 on a GPU and on AMD's CPUs with AVX512-BF16, else f32
+    /// Precision of matrix products. auto: bf16 on a GPU and on AMD's CPUs with AVX512-BF16, else f32. fp8, on Hopper GPUs,
+    /// is for those who have looked at what it does to their vectors
     #[arg(long, env = "VECMILL_COMPUTE_DTYPE", value_enum, default_value_t)]
     pub dtype: ComputeDtype,
     /// What computes: by default what the program was built for, and nothing else. auto: the GPU, or, with a warning, the
@@ -21,10 +23,26 @@ pub struct Compute {
     /// Which of the CPU's instructions to compute with: by default the fastest that it has
     #[arg(long, env = "VECMILL_CPU_PATH", value_enum, value_name = "PATH")]
     pub cpu_path: Option<ComputePath>,
+    /// How a GPU computes.
+    #[command(flatten)]
+    pub cuda: CudaOptions,
+}
+
+/// How a GPU computes. Without effect on a CPU.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::Args)]
+pub struct CudaOptions {
     /// How a GPU multiplies by weights: the same for every batch, or the fastest for each. Without effect on a CPU
-    #[arg(long = "cuda-products", env = "VECMILL_CUDA_PRODUCTS", value_enum, default_value_t)]
+    #[arg(id = "cuda-products", long, env = "VECMILL_CUDA_PRODUCTS", value_enum, default_value_t)]
     #[arg(hide = cfg!(not(feature = "cuda")))]
     pub products: CudaProducts,
+    /// When a GPU computes what texts of a batch begin with once for all of them. Without effect on a CPU, and on vectors
+    #[arg(id = "cuda-sharing", long, env = "VECMILL_CUDA_SHARING", value_enum, default_value_t)]
+    #[arg(hide = cfg!(not(feature = "cuda")))]
+    pub sharing: Sharing,
+    /// Which FlashAttention a GPU computes with. Without effect on a CPU
+    #[arg(id = "cuda-attention", long, env = "VECMILL_CUDA_ATTENTION", value_enum, default_value_t)]
+    #[arg(hide = cfg!(not(feature = "cuda")))]
+    pub attention: CudaAttention,
 }
 
 /// Precision of matrix products. Everything else is f32 on a CPU.
@@ -37,6 +55,8 @@ pub enum ComputeDtype {
     F32,
     /// Inputs of products rounded to bf16, sums in f32.
     Bf16,
+    /// Inputs of most products in e4m3 with a scale a row, sums in f32: on Hopper, and never by itself.
+    Fp8,
 }
 
 impl ComputeDtype {
@@ -45,6 +65,7 @@ impl ComputeDtype {
             Self::Auto => true,
             Self::F32 => precision == Precision::F32,
             Self::Bf16 => precision == Precision::Bf16,
+            Self::Fp8 => precision == Precision::Fp8,
         }
     }
 }
@@ -55,6 +76,7 @@ impl std::fmt::Display for ComputeDtype {
             Self::Auto => "auto",
             Self::F32 => "f32",
             Self::Bf16 => "bf16",
+            Self::Fp8 => "fp8",
         })
     }
 }
@@ -87,6 +109,24 @@ pub enum CudaProducts {
     Fastest,
 }
 
+/// Which FlashAttention a GPU computes with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum CudaAttention {
+    /// For GPUs since Ampere.
+    #[value(name = "2")]
+    Two,
+    /// With Hopper's own instructions, where the program was built with them.
+    #[value(name = "3")]
+    Three,
+}
+
+impl Default for CudaAttention {
+    /// What the program was built for.
+    fn default() -> Self {
+        if cfg!(feature = "flash-attention-3") { Self::Three } else { Self::Two }
+    }
+}
+
 /// What computes, and in which precision: where two machines have the same path, a text has the same vector on both, to
 /// the bit. On a GPU only if they also have the same GPU, driver and cuBLASLt. Named in every part, record and audit record.
 ///
@@ -94,12 +134,21 @@ pub enum CudaProducts {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 pub enum ComputePath {
-    /// bf16 products on an NVIDIA GPU, the same in every batch.
+    /// bf16 products on an NVIDIA GPU, the same in every batch, and FlashAttention 2.
     #[value(skip)]
     CudaBf16,
     /// The same, but by the fastest algorithm for each batch: no two batches need to give a text the same bits.
     #[value(skip)]
     CudaBf16Fastest,
+    /// As [`Self::CudaBf16`], with FlashAttention 3: Hopper's own instructions.
+    #[value(skip)]
+    HopperBf16,
+    /// As [`Self::CudaBf16Fastest`], with FlashAttention 3.
+    #[value(skip)]
+    HopperBf16Fastest,
+    /// e4m3 products with a scale a row, but for attention and its output, which are as in [`Self::HopperBf16`].
+    #[value(skip)]
+    HopperFp8,
     /// bf16 products on a CPU with AVX512-BF16
     Avx512Bf16,
     /// f32 products on a CPU with AVX-512
@@ -134,6 +183,9 @@ impl ComputePath {
         match self {
             Self::CudaBf16 => "cuda-bf16",
             Self::CudaBf16Fastest => "cuda-bf16-fastest",
+            Self::HopperBf16 => "hopper-bf16",
+            Self::HopperBf16Fastest => "hopper-bf16-fastest",
+            Self::HopperFp8 => "hopper-fp8",
             Self::Avx512Bf16 => "avx512-bf16",
             Self::Avx512F32 => "avx512-f32",
             Self::Avx2F32 => "avx2-f32",
@@ -145,7 +197,10 @@ impl ComputePath {
     /// Precision of its products.
     pub fn precision(self) -> Precision {
         match self {
-            Self::CudaBf16 | Self::CudaBf16Fastest | Self::Avx512Bf16 => Precision::Bf16,
+            Self::CudaBf16 | Self::CudaBf16Fastest | Self::HopperBf16 | Self::HopperBf16Fastest | Self::Avx512Bf16 => {
+                Precision::Bf16
+            }
+            Self::HopperFp8 => Precision::Fp8,
             Self::Avx512F32 | Self::Avx2F32 | Self::PortableF32 | Self::CandleF32 => Precision::F32,
         }
     }
@@ -197,33 +252,47 @@ impl Compute {
 
     /// Finds the device, and how it computes.
     pub(super) fn choose(self) -> Result<Chosen, LoadError> {
+        // What can't be is told before a GPU is looked for.
+        if self.device == ComputeDevice::Cuda {
+            self.on_gpu()?;
+        }
         let (place, not_cuda) = self.place()?;
         if let Some(reason) = not_cuda {
             let (path, mut passed_over) = self.on_cpu()?;
-            passed_over.insert(0, PassedOver { path: ComputePath::CudaBf16, reason });
+            let on_gpu = match self.cuda.attention {
+                CudaAttention::Two => ComputePath::CudaBf16,
+                CudaAttention::Three => ComputePath::HopperBf16,
+            };
+            passed_over.insert(0, PassedOver { path: on_gpu, reason });
             return Ok(Chosen { place, path, passed_over });
         }
-        if self.dtype == ComputeDtype::F32 {
-            return Err(LoadError::NoF32);
-        }
-        let path = match self.products {
-            CudaProducts::Invariant => ComputePath::CudaBf16,
-            CudaProducts::Fastest => ComputePath::CudaBf16Fastest,
-        };
-        Ok(Chosen { place, path, passed_over: Vec::new() })
+        Ok(Chosen { place, path: self.on_gpu()?, passed_over: Vec::new() })
+    }
+
+    fn on_gpu(self) -> Result<ComputePath, LoadError> {
+        let CudaOptions { products, attention, .. } = self.cuda;
+        Ok(match (self.dtype, products, attention) {
+            (ComputeDtype::F32, ..) => return Err(LoadError::NoF32),
+            (ComputeDtype::Fp8, CudaProducts::Invariant, CudaAttention::Three) => ComputePath::HopperFp8,
+            (ComputeDtype::Fp8, ..) => return Err(LoadError::Fp8Alone),
+            (_, CudaProducts::Invariant, CudaAttention::Two) => ComputePath::CudaBf16,
+            (_, CudaProducts::Fastest, CudaAttention::Two) => ComputePath::CudaBf16Fastest,
+            (_, CudaProducts::Invariant, CudaAttention::Three) => ComputePath::HopperBf16,
+            (_, CudaProducts::Fastest, CudaAttention::Three) => ComputePath::HopperBf16Fastest,
+        })
     }
 
     /// Where to compute, and, if that is the CPU, why not on a GPU.
     fn place(self) -> Result<(Place, Option<String>), LoadError> {
         const NOT_BUILT: &str = "this program was built without CUDA";
         Ok(match self.device {
-            ComputeDevice::Cuda => (cuda(self.products)?, None),
+            ComputeDevice::Cuda => (self.cuda()?, None),
             _ if !cfg!(feature = "cuda") => (Place::Cpu, Some(NOT_BUILT.to_owned())),
             ComputeDevice::Cpu => (Place::Cpu, Some("--device cpu asks for the CPU".to_owned())),
             ComputeDevice::Auto => match (self.dtype, self.cpu_path) {
                 (ComputeDtype::F32, _) => (Place::Cpu, Some("--dtype f32 asks for f32".to_owned())),
                 (_, Some(path)) => (Place::Cpu, Some(format!("--cpu-path asks for {path}"))),
-                _ => match cuda(self.products) {
+                _ => match self.cuda() {
                     Ok(gpu) => (gpu, None),
                     Err(error) => {
                         warn!(%error, "computing on the CPU");
@@ -237,6 +306,9 @@ impl Compute {
     /// The path that is asked for, else the fastest that this CPU has and the precision allows; and those before it.
     fn on_cpu(self) -> Result<(ComputePath, Vec<PassedOver>), LoadError> {
         let mut passed_over = Vec::new();
+        if self.dtype == ComputeDtype::Fp8 {
+            return Err(LoadError::NoFp8);
+        }
         if let Some(path) = self.cpu_path {
             if let Some(reason) = path.lacking() {
                 return Err(LoadError::NoPath { path, reason: reason.to_owned() });
@@ -261,14 +333,14 @@ impl Compute {
             None => Err(LoadError::NoBf16),
         }
     }
-}
 
-#[cfg(feature = "cuda")]
-fn cuda(products: CudaProducts) -> Result<Place, LoadError> {
-    Gpu::open(products).map(Place::Cuda)
-}
+    #[cfg(feature = "cuda")]
+    fn cuda(self) -> Result<Place, LoadError> {
+        Gpu::open(self.cuda, self.dtype == ComputeDtype::Fp8).map(Place::Cuda)
+    }
 
-#[cfg(not(feature = "cuda"))]
-fn cuda(_: CudaProducts) -> Result<Place, LoadError> {
-    Err(LoadError::NoCuda("this program was built without CUDA (cargo build --features cuda)".to_owned()))
+    #[cfg(not(feature = "cuda"))]
+    fn cuda(self) -> Result<Place, LoadError> {
+        Err(LoadError::NoCuda("this program was built without CUDA (cargo build --features cuda)".to_owned()))
+    }
 }

@@ -91,6 +91,15 @@ pub enum LoadError {
     /// There is no GPU, or the program can't use it.
     #[error("{0}; --device cpu (VECMILL_DEVICE) computes on the CPU")]
     NoCuda(String),
+    /// A precision that no CPU is used in.
+    #[error("--dtype fp8 (VECMILL_COMPUTE_DTYPE) is computed on Hopper GPUs: leave it out, or take --device cuda")]
+    NoFp8,
+    /// FP8 has one way to be computed.
+    #[error(
+        "--dtype fp8 (VECMILL_COMPUTE_DTYPE) is computed with FlashAttention 3, by a program that infra/cuda/build has made, \
+         and with the same products for every batch: leave --cuda-attention and --cuda-products out"
+    )]
+    Fp8Alone,
     /// A precision that the GPU is not used in.
     #[error("the GPU computes in bf16: leave --dtype (VECMILL_COMPUTE_DTYPE) out, or take --device cpu")]
     NoF32,
@@ -153,9 +162,6 @@ pub enum EngineError {
     /// candle refused an operation, or memory ran out.
     #[error("forward: {0}")]
     Candle(#[from] candle_core::Error),
-    /// The GPU failed. This process can't use it again.
-    #[error("the GPU is lost: {0}")]
-    Lost(candle_core::Error),
 }
 
 /// A row with a value that is not finite, or of no length. It must not be written; the row fails, not its chunk.

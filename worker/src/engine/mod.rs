@@ -20,9 +20,11 @@ mod cpu;
 mod cuda;
 mod error;
 mod finish;
+mod marks;
 mod model;
 mod packing;
 mod place;
+mod products;
 mod revision;
 mod rope;
 pub mod synthetic;
@@ -32,12 +34,17 @@ mod tokenizer;
 mod trial;
 mod weights;
 
-pub use compute::{Compute, ComputeDevice, ComputeDtype, ComputePath, CudaProducts, PassedOver, Precision};
+pub use compute::{
+    Compute, ComputeDevice, ComputeDtype, ComputePath, CudaAttention, CudaOptions, CudaProducts, PassedOver, Precision,
+    Sharing,
+};
 use std::path::Path;
 
 pub use error::{EngineError, LoadError, NonFinite, TokenizeError};
 pub use finish::finish;
-pub use model::{Launched, Model, ModelInfo};
+pub use marks::Operation;
+pub use model::{Launched, Model, ModelInfo, Operations};
+pub use products::{Algorithm, ProductFigures, measure_products};
 pub use tokenizer::{END_TOKEN, Encoded, Input, TEXT_BYTES_PER_TOKEN_MAX, Tokenizer};
 
 /// Names of the weight files of a model's folder, whether they are there or not.

@@ -7,6 +7,7 @@ use super::card::Card;
 use super::compute::{Chosen, Compute, ComputePath, PassedOver, Precision};
 use super::config::Config;
 use super::cpu;
+use super::marks::Operation;
 use super::packing::Packed;
 use super::revision::revision;
 use super::weights::Weights;
@@ -84,9 +85,12 @@ impl Model {
         let weights = Weights::open(dir, &files)?;
         let load_forward = || -> Result<Forward, LoadError> {
             Ok(match path {
-                ComputePath::CudaBf16 | ComputePath::CudaBf16Fastest | ComputePath::CandleF32 => {
-                    Forward::Tensor(tensor::Forward::load(&weights, &config, place)?)
-                }
+                ComputePath::CudaBf16
+                | ComputePath::CudaBf16Fastest
+                | ComputePath::HopperBf16
+                | ComputePath::HopperBf16Fastest
+                | ComputePath::HopperFp8
+                | ComputePath::CandleF32 => Forward::Tensor(tensor::Forward::load(&weights, &config, place)?),
                 path => Forward::Cpu(cpu::load(path, &weights, &config)?),
             })
         };
@@ -152,10 +156,39 @@ impl Model {
         if texts.is_empty() {
             return Ok(Launched(Inner::Computed(Vec::new())));
         }
-        let packed = Packed::new(texts);
         match &self.forward {
-            Forward::Tensor(forward) => forward.launch(&packed).map(|rows| Launched(Inner::Coming(rows))),
-            Forward::Cpu(forward) => forward.forward(&packed).map(|rows| Launched(Inner::Computed(rows))),
+            Forward::Tensor(forward) => forward.launch(&forward.pack(texts)).map(|rows| Launched(Inner::Coming(rows))),
+            Forward::Cpu(forward) => forward.forward(&Packed::new(texts)).map(|rows| Launched(Inner::Computed(rows))),
+        }
+    }
+
+    /// Computes a batch and takes the time of each operation; `None` where the pass is not made of such. To be measured
+    /// costs time: two events an operation on a GPU.
+    ///
+    /// # Errors
+    /// As [`Self::forward`].
+    pub fn operations(&self, texts: &[&[u32]]) -> Result<Option<Operations>, EngineError> {
+        for (index, text) in texts.iter().enumerate() {
+            self.check(index, text)?;
+        }
+        match &self.forward {
+            Forward::Tensor(forward) => {
+                let packed = forward.pack(texts);
+                let (rows, before) = (packed.ids.len(), forward.forget_peak_memory()?);
+                let operations = forward.operations(&packed)?;
+                let memory = before.map(|before| {
+                    forward.peak_memory(rows).map(|(peak, predicted)| (peak.saturating_sub(before), predicted))
+                });
+                Ok(Some(Operations { rows, operations, memory: memory.transpose()? }))
+            }
+            Forward::Cpu(_) => Ok(None),
+        }
+    }
+
+    /// Tells a GPU's profiler, if there is one, that what it is to look at begins here: loading tries many kernels out.
+    pub fn begin_profile(&self) {
+        if let Forward::Tensor(forward) = &self.forward {
+            forward.begin_profile();
         }
     }
 
@@ -168,6 +201,17 @@ impl Model {
             None => Ok(()),
         }
     }
+}
+
+/// A batch's time, operation by operation.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Operations {
+    /// Rows that were computed: tokens, but those of shared beginnings once.
+    pub rows: usize,
+    /// In the order in which they are computed.
+    pub operations: Vec<Operation>,
+    /// On a GPU: the most bytes that the batch had allocated at once, and what was predicted.
+    pub memory: Option<(u64, u64)>,
 }
 
 /// A batch that was launched. Dropped, its rows are computed in vain.

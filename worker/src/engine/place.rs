@@ -5,8 +5,12 @@ use std::sync::Arc;
 
 use candle_core::{DType, Device, Result, Tensor};
 
+use super::EngineError;
+#[cfg(feature = "cuda")]
+use super::compute::CudaAttention;
 #[cfg(feature = "cuda")]
 use super::cuda::{self, Gpu};
+use super::packing::Sharing;
 
 /// Where tensors lie.
 #[derive(Clone)]
@@ -36,13 +40,51 @@ impl Place {
         }
     }
 
-    /// Whether nothing can be computed there any more: a kernel's fault spoils a GPU for the rest of the process.
-    pub(super) fn is_lost(&self) -> bool {
+    /// When rows of a beginning are shared there.
+    pub(super) fn sharing(&self) -> Sharing {
+        match self {
+            Self::Cpu => Sharing::Always,
+            #[cfg(feature = "cuda")]
+            Self::Cuda(gpu) => gpu.sharing(),
+        }
+    }
+
+    /// Which attention rows go through there, if it is a GPU.
+    #[cfg(feature = "cuda")]
+    pub(super) fn attention(&self) -> CudaAttention {
+        match self {
+            Self::Cpu => CudaAttention::default(),
+            Self::Cuda(gpu) => gpu.attention(),
+        }
+    }
+
+    /// The GPU that this is.
+    #[cfg(feature = "cuda")]
+    pub(super) fn gpu(&self) -> Result<&Gpu> {
+        match self {
+            Self::Cpu => candle_core::bail!("a GPU's product on a CPU"),
+            Self::Cuda(gpu) => Ok(gpu),
+        }
+    }
+
+    /// Whether most products are in FP8 there.
+    #[cfg(feature = "cuda")]
+    pub(super) fn is_fp8(&self) -> bool {
         match self {
             Self::Cpu => false,
-            #[cfg(feature = "cuda")]
-            Self::Cuda(gpu) => gpu.synchronize().is_err(),
+            Self::Cuda(gpu) => gpu.is_fp8(),
         }
+    }
+
+    /// What a batch failed with. Where nothing can be computed any more, ends the process.
+    pub(super) fn failure(&self, error: candle_core::Error) -> EngineError {
+        #[cfg(feature = "cuda")]
+        if let Self::Cuda(gpu) = self
+            && gpu.is_lost()
+        {
+            cuda::end_process(format_args!("the GPU is lost: {error}"));
+        }
+        EngineError::Candle(error)
     }
 
     /// Begins a batch.

@@ -29,7 +29,7 @@ use super::{
 };
 use crate::{
     built_in::BUILT_IN_MODEL,
-    engine::{Compute, ComputeDevice, ComputeDtype, ComputePath, CudaProducts},
+    engine::{Compute, ComputeDevice, ComputeDtype, ComputePath, CudaOptions},
     model_source::ModelSource,
     panics,
 };
@@ -88,9 +88,8 @@ struct Cli {
     /// Which of the CPU's instructions to compute with; by default the fastest that it has
     #[arg(long, env = "VECMILL_CPU_PATH", value_enum, value_name = "PATH")]
     cpu_path: Option<ComputePath>,
-    /// How a GPU multiplies by weights: the same for every batch, or the fastest for each
-    #[arg(long, env = "VECMILL_CUDA_PRODUCTS", value_enum, default_value_t, hide = cfg!(not(feature = "cuda")))]
-    cuda_products: CudaProducts,
+    #[command(flatten)]
+    cuda: CudaOptions,
     /// Task that the corpus' texts are queries for; leave out for passages
     #[arg(long, env = "VECMILL_INSTRUCTION", value_name = "TASK")]
     instruction: Option<String>,
@@ -168,12 +167,7 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
         model: cli.model.clone(),
         model_dir: cli.model_dir.clone(),
         model_revision: cli.revision.clone(),
-        compute: Compute {
-            dtype: cli.compute_dtype,
-            device: cli.device,
-            cpu_path: cli.cpu_path,
-            products: cli.cuda_products,
-        },
+        compute: Compute { dtype: cli.compute_dtype, device: cli.device, cpu_path: cli.cpu_path, cuda: cli.cuda },
     };
     let mistakes = model.mistakes();
     anyhow::ensure!(mistakes.is_empty(), "{}", mistakes.join("\n"));
@@ -192,6 +186,7 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
             ComputeDtype::Auto => None,
             ComputeDtype::F32 => Some(Precision::F32),
             ComputeDtype::Bf16 => Some(Precision::Bf16),
+            ComputeDtype::Fp8 => Some(Precision::Fp8),
         },
     };
     spec.check()?;

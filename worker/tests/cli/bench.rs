@@ -44,6 +44,68 @@ fn a_table_for_people() {
 }
 
 #[test]
+fn a_batch_operation_by_operation() {
+    let folder = Folder::new();
+    let args = ["--times", "--json", "--turns", "2", "--case", "3x7,shared:4x30+5", "--cpu-path", "candle-f32"];
+    let output = run(folder.command("bench", &args), "");
+    assert!(output.status.success(), "{}", stderr(&output));
+    let lines = json_lines(&output);
+    assert_eq!(lines.iter().map(|line| &line["tokens"]).collect::<Vec<_>>(), [21, 140]);
+    assert_eq!(
+        lines.iter().map(|line| &line["rows"]).collect::<Vec<_>>(),
+        [21, 30 + 4 * 5],
+        "shared rows are there once"
+    );
+    let of = |line: &Value, name: &str| {
+        let operations = line["operations"].as_array().unwrap();
+        operations.iter().find(|operation| operation["operation"] == name).cloned().unwrap_or(Value::Null)
+    };
+    for line in &lines {
+        let operations = line["operations"].as_array().unwrap();
+        let sum: f64 = operations.iter().map(|operation| operation["seconds"].as_f64().unwrap()).sum();
+        assert!((sum - line["operations_seconds"].as_f64().unwrap()).abs() < 1e-9 && sum > 0.0);
+    }
+    // 64 wide, 4 query and 2 key heads of 16, 128 inside; one layer is the last.
+    let gate_up = of(&lines[0], "gate/up product");
+    assert_eq!((&gate_up["calls"], &gate_up["flop"]), (&1.into(), &(2 * 21 * 64 * 256).into()));
+    assert_eq!(of(&lines[0], "last layer: gate/up product")["flop"], 2 * 3 * 64 * 256);
+    // Each of 7 tokens sees those before it and itself: 28 pairs a text.
+    assert_eq!(of(&lines[0], "attention")["flop"], 4 * 4 * 16 * 3 * 28);
+    assert_eq!(of(&lines[0], "keys and values"), Value::Null, "nothing is shared");
+    assert_eq!(of(&lines[1], "keys and values")["calls"], 1);
+    let pairs = 30 * 31 / 2 + 4 * (31..=35).sum::<i32>();
+    assert_eq!(of(&lines[1], "attention")["flop"], 4 * 4 * 16 * pairs);
+
+    let output =
+        run(folder.command("bench", &["--times", "--case", "2x9", "--turns", "1", "--cpu-path", "candle-f32"]), "");
+    let table = String::from_utf8(output.stdout).unwrap();
+    assert!(table.contains("gate/up product") && table.contains("2x9: 18 tokens, 18 rows"), "{table}");
+}
+
+#[test]
+fn products_alone() {
+    let folder = Folder::new();
+    let output = run(folder.command("bench", &["--products", "--json"]), "");
+    assert!(output.status.success(), "{}", stderr(&output));
+    let lines = json_lines(&output);
+    let size = |line: &Value, name: &str| line[name].as_u64().unwrap();
+    let shape = |line: &Value| (line["weights"].as_str().unwrap().to_owned(), size(line, "outer"), size(line, "inner"));
+    let mut shapes: Vec<_> = lines.iter().map(shape).collect();
+    shapes.dedup();
+    let expected = [("q/k/v", 128, 64), ("output", 64, 64), ("gate/up", 256, 64), ("down", 64, 128)];
+    assert_eq!(shapes, expected.map(|(name, outer, inner)| (name.to_owned(), outer, inner)));
+    for line in &lines {
+        let algorithm = &line["algorithms"][0];
+        let flop = 2.0 * ["outer", "inner", "height"].map(|name| line[name].as_f64().unwrap()).iter().product::<f64>();
+        let counted = algorithm["tflops"].as_f64().unwrap() * algorithm["milliseconds"].as_f64().unwrap() * 1e9;
+        assert!((counted / flop - 1.0).abs() < 1e-9, "{line}");
+    }
+    let output = run(folder.command("bench", &["--products"]), "");
+    let table = String::from_utf8(output.stdout).unwrap();
+    assert!(table.lines().skip(1).all(|line| line.ends_with("fastest, used")) && table.contains("128 x 64"), "{table}");
+}
+
+#[test]
 fn what_can_not_be_measured() {
     let folder = Folder::new();
     let output = run(folder.command("bench", &["--case", "1x5000"]), "");
@@ -52,6 +114,9 @@ fn what_can_not_be_measured() {
     let output = run(folder.command("bench", &["--case", "many"]), "");
     assert_eq!(output.status.code(), Some(2));
     assert!(stderr(&output).contains("TEXTSxTOKENS"), "{}", stderr(&output));
+    let output = run(folder.command("bench", &["--times", "--cpu-path", "portable-f32", "--case", "1x5"]), "");
+    assert_eq!(output.status.code(), Some(1));
+    assert!(stderr(&output).contains("--cpu-path candle-f32"), "{}", stderr(&output));
 }
 
 #[test]

@@ -4,7 +4,8 @@ use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use vecmill_worker::engine::synthetic::{self, Shape, Stored, WriteError, token_ids};
 use vecmill_worker::engine::{
-    Compute, ComputeDevice, ComputeDtype, ComputePath, LoadError, Model, PassedOver, Precision,
+    Compute, ComputeDevice, ComputeDtype, ComputePath, CudaAttention, CudaOptions, LoadError, Model, PassedOver,
+    Precision,
 };
 
 use crate::support::{SEED, difference, edit, loaded, vectors, written};
@@ -203,6 +204,18 @@ fn what_the_cpu_lacks_is_refused_and_auto_takes_the_best_there_is() {
     let contrary = Compute { dtype: ComputeDtype::Bf16, ..Compute::by(ComputePath::PortableF32) };
     let said = load(&contrary).unwrap_err().to_string();
     assert!(said.contains("--dtype") && said.contains("asks for bf16"), "{said}");
+}
+
+#[test]
+fn fp8_is_computed_on_hopper_alone() {
+    let (_guard, dir) = written(&Shape::tiny());
+    let refused = |compute: Compute| Model::load(&dir, &compute).err().unwrap().to_string();
+    let error = refused(Compute::cpu(ComputeDtype::Fp8));
+    assert!(error.contains("--dtype fp8") && error.contains("Hopper"), "{error}");
+    // Whatever else the program was built with.
+    let cuda = CudaOptions { attention: CudaAttention::Two, ..CudaOptions::default() };
+    let error = refused(Compute { device: ComputeDevice::Cuda, cuda, ..Compute::cpu(ComputeDtype::Fp8) });
+    assert!(error.contains("leave --cuda-attention and --cuda-products out"), "{error}");
 }
 
 #[test]

@@ -87,10 +87,10 @@ pub(in super::super) struct OutputOptions {
     #[serde(default)]
     #[schema(value_type = Option<String>, pattern = "^(f32|f16)$")]
     pub(super) dtype: Dtype,
-    /// The precision that they are computed in: `f32` or `bf16`; that of whichever worker takes them where this is left out.
+    /// The precision that they are computed in: `f32`, `bf16` or `fp8`; that of whichever worker takes them where this is left out.
     // Not written where it is not asked for: a batch from before it must be the same when it is asked for again.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schema(value_type = Option<String>, pattern = "^(f32|bf16)$")]
+    #[schema(value_type = Option<String>, pattern = "^(f32|bf16|fp8)$")]
     pub(super) precision: Option<Precision>,
     /// Length of the vectors; what the first line asks for where this is left out, else the model's own.
     #[schema(minimum = 32)]

@@ -57,7 +57,7 @@ pub(super) struct Job {
     /// What it waits for: a reason for programs, until when, and a sentence.
     #[schema(value_type = Option<Object>)]
     waiting: Option<()>,
-    /// The precision that it asks for: `f32` or `bf16`; null where any will do.
+    /// The precision that it asks for: `f32`, `bf16` or `fp8`; null where any will do.
     precision: Option<String>,
     /// Texts in the job.
     rows: u64,

@@ -1,4 +1,6 @@
-//! What is measured: `16x128` is 16 texts of 128 tokens, `mixed:2048:32..512` texts of 32 to 512 tokens, 2,048 together.
+//! What is measured: `16x128` is 16 texts of 128 tokens, `mixed:2048:32..512` texts of 32 to 512 tokens, 2,048 together,
+//! `1x4096+140x200` a long text and many short ones, and `shared:16x100+28` 16 texts of 128 tokens, the first 100 of which they
+//! have in common.
 
 use std::str::FromStr;
 
@@ -15,6 +17,8 @@ pub(super) struct Case {
     pub(super) name: String,
     /// Tokens of each text.
     pub(super) lengths: Vec<usize>,
+    /// Tokens that all texts begin with.
+    pub(super) shared: usize,
 }
 
 impl Case {
@@ -28,20 +32,31 @@ impl FromStr for Case {
     type Err = String;
 
     fn from_str(name: &str) -> Result<Self, String> {
-        let lengths = match name.strip_prefix("mixed:") {
-            Some(mixed) => mixed.split_once(':').and_then(|(total, range)| {
+        let equal = |equal: &str| -> Option<Vec<usize>> {
+            let (texts, tokens) = equal.split_once('x')?;
+            let (texts, tokens) =
+                (number(texts)?, tokens.split('+').try_fold(0, |sum: usize, part| sum.checked_add(number(part)?))?);
+            (texts.checked_mul(tokens)? <= TOKENS_MAX).then(|| vec![tokens; texts])
+        };
+        let shared = match name.strip_prefix("shared:") {
+            None => Some(0),
+            Some(shared) => shared.split_once('x').and_then(|(_, tokens)| number(tokens.split_once('+')?.0)),
+        };
+        let lengths = match (name.strip_prefix("mixed:"), name.strip_prefix("shared:")) {
+            (Some(mixed), _) => mixed.split_once(':').and_then(|(total, range)| {
                 let (least, most) = range.split_once("..")?;
                 mixed_lengths(number(total)?, number(least)?, number(most)?)
             }),
-            None => name.split_once('x').and_then(|(texts, tokens)| {
-                let (texts, tokens) = (number(texts)?, number(tokens)?);
-                (texts.checked_mul(tokens)? <= TOKENS_MAX).then(|| vec![tokens; texts])
-            }),
+            (None, Some(shared)) => equal(shared),
+            (None, None) => name.split('+').map(equal).collect::<Option<Vec<_>>>().map(|parts| parts.concat()),
         };
-        let lengths = lengths.ok_or_else(|| {
-            format!("write TEXTSxTOKENS or mixed:TOTAL:LEAST..MOST, for example 16x128 or mixed:2048:32..512, of at most {TOKENS_MAX} tokens")
-        })?;
-        Ok(Self { name: name.to_owned(), lengths })
+        let (Some(lengths), Some(shared)) = (lengths, shared) else {
+            return Err(format!(
+                "write TEXTSxTOKENS, several of them with a +, mixed:TOTAL:LEAST..MOST or shared:TEXTSxSHARED+OWN, for example \
+                 16x128, 1x512+9x30, mixed:2048:32..512 or shared:16x100+28, of at most {TOKENS_MAX} tokens"
+            ));
+        };
+        Ok(Self { name: name.to_owned(), lengths, shared })
     }
 }
 
@@ -72,6 +87,10 @@ mod tests {
     fn equal_and_mixed_lengths() {
         let case: Case = "16x128".parse().expect("a case");
         assert_eq!(case.lengths, vec![128; 16]);
+        let case: Case = "1x50+2x3".parse().expect("a case");
+        assert_eq!(case.lengths, [50, 3, 3]);
+        let case: Case = "shared:4x100+28".parse().expect("a case");
+        assert_eq!((case.lengths, case.shared), (vec![128; 4], 100));
         let case: Case = "mixed:2048:32..512".parse().expect("a case");
         assert_eq!(case.tokens(), 2048);
         let (last, others) = case.lengths.split_last().expect("texts");
@@ -81,9 +100,21 @@ mod tests {
 
     #[test]
     fn what_is_no_case() {
-        for wrong in
-            ["", "x", "16", "16x", "0x5", "5x0", "mixed:5", "mixed:5:9..2", "99999999x99999999", "mixed:0:1..2"]
-        {
+        for wrong in [
+            "",
+            "x",
+            "16",
+            "16x",
+            "0x5",
+            "5x0",
+            "mixed:5",
+            "mixed:5:9..2",
+            "99999999x99999999",
+            "mixed:0:1..2",
+            "4x5+6",
+            "shared:4x5",
+            "shared:4x0+5",
+        ] {
             assert!(wrong.parse::<Case>().is_err(), "{wrong}");
         }
     }

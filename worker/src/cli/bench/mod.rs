@@ -2,6 +2,8 @@
 
 mod case;
 mod cost;
+mod products;
+mod times;
 
 use std::{
     io::{BufRead, Write},
@@ -19,16 +21,24 @@ use crate::{
 };
 
 const NOTES: &str = "\
-Cases are TEXTSxTOKENS or mixed:TOTAL:LEAST..MOST. Each is one batch: one turn to warm up, then the turns that count.
+Cases are TEXTSxTOKENS, several of them with a + between, mixed:TOTAL:LEAST..MOST, or shared:TEXTSxSHARED+OWN (texts that
+begin with the same tokens). Each is one batch: one turn to warm up, then the turns that count.
 GFLOP/s counts what the batch needs of the layers' matrices (q, k, v, o, gate, up, down), in the last layer of unpooled
-tokens keys and values only; \"and attention\" adds causal attention.
+tokens keys and values only; \"and attention\" adds causal attention. Tokens that are shared count for each text.
+
+With --times, a batch's time is told operation by operation, on a GPU by its own clock, and beside the time of the whole
+batch, which is measured without; on a CPU that takes --cpu-path candle-f32. With --products, the products of the
+model's shapes are measured each alone: on a GPU by each algorithm that cuBLASLt proposes, in bf16 and in FP8; of the
+model only config.json is read.
 
 With --interactive, each line of standard input is {\"texts\": [[ids, ..], ..], \"vectors\": false} and is answered by
 {\"texts\", \"tokens\", \"seconds\"} and, if asked for, \"vectors\": other programs can be measured in turns with this one.
 
 Examples:
   vecmill-worker bench --model-dir /models/0.6B
-  vecmill-worker bench --model vecmill/mini --case 64x64 --case mixed:8192:32..512 --turns 20 --json";
+  vecmill-worker bench --model vecmill/mini --case 64x64 --case mixed:8192:32..512 --turns 20 --json
+  vecmill-worker bench --model-dir /models/4B --times --case 64x512
+  vecmill-worker bench --model-dir /models/4B --products";
 
 /// Flags of `bench`.
 #[derive(Debug, clap::Args)]
@@ -54,8 +64,14 @@ pub(super) struct Args {
     /// Print a line of JSON for each case
     #[arg(long, env = "VECMILL_JSON")]
     json: bool,
+    /// Tell how a batch's time divides among its operations
+    #[arg(long, env = "VECMILL_BENCH_TIMES")]
+    times: bool,
+    /// Measure the products of the model's shapes instead, each alone
+    #[arg(long, env = "VECMILL_BENCH_PRODUCTS", conflicts_with_all = ["times", "turns"])]
+    products: bool,
     /// Take batches from standard input; see below
-    #[arg(long, conflicts_with_all = ["turns", "json"])]
+    #[arg(long, conflicts_with_all = ["turns", "json", "times", "products"])]
     interactive: bool,
 }
 
@@ -104,6 +120,9 @@ pub(super) fn run(args: &Args) -> ExitCode {
 }
 
 fn bench(args: &Args) -> anyhow::Result<()> {
+    if args.products {
+        return products::run(&args.source, args.json);
+    }
     let begun = Instant::now();
     let (model, _) = args.source.load()?;
     let loaded = begun.elapsed();
@@ -127,13 +146,19 @@ fn bench(args: &Args) -> anyhow::Result<()> {
         for passed_over in &model.info().passed_over {
             writeln!(out, "  {passed_over}")?;
         }
-        writeln!(
-            out,
-            "{:20} {:>6} {:>7} {:>6} {:>13} {:>10} {:>10} {:>14} {:>10}",
-            "case", "texts", "tokens", "turns", "tok/s median", "best", "GFLOP/s", "and attention", "peak MiB"
-        )?;
+        if !args.times {
+            writeln!(
+                out,
+                "{:20} {:>6} {:>7} {:>6} {:>13} {:>10} {:>10} {:>14} {:>10}",
+                "case", "texts", "tokens", "turns", "tok/s median", "best", "GFLOP/s", "and attention", "peak MiB"
+            )?;
+        }
     }
     for case in &args.case {
+        if args.times {
+            times::run(&model, &cost, case, args, &mut out)?;
+            continue;
+        }
         let figures = measure(&model, &cost, case, args)?;
         if args.json {
             writeln!(out, "{}", serde_json::to_string(&figures)?)?;
@@ -146,20 +171,11 @@ fn bench(args: &Args) -> anyhow::Result<()> {
 }
 
 fn measure<'a>(model: &'a Model, cost: &Cost, case: &'a Case, args: &Args) -> anyhow::Result<Figures<'a>> {
-    let texts: Vec<Vec<u32>> =
-        (0..).zip(&case.lengths).map(|(seed, &length)| random_text(model, seed, length)).collect();
+    let texts = texts_of(model, case);
     forget_peak_memory();
     turn(model, &texts)?;
-    let limit = Duration::from_secs(args.seconds);
-    let begun = Instant::now();
-    let mut seconds = Vec::new();
-    while match args.turns {
-        Some(turns) => seconds.len() < turns as usize,
-        None => seconds.len() < TURNS_MIN || begun.elapsed() < limit,
-    } {
-        seconds.push(turn(model, &texts)?.0.as_secs_f64());
-    }
-    seconds.sort_by(f64::total_cmp);
+    model.begin_profile();
+    let seconds = turns(args, || Ok(turn(model, &texts)?.0.as_secs_f64()))?;
     let (median, best) = (seconds[seconds.len() / 2], seconds[0]);
     let tokens = case.tokens();
     let (matrices, attention) = (cost.matrices(&case.lengths) as f64, cost.attention(&case.lengths) as f64);
@@ -200,6 +216,21 @@ fn say(out: &mut impl Write, figures: &Figures<'_>) -> std::io::Result<()> {
     )
 }
 
+/// Takes turns, as many as are asked for, and gives what they give, seconds, in rising order.
+fn turns(args: &Args, mut turn: impl FnMut() -> anyhow::Result<f64>) -> anyhow::Result<Vec<f64>> {
+    let limit = Duration::from_secs(args.seconds);
+    let begun = Instant::now();
+    let mut seconds = Vec::new();
+    while match args.turns {
+        Some(turns) => seconds.len() < turns as usize,
+        None => seconds.len() < TURNS_MIN || begun.elapsed() < limit,
+    } {
+        seconds.push(turn()?);
+    }
+    seconds.sort_by(f64::total_cmp);
+    Ok(seconds)
+}
+
 /// One batch: from token ids to unit vectors.
 fn turn(model: &Model, texts: &[Vec<u32>]) -> anyhow::Result<(Duration, Vec<Vec<f32>>)> {
     let texts: Vec<&[u32]> = texts.iter().map(Vec::as_slice).collect();
@@ -209,13 +240,17 @@ fn turn(model: &Model, texts: &[Vec<u32>]) -> anyhow::Result<(Duration, Vec<Vec<
     Ok((begun.elapsed(), vectors))
 }
 
-/// Random ids, and this model's end token.
-fn random_text(model: &Model, seed: u64, length: usize) -> Vec<u32> {
-    let mut ids = synthetic::token_ids(seed, length);
-    if let Some(last) = ids.last_mut() {
-        *last = model.info().end_token;
-    }
-    ids
+/// A case's texts: random ids, and this model's end token.
+fn texts_of(model: &Model, case: &Case) -> Vec<Vec<u32>> {
+    let beginning = synthetic::token_ids(u64::MAX, case.shared);
+    let text = |(seed, length): (u64, &usize)| {
+        let mut ids = [beginning.clone(), synthetic::token_ids(seed, length - case.shared)].concat();
+        if let Some(last) = ids.last_mut() {
+            *last = model.info().end_token;
+        }
+        ids
+    };
+    (0..).zip(&case.lengths).map(text).collect()
 }
 
 #[derive(Deserialize)]

@@ -51,7 +51,11 @@ pub(super) fn lacks(path: ComputePath) -> Option<&'static str> {
         #[cfg(not(target_arch = "x86_64"))]
         ComputePath::Avx512Bf16 | ComputePath::Avx512F32 | ComputePath::Avx2F32 => Some("this CPU is no x86-64"),
         ComputePath::PortableF32 | ComputePath::CandleF32 => None,
-        ComputePath::CudaBf16 | ComputePath::CudaBf16Fastest => Some("this is a GPU's"),
+        ComputePath::CudaBf16
+        | ComputePath::CudaBf16Fastest
+        | ComputePath::HopperBf16
+        | ComputePath::HopperBf16Fastest
+        | ComputePath::HopperFp8 => Some("this is a GPU's"),
     }
 }
 

@@ -11,41 +11,87 @@
 //!
 //! [`trial`]: crate::engine::trial
 
+use std::ops::Range;
+
 use candle_core::{Result, Tensor, bail};
 use candle_flash_attn::flash_attn_varlen;
 
 use super::kernels::check_bf16;
-use crate::engine::packing::{Packed, Span};
+use crate::engine::compute::CudaAttention;
+use crate::engine::packing::{Packed, RowsBefore, Span};
 
 /// Most spans of a batch: the kernel counts them along a dimension of its grid that ends there.
 const SPANS_MAX: usize = 65_535;
 
-/// Where each span's queries and keys lie, `[spans + 1]` each, u32: how many lie before it, and in the end how many there are.
+/// Where each span's queries and keys lie.
 pub(in crate::engine) struct Lengths {
-    queries_before: Tensor,
-    keys_before: Tensor,
-    queries_max: usize,
-    keys_max: usize,
+    /// In order; each is a launch.
+    parts: Vec<Part>,
+    attention: CudaAttention,
     /// Whether a span may have queries that don't see all of its keys. Settled by the layer and not by the batch: a text
     /// of one token must not go through another kernel because there is none longer beside it.
     causal: bool,
 }
 
+/// Spans that are launched together. Each is given as many blocks as the longest of them.
+struct Part {
+    /// Rows of the queries and of the keys.
+    queries: Range<usize>,
+    keys: Range<usize>,
+    /// `[spans + 1]` each, u32: how many lie before each span within the part, and in the end how many there are.
+    queries_before: Tensor,
+    keys_before: Tensor,
+    queries_max: usize,
+    keys_max: usize,
+}
+
 impl Lengths {
-    /// For all rows, and for the pooled ones. `tensors` are [`Packed::rows_before`], copied.
-    pub(in crate::engine) fn of(packed: &Packed, tensors: &[Tensor]) -> Result<(Self, Self)> {
-        let [queries_before, keys_before, pooled_before] = tensors else { bail!("each part gives a tensor") };
-        let keys_max = packed.spans.iter().map(Span::keys).max().unwrap_or(0);
-        let queries_max = packed.spans.iter().map(|span| span.own.len()).max().unwrap_or(0);
-        let lengths = |queries_before: &Tensor, queries_max, causal| Self {
-            queries_before: queries_before.clone(),
-            keys_before: keys_before.clone(),
-            queries_max,
-            keys_max,
-            causal,
+    /// What has to be copied to the GPU for [`Self::of`].
+    pub(in crate::engine) fn arrays(packed: &Packed) -> Vec<Vec<u32>> {
+        let RowsBefore { own, keys, pooled } = packed.rows_before();
+        let within = |all: &[u32], spans: &Range<usize>| {
+            all[spans.start..=spans.end].iter().map(|rows| rows - all[spans.start]).collect::<Vec<u32>>()
         };
-        // The pooled query is a text's last, and sees all: the kernel without a mask is the faster one.
-        Ok((lengths(queries_before, queries_max, true), lengths(pooled_before, 1, false)))
+        let parts = parts_of(packed);
+        let each = parts.iter().flat_map(|spans| [within(&own, spans), within(&keys, spans)]).collect::<Vec<_>>();
+        [vec![pooled, keys], each].concat()
+    }
+
+    /// For all rows, and for the pooled ones. `tensors` are [`Self::arrays`], copied.
+    pub(in crate::engine) fn of(packed: &Packed, tensors: &[Tensor], attention: CudaAttention) -> Result<(Self, Self)> {
+        let [pooled_before, all_keys_before, each @ ..] = tensors else { bail!("each array gives a tensor") };
+        let RowsBefore { own, keys, .. } = packed.rows_before();
+        let rows = |before: &[u32], spans: &Range<usize>| before[spans.start] as usize..before[spans.end] as usize;
+        let longest = |spans: &[Span], len: fn(&Span) -> usize| spans.iter().map(len).max().unwrap_or(0);
+        let parts = parts_of(packed).into_iter().zip(each.chunks_exact(2)).map(|(spans, tensors)| Part {
+            queries: rows(&own, &spans),
+            keys: rows(&keys, &spans),
+            queries_before: tensors[0].clone(),
+            keys_before: tensors[1].clone(),
+            queries_max: longest(&packed.spans[spans.clone()], |span| span.own.len()),
+            keys_max: longest(&packed.spans[spans], Span::keys),
+        });
+        let all = Self { parts: parts.collect(), attention, causal: true };
+        // The pooled query is a text's last, and sees all: the kernel without a mask is the faster one, and one query does
+        // not fill the blocks of FlashAttention 3.
+        let pooled = Part {
+            queries: 0..packed.pooled.len(),
+            keys: 0..keys.last().map_or(0, |&keys| keys as usize),
+            queries_before: pooled_before.clone(),
+            keys_before: all_keys_before.clone(),
+            queries_max: 1,
+            keys_max: longest(&packed.spans, Span::keys),
+        };
+        Ok((all, Self { parts: vec![pooled], attention: CudaAttention::Two, causal: false }))
+    }
+}
+
+/// The spans of each part.
+fn parts_of(packed: &Packed) -> Vec<Range<usize>> {
+    let spans = packed.spans.len();
+    match packed.long_spans() {
+        Some(cut) => vec![0..cut, cut..spans],
+        None => std::iter::once(0..spans).collect(),
     }
 }
 
@@ -56,11 +102,39 @@ impl Lengths {
 pub(in crate::engine) fn attend(q: &Tensor, k: &Tensor, v: &Tensor, lengths: &Lengths) -> Result<Tensor> {
     [q, k, v].into_iter().try_for_each(check_bf16)?;
     let (queries, heads, dim) = q.dims3()?;
-    let Lengths { queries_before, keys_before, queries_max, keys_max, causal } = lengths;
+    let mut attended = Vec::with_capacity(lengths.parts.len());
+    for part in &lengths.parts {
+        let (queries, keys) = (&part.queries, &part.keys);
+        let (q, k) = (q.narrow(0, queries.start, queries.len())?, k.narrow(0, keys.start, keys.len())?);
+        attended.push(launch(&q, &k, &v.narrow(0, keys.start, keys.len())?, part, lengths)?);
+    }
+    Tensor::cat(&attended, 0)?.reshape((queries, heads * dim))
+}
+
+fn launch(q: &Tensor, k: &Tensor, v: &Tensor, part: &Part, lengths: &Lengths) -> Result<Tensor> {
+    let Part { queries_before, keys_before, queries_max, keys_max, .. } = part;
     if queries_before.elem_count() > SPANS_MAX + 1 {
         bail!("a batch of {} texts and prefixes; attention takes {SPANS_MAX}", queries_before.elem_count() - 1);
     }
-    let scale = 1.0 / (dim as f32).sqrt();
-    flash_attn_varlen(q, k, v, queries_before, keys_before, *queries_max, *keys_max, scale, *causal)?
-        .reshape((queries, heads * dim))
+    let scale = 1.0 / (q.dim(2)? as f32).sqrt();
+    match lengths.attention {
+        CudaAttention::Two => {
+            flash_attn_varlen(q, k, v, queries_before, keys_before, *queries_max, *keys_max, scale, lengths.causal)
+        }
+        #[cfg(feature = "flash-attention-3")]
+        CudaAttention::Three => candle_flash_attn_v3::flash_attn_varlen(
+            q,
+            k,
+            v,
+            queries_before,
+            keys_before,
+            *queries_max,
+            *keys_max,
+            scale,
+            lengths.causal,
+            false,
+        ),
+        #[cfg(not(feature = "flash-attention-3"))]
+        CudaAttention::Three => bail!("this program was built without FlashAttention 3"),
+    }
 }

@@ -11,15 +11,17 @@
 
 mod attention;
 mod cublas_lt;
+mod fp8;
 mod gpu;
 mod kernels;
 mod products;
 mod transfer;
 
 pub(super) use attention::{Lengths, attend};
-pub(super) use gpu::Gpu;
-pub(super) use kernels::{gated_silu, norm_and_turn, rms_norm};
-pub(super) use products::{AddProduct, product};
+pub(super) use fp8::{Fp8Rows, gated_silu_fp8, quantize_rows, rms_norm_fp8};
+pub(super) use gpu::{Gpu, end_process};
+pub(super) use kernels::{gated_silu, gather, norm_and_turn, rms_norm};
+pub(super) use products::{AddProduct, Factor, product};
 pub(super) use transfer::{Batch, Pending};
 
 use super::LoadError;

@@ -77,9 +77,7 @@ impl Batch {
             let host = &mut staging.from_gpu.as_mut_slice().map_err(Error::wrap)?[..rows * width];
             self.gpu.stream().memcpy_dtoh(&values, host).map_err(Error::wrap)?;
         }
-        // The thread that waits sleeps: the processor has texts to tokenize.
-        let sleep = sys::CUevent_flags::CU_EVENT_BLOCKING_SYNC;
-        let copied = self.gpu.stream().record_event(Some(sleep)).map_err(Error::wrap)?;
+        let copied = self.gpu.event(sys::CUevent_flags::CU_EVENT_DISABLE_TIMING)?;
         Ok(Pending { batch: self, copied, rows, width })
     }
 }
@@ -111,7 +109,7 @@ impl Pending {
 
     /// Waits for the batch, and for none that was queued after it.
     pub(in crate::engine) fn rows(mut self) -> Result<Vec<Vec<f32>>> {
-        self.copied.synchronize().map_err(Error::wrap)?;
+        self.batch.gpu.wait(&self.copied)?;
         let Some(staging) = self.batch.staging.take() else { bail!("this batch is finished") };
         let values = &staging.from_gpu.as_slice().map_err(Error::wrap)?[..self.rows * self.width];
         let rows = values.chunks_exact(self.width).map(<[f32]>::to_vec).collect();

@@ -4,6 +4,7 @@ use candle_core::{CpuStorage, InplaceOp1, Layout, Result, Tensor, bail};
 use rayon::prelude::*;
 
 use super::exp::exp;
+use crate::engine::marks::{Work, bytes};
 
 /// Most queries a block has. Larger blocks waste more products above the diagonal, smaller ones pack keys more often.
 /// Measured best of 64, 128 and 256 at 2,048 tokens.
@@ -29,6 +30,20 @@ pub(super) struct Reach {
     /// The same for the kernel on the GPU.
     #[cfg(feature = "cuda")]
     pub(super) lengths: crate::engine::cuda::Lengths,
+}
+
+impl Reach {
+    /// What attention from `q` to as many values as keys `k` does, each `[rows, heads, head_dim]`: each query sees what
+    /// comes before it, and itself.
+    pub(super) fn work(&self, q: &Tensor, k: &Tensor) -> Work {
+        let seen = |span: &Span| {
+            let (queries, keys) = (span.query_len as u64, span.key_len as u64);
+            queries * keys - queries * queries.saturating_sub(1) / 2
+        };
+        let pairs: u64 = self.spans.iter().map(seen).sum();
+        let width: usize = q.dims().iter().skip(1).product();
+        Work { operation: "attention", flop: 4 * width as u64 * pairs, bytes: 2 * (bytes(q) + bytes(k)) }
+    }
 }
 
 /// Some queries of one text, for one key head and the query heads that share it.

@@ -1,20 +1,16 @@
 //! One decoder layer over packed rows.
 
-#[cfg(feature = "cuda")]
-use candle_core::CudaStorage;
-use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
-use rayon::prelude::*;
+use candle_core::{Result, Tensor};
 
 use super::attention::{Reach, attend};
-use super::exp::exp;
 use super::heads::{Angles, NormAndTurn};
 use super::linear::Linear;
 use super::load::Loader;
-use super::norm::rms_norm;
+use super::norm::Norm;
+use super::pick::pick;
 use crate::engine::LoadError;
 use crate::engine::config::Config;
-#[cfg(feature = "cuda")]
-use crate::engine::cuda;
+use crate::engine::marks::Marks;
 
 /// Rows that go through the MLP at a time on a CPU. Its inner width is the widest thing of the model (8B: 2 x 12,288), so
 /// a 32k text in one go would need 3 GB; at 2,048 rows the weights are still read rarely. A GPU's batches fit its memory.
@@ -26,6 +22,7 @@ pub(super) struct Rows {
     /// Which rows the spans' keys are, u32, if they don't lie one after the other (texts share a prefix).
     pub(super) key_rows: Option<Tensor>,
     pub(super) angles: Angles,
+    pub(super) marks: Marks,
 }
 
 /// The pooled rows alone: for each text the last.
@@ -38,13 +35,13 @@ pub(super) struct Pooled {
 
 /// Weights of a layer.
 pub(super) struct Layer {
-    input_norm: Tensor,
+    input_norm: Norm,
     /// Queries, keys and values on top of each other.
     qkv: Linear,
     query_norm: Tensor,
     key_norm: Tensor,
     output: Linear,
-    mlp_norm: Tensor,
+    mlp_norm: Norm,
     /// Gate and up on top of each other.
     gate_up: Linear,
     down: Linear,
@@ -66,12 +63,13 @@ impl Layer {
         ];
         let gate_up = [(name("mlp.gate_proj"), inner), (name("mlp.up_proj"), inner)];
         Ok(Self {
-            input_norm: loader.norm(&name("input_layernorm"), hidden)?,
+            input_norm: Norm::new(loader.norm(&name("input_layernorm"), hidden)?, config),
             qkv: loader.linear(&qkv, hidden)?,
             query_norm: loader.norm(&name("self_attn.q_norm"), config.head_dim)?,
             key_norm: loader.norm(&name("self_attn.k_norm"), config.head_dim)?,
-            output: loader.linear(&[(name("self_attn.o_proj"), hidden)], query_width)?,
-            mlp_norm: loader.norm(&name("post_attention_layernorm"), hidden)?,
+            // What goes into it is attention's, as that gives it.
+            output: loader.unreduced(&[(name("self_attn.o_proj"), hidden)], query_width)?,
+            mlp_norm: Norm::new(loader.norm(&name("post_attention_layernorm"), hidden)?, config),
             gate_up: loader.linear(&gate_up, hidden)?,
             down: loader.linear(&[(name("mlp.down_proj"), hidden)], inner)?,
             eps: config.rms_norm_eps as f32,
@@ -83,45 +81,59 @@ impl Layer {
 
     /// `[rows, hidden]` to the same.
     pub(super) fn forward(&self, hidden: Tensor, rows: &Rows) -> Result<Tensor> {
-        let qkv = self.split_heads(&self.qkv.forward(&rms_norm(&hidden, &self.input_norm, self.eps)?)?)?;
+        let marks = &rows.marks;
+        let qkv = self.qkv.forward_normed(&hidden, &self.input_norm, marks, "q/k/v product")?;
+        let qkv = self.split_heads(qkv)?;
         let norms = [(self.heads, &self.query_norm), (self.kv_heads, &self.key_norm)];
         qkv.inplace_op1(&NormAndTurn { norms: &norms, eps: self.eps, angles: &rows.angles })?;
+        let turned = qkv.narrow(1, 0, self.heads + self.kv_heads)?;
+        marks.moved("norm and turn", &[&turned, &turned])?;
         let (k, v) = self.keys_values(&qkv, self.heads, rows)?;
-        let attended = attend(&qkv.narrow(1, 0, self.heads)?, &k, &v, &rows.reach)?;
+        let q = qkv.narrow(1, 0, self.heads)?;
+        let attended = attend(&q, &k, &v, &rows.reach)?;
+        marks.after(|| rows.reach.work(&q, &k))?;
         // The MLP needs their memory.
-        drop((qkv, k, v));
-        self.after_attention(hidden, attended)
+        drop((qkv, turned, q, k, v));
+        self.after_attention(hidden, attended, marks)
     }
 
     /// The last layer: `[rows, hidden]` to `[texts, hidden]`. Only keys and values are needed of rows that aren't pooled.
     pub(super) fn forward_pooled(&self, hidden: &Tensor, rows: &Rows, pooled: &Pooled) -> Result<Tensor> {
-        let normed = rms_norm(hidden, &self.input_norm, self.eps)?;
+        let marks = &rows.marks;
+        marks.last_layer(true);
         let (query_width, key_width) = (self.heads * self.head_dim, self.kv_heads * self.head_dim);
-        let kv = self.split_heads(&self.qkv.part(query_width, 2 * key_width)?.forward(&normed)?)?;
+        let kv = self.qkv.part(query_width, 2 * key_width)?;
+        let kv = self.split_heads(kv.forward_normed(hidden, &self.input_norm, marks, "k/v product")?)?;
         let key_norm = [(self.kv_heads, &self.key_norm)];
         kv.inplace_op1(&NormAndTurn { norms: &key_norm, eps: self.eps, angles: &rows.angles })?;
+        let turned = kv.narrow(1, 0, self.kv_heads)?;
+        marks.moved("norm and turn", &[&turned, &turned])?;
         let (k, v) = self.keys_values(&kv, 0, rows)?;
-        let q = self.qkv.part(0, query_width)?.forward(&normed.index_select(&pooled.index, 0)?)?;
-        let q = self.split_heads(&q)?;
+        let hidden = pick(hidden, &pooled.index)?;
+        let q = self.qkv.part(0, query_width)?;
+        let q = self.split_heads(q.forward_normed(&hidden, &self.input_norm, marks, "q product")?)?;
         let query_norm = [(self.heads, &self.query_norm)];
         q.inplace_op1(&NormAndTurn { norms: &query_norm, eps: self.eps, angles: &pooled.angles })?;
-        let hidden = hidden.index_select(&pooled.index, 0)?;
-        self.after_attention(hidden, attend(&q, &k, &v, &pooled.reach)?)
+        marks.moved("norm and turn", &[&q, &q])?;
+        let attended = attend(&q, &k, &v, &pooled.reach)?;
+        marks.after(|| pooled.reach.work(&q, &k))?;
+        let hidden = self.after_attention(hidden, attended, marks);
+        marks.last_layer(false);
+        hidden
     }
 
     /// Output projection, then the MLP, each added to the residual stream.
-    fn after_attention(&self, hidden: Tensor, attended: Tensor) -> Result<Tensor> {
-        let hidden = self.output.add_to(hidden, &attended)?;
+    fn after_attention(&self, hidden: Tensor, attended: Tensor, marks: &Marks) -> Result<Tensor> {
+        let hidden = self.output.add_to(hidden, &attended, marks, "output product")?;
         drop(attended);
-        let normed = rms_norm(&hidden, &self.mlp_norm, self.eps)?;
-        let rows = normed.dim(0)?;
+        let rows = hidden.dim(0)?;
         let rows_max = if hidden.device().is_cpu() { MLP_ROWS } else { rows };
         let parts = (0..rows)
             .step_by(rows_max)
             .map(|start| {
-                let len = rows_max.min(rows - start);
-                let inner = self.gate_up.forward(&normed.narrow(0, start, len)?)?.apply_op1_no_bwd(&GatedSilu)?;
-                self.down.add_to(hidden.narrow(0, start, len)?, &inner)
+                let part = hidden.narrow(0, start, rows_max.min(rows - start))?;
+                let gate_up = self.gate_up.forward_normed(&part, &self.mlp_norm, marks, "gate/up product")?;
+                self.down.add_gated_to(part, gate_up, marks, "down product")
             })
             .collect::<Result<Vec<_>>>()?;
         Tensor::cat(&parts, 0)
@@ -131,47 +143,19 @@ impl Layer {
     fn keys_values(&self, heads: &Tensor, before: usize, rows: &Rows) -> Result<(Tensor, Tensor)> {
         let both = heads.narrow(1, before, 2 * self.kv_heads)?;
         let both = match &rows.key_rows {
-            Some(key_rows) => both.contiguous()?.index_select(key_rows, 0)?,
+            Some(key_rows) => {
+                let picked = pick(&both, key_rows)?;
+                rows.marks.moved("keys and values", &[&picked, &picked])?;
+                picked
+            }
             None => both,
         };
         Ok((both.narrow(1, 0, self.kv_heads)?, both.narrow(1, self.kv_heads, self.kv_heads)?))
     }
 
-    fn split_heads(&self, projected: &Tensor) -> Result<Tensor> {
+    /// Takes the rows: under another name they would keep their memory to the layer's end.
+    fn split_heads(&self, projected: Tensor) -> Result<Tensor> {
         let (rows, width) = projected.dims2()?;
         projected.reshape((rows, width / self.head_dim, self.head_dim))
-    }
-}
-
-/// `[rows, 2 * inner]` of gate and up to `silu(gate) * up`, `[rows, inner]`, in one pass over memory.
-struct GatedSilu;
-
-impl CustomOp1 for GatedSilu {
-    fn name(&self) -> &'static str {
-        "gated-silu"
-    }
-
-    fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        let (CpuStorage::F32(values), Some((start, end))) = (storage, layout.contiguous_offsets()) else {
-            bail!("gated silu takes contiguous f32 values");
-        };
-        let (rows, width) = layout.shape().dims2()?;
-        let inner = width / 2;
-        let mut output = vec![0f32; rows * inner];
-        output.par_chunks_exact_mut(inner).zip(values[start..end].par_chunks_exact(width)).for_each(|(output, row)| {
-            let (gate, up) = row.split_at(inner);
-            pulp::Arch::new().dispatch(|| {
-                for ((output, gate), up) in output.iter_mut().zip(gate).zip(up) {
-                    *output = gate / (1.0 + exp(-gate)) * up;
-                }
-            });
-        });
-        Ok((CpuStorage::F32(output), (rows, inner).into()))
-    }
-
-    #[cfg(feature = "cuda")]
-    fn cuda_fwd(&self, storage: &CudaStorage, layout: &Layout) -> Result<(CudaStorage, Shape)> {
-        let (rows, width) = layout.shape().dims2()?;
-        Ok((cuda::gated_silu(storage, layout)?, (rows, width / 2).into()))
     }
 }

@@ -26,12 +26,22 @@ impl Loader<'_> {
         Ok(stored.to_dtype(DType::F32)?.to_device(self.place.device())?)
     }
 
-    /// Several `[rows, columns]` tensors on top of each other: one matrix product instead of several.
+    /// Several `[rows, columns]` tensors on top of each other, one matrix product instead of several, in the precision of the
+    /// place's products.
     pub(super) fn linear(&self, parts: &[(String, usize)], columns: usize) -> Result<Linear, LoadError> {
+        Ok(Linear::reduced(self.stacked(parts, columns)?, self.place.clone())?)
+    }
+
+    /// The same in the place's type.
+    pub(super) fn unreduced(&self, parts: &[(String, usize)], columns: usize) -> Result<Linear, LoadError> {
+        Ok(Linear::new(self.stacked(parts, columns)?, self.place.clone()))
+    }
+
+    fn stacked(&self, parts: &[(String, usize)], columns: usize) -> Result<Tensor, LoadError> {
         let parts = parts
             .iter()
             .map(|(name, rows)| self.tensor(name, &[*rows, columns]))
             .collect::<Result<Vec<_>, LoadError>>()?;
-        Ok(Linear::new(Tensor::cat(&parts, 0)?, self.place.clone()))
+        Ok(Tensor::cat(&parts, 0)?)
     }
 }

@@ -2,22 +2,29 @@
 
 mod attention;
 mod exp;
+mod gated;
 mod heads;
 mod layer;
 mod linear;
 mod load;
 mod norm;
+mod pick;
+#[cfg(any(feature = "cuda", test))]
+mod proof;
 
 use candle_core::{DType, Tensor, bail};
 
+#[cfg(feature = "cuda")]
+use super::budget;
 use super::config::Config;
 #[cfg(feature = "cuda")]
 use super::cuda;
+use super::marks::{Marks, Operation};
 use super::packing::Packed;
 use super::place::{Batch, Place};
 use super::rope::Rope;
 #[cfg(feature = "cuda")]
-use super::trial;
+use super::trial::{self, Flaw};
 use super::weights::{EMBEDDINGS, Weights};
 use super::{EngineError, LoadError, place};
 use attention::{Reach, Span};
@@ -27,19 +34,22 @@ use heads::Angles;
 pub(super) use heads::{Angles, NormAndTurn};
 use layer::{Layer, Pooled, Rows};
 use load::Loader;
-use norm::rms_norm;
+use norm::Norm;
+use pick::pick;
 
 /// A model's weights, as tensors.
 pub(super) struct Forward {
     /// `[vocab, hidden]`; on the CPU in the type it has on disk: only looked up, so widening all of it would buy nothing.
     embeddings: Tensor,
     layers: Vec<Layer>,
-    final_norm: Tensor,
-    eps: f32,
+    final_norm: Norm,
     /// `[tokens_max, head_dim / 2]`, cosines and sines, f32.
     rope: (Tensor, Tensor),
     place: Place,
     batch_tokens: Option<usize>,
+    /// What a row of a batch is predicted to take of a GPU's memory.
+    #[cfg(feature = "cuda")]
+    row_bytes: u64,
 }
 
 impl Forward {
@@ -62,40 +72,69 @@ impl Forward {
             layers: (0..config.num_hidden_layers)
                 .map(|number| Layer::load(&loader, config, number))
                 .collect::<Result<_, _>>()?,
-            final_norm: loader.norm("norm.weight", config.hidden_size)?,
-            eps: config.rms_norm_eps as f32,
+            final_norm: Norm::new(loader.norm("norm.weight", config.hidden_size)?, config),
             rope: (table(cos)?, table(sin)?),
             place: place.clone(),
             batch_tokens: None,
+            #[cfg(feature = "cuda")]
+            row_bytes: 0,
         };
         #[cfg(feature = "cuda")]
         let forward = forward.warmed_up(config)?;
         Ok(forward)
     }
 
-    /// On a GPU, runs a few texts: kernels are loaded and products planned at their first use, and what does not work
-    /// shows here and not in the first chunk. What memory is left then is for batches.
+    /// On a GPU, has the pass prove itself: kernels are loaded and products planned at their first use, and what does not
+    /// work, or gives other values than it should, shows here and not in the first chunk. What memory is left then is for
+    /// batches.
     #[cfg(feature = "cuda")]
     fn warmed_up(mut self, config: &Config) -> Result<Self, LoadError> {
         let Place::Cuda(gpu) = &self.place else { return Ok(self) };
-        let texts = trial::texts(config.vocab_size, config.tokens_max());
-        let texts: Vec<&[u32]> = texts.iter().map(Vec::as_slice).collect();
         let fails = |why: String| LoadError::NoCuda(format!("the GPU can't compute: {why}"));
-        let rows = |texts: &[&[u32]]| {
-            self.launch(&Packed::new(texts)).and_then(Launched::rows).map_err(|error| fails(error.to_string()))
-        };
-        let among = rows(&texts)?;
-        if among.iter().flatten().any(|value| !value.is_finite()) {
-            return Err(fails("values are not finite".to_owned()));
+        self.prove_attention(config).map_err(|error| fails(error.to_string()))?;
+        let texts = trial::texts(config.vocab_size, config.tokens_max());
+        let rows = |texts: &[&[u32]]| self.launch(&Packed::new(texts)).and_then(Launched::rows);
+        trial::prove(&texts, gpu.is_invariant(), rows).map_err(|flaw| match flaw {
+            Flaw::Fails(error) => fails(error.to_string()),
+            Flaw::NotFinite => fails("values are not finite".to_owned()),
+            Flaw::Differs(tokens) => LoadError::NotInvariant { tokens },
+        })?;
+        self.batch_tokens = Some(gpu.batch_tokens(config)?);
+        self.row_bytes = budget::bytes_per_token(config) as u64;
+        Ok(self)
+    }
+
+    /// Packs a batch as it is fastest at this place.
+    pub(super) fn pack(&self, texts: &[&[u32]]) -> Packed {
+        Packed::with(texts, self.place.sharing())
+    }
+
+    pub(super) fn begin_profile(&self) {
+        #[cfg(feature = "cuda")]
+        if let Place::Cuda(gpu) = &self.place {
+            gpu.begin_profile();
         }
-        if gpu.is_invariant() {
-            let alone = texts.iter().map(|text| rows(&[text])).collect::<Result<Vec<_>, _>>()?.concat();
-            if let Some(text) = trial::first_that_differs(&alone, &among) {
-                return Err(LoadError::NotInvariant { tokens: texts[text].len() });
+    }
+
+    /// On a GPU, the bytes that are allocated now; [`Self::peak_memory`] counts from here.
+    pub(super) fn forget_peak_memory(&self) -> Result<Option<u64>, EngineError> {
+        match &self.place {
+            Place::Cpu => Ok(None),
+            #[cfg(feature = "cuda")]
+            Place::Cuda(gpu) => gpu.forget_peak_memory().map(Some).map_err(|error| self.place.failure(error)),
+        }
+    }
+
+    /// On a GPU, the most bytes that were allocated at once, and what was predicted for the activations of `rows` rows.
+    pub(super) fn peak_memory(&self, _rows: usize) -> Result<(u64, u64), EngineError> {
+        match &self.place {
+            Place::Cpu => Ok((0, 0)),
+            #[cfg(feature = "cuda")]
+            Place::Cuda(gpu) => {
+                let peak = gpu.peak_memory().map_err(|error| self.place.failure(error))?;
+                Ok((peak, self.row_bytes * _rows as u64))
             }
         }
-        self.batch_tokens = Some(gpu.batch_tokens(config)?);
-        Ok(self)
     }
 
     /// Most tokens for a batch, on a GPU.
@@ -105,25 +144,40 @@ impl Forward {
 
     /// Computes one row of `hidden` values a text, or, on a GPU, queues all that it takes.
     pub(super) fn launch(&self, packed: &Packed) -> Result<Launched, EngineError> {
-        self.try_launch(packed).map_err(|error| failure(&self.place, error))
+        self.try_launch(packed, Marks::none()).map(|(launched, _)| launched).map_err(|error| self.place.failure(error))
     }
 
-    fn try_launch(&self, packed: &Packed) -> candle_core::Result<Launched> {
+    /// Computes a batch and gives the time of each of its operations, in order.
+    pub(super) fn operations(&self, packed: &Packed) -> Result<Vec<Operation>, EngineError> {
+        let measured = Marks::recording(&self.place).and_then(|marks| {
+            let (launched, marks) = self.try_launch(packed, marks)?;
+            launched.rows.get()?;
+            marks.operations()
+        });
+        measured.map_err(|error| self.place.failure(error))
+    }
+
+    fn try_launch(&self, packed: &Packed, marks: Marks) -> candle_core::Result<(Launched, Marks)> {
         let mut batch = self.place.batch()?;
-        let layout = self.lay_out(packed, &mut batch)?;
-        let mut hidden = self.embeddings.index_select(&layout.ids, 0)?.to_dtype(self.place.dtype())?;
+        let layout = self.lay_out(packed, &mut batch, marks)?;
+        let marks = &layout.rows.marks;
+        marks.moved("layout", &[])?;
+        let mut hidden = pick(&self.embeddings, &layout.ids)?.to_dtype(self.place.dtype())?;
+        marks.moved("embedding", &[&hidden, &hidden])?;
         if let Some((last, layers)) = self.layers.split_last() {
             for layer in layers {
                 hidden = layer.forward(hidden, &layout.rows)?;
             }
             hidden = last.forward_pooled(&hidden, &layout.rows, &layout.pooled)?;
         }
-        let output = rms_norm(&hidden, &self.final_norm, self.eps)?.to_dtype(DType::F32)?;
-        Ok(Launched { rows: batch.finish(&output)?, texts: layout.texts, place: self.place.clone() })
+        let output = self.final_norm.of(&hidden)?.to_dtype(DType::F32)?;
+        let rows = batch.finish(&output)?;
+        marks.moved("finish", &[&output])?;
+        Ok((Launched { rows, texts: layout.texts, place: self.place.clone() }, layout.rows.marks))
     }
 
     /// Where each span's rows lie, and which rows are pooled. Copies it to its place, all at once.
-    fn lay_out(&self, packed: &Packed, batch: &mut Batch) -> candle_core::Result<Layout> {
+    fn lay_out(&self, packed: &Packed, batch: &mut Batch, marks: Marks) -> candle_core::Result<Layout> {
         let mut key_end = 0;
         let spans: Vec<Span> = packed
             .spans
@@ -151,16 +205,14 @@ impl Forward {
         let key_rows = if shared { all_keys() } else { Vec::new() };
         let parts = [packed.ids.clone(), packed.positions.clone(), last_rows, key_rows];
         #[cfg(feature = "cuda")]
-        let parts: Vec<Vec<u32>> = parts.into_iter().chain(packed.rows_before()).collect();
+        let parts: Vec<Vec<u32>> = parts.into_iter().chain(cuda::Lengths::arrays(packed)).collect();
         let tensors = batch.upload(&parts)?;
         let [ids, positions, last_rows, key_rows, ..] = tensors.as_slice() else { bail!("each part gives a tensor") };
 
-        let angles =
-            Angles { cos: self.rope.0.index_select(positions, 0)?, sin: self.rope.1.index_select(positions, 0)? };
-        let pooled_angles =
-            Angles { cos: angles.cos.index_select(last_rows, 0)?, sin: angles.sin.index_select(last_rows, 0)? };
+        let angles = Angles { cos: pick(&self.rope.0, positions)?, sin: pick(&self.rope.1, positions)? };
+        let pooled_angles = Angles { cos: pick(&angles.cos, last_rows)?, sin: pick(&angles.sin, last_rows)? };
         #[cfg(feature = "cuda")]
-        let (lengths, pooled_lengths) = cuda::Lengths::of(packed, &tensors[4..])?;
+        let (lengths, pooled_lengths) = cuda::Lengths::of(packed, &tensors[4..], self.place.attention())?;
         Ok(Layout {
             ids: ids.clone(),
             texts,
@@ -172,6 +224,7 @@ impl Forward {
                 },
                 key_rows: shared.then(|| key_rows.clone()),
                 angles,
+                marks,
             },
             pooled: Pooled {
                 index: last_rows.clone(),
@@ -209,16 +262,11 @@ impl Launched {
 
     /// Waits for it: one row of `hidden` values a text, in the order the texts were given.
     pub(super) fn rows(self) -> Result<Vec<Vec<f32>>, EngineError> {
-        let rows = self.rows.get().map_err(|error| failure(&self.place, error))?;
+        let rows = self.rows.get().map_err(|error| self.place.failure(error))?;
         let mut ordered = vec![Vec::new(); rows.len()];
         for (text, row) in self.texts.into_iter().zip(rows) {
             ordered[text] = row;
         }
         Ok(ordered)
     }
-}
-
-/// Tells a batch that failed from a place that is lost.
-fn failure(place: &Place, error: candle_core::Error) -> EngineError {
-    if place.is_lost() { EngineError::Lost(error) } else { EngineError::Candle(error) }
 }

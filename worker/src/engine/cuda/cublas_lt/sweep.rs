@@ -1,0 +1,96 @@
+//! What each of cuBLASLt's algorithms does at one shape of weights and one height: for measuring, never in a pass.
+
+use std::sync::PoisonError;
+
+use candle_core::cuda_backend::cudarc::cublaslt::sys;
+use candle_core::{Error, Result};
+use sys::cublasLtMatmulAlgoConfigAttributes_t as Config;
+
+use super::CublasLt;
+use super::descriptors::Preference;
+use super::library::{Library, configured};
+use super::tried::Tried;
+use crate::engine::algorithms::{HEIGHTS, Trial};
+use crate::engine::products::{Algorithm, Factors, ProductFigures, Weights};
+
+impl CublasLt {
+    /// Times the algorithms that cuBLASLt proposes for `height` rows of random values, and the one in use where it is
+    /// another. Fastest first.
+    pub(in crate::engine) fn sweep(&self, weights: Weights, factors: Factors, height: usize) -> Result<ProductFigures> {
+        self.stream.context().bind_to_thread().map_err(Error::wrap)?;
+        let Weights { name, outer, inner } = weights;
+        let library = Library::new(factors, self.workspace.len())?;
+        let mut tried = Tried::new(&self.stream, &self.workspace, &library, factors, (outer, inner, height))?;
+        let any = sys::cublasLtReductionScheme_t::CUBLASLT_REDUCTION_SCHEME_MASK;
+        let mut proposed = library.proposals(&tried.sizes, &Preference::new(library.workspace, any)?)?;
+        let used = match factors {
+            Factors::Bf16 | Factors::Fp8Rows => Some(self.in_use(factors, (outer, inner), height)?),
+            Factors::Fp8 => None,
+        };
+        let is_used = |algorithm: &sys::cublasLtMatmulAlgo_t| used.is_some_and(|used| used.data == algorithm.data);
+        if let Some(used) = used
+            && !proposed.iter().any(is_used)
+        {
+            proposed.push(used);
+        }
+        let mut algorithms = Vec::new();
+        for (rank, algorithm) in proposed.iter().enumerate() {
+            // One that fails is left out: others are there.
+            let Ok(trial) = tried.run(height, algorithm) else { continue };
+            let workspace = library.workspace_needed(&tried.sizes, algorithm);
+            let mut figures = figures(algorithm, rank, trial, 2.0 * (outer * inner * height) as f64, workspace);
+            figures.used = is_used(algorithm);
+            figures.all_heights = takes_all_heights(&library, &mut tried, algorithm)?;
+            algorithms.push(figures);
+        }
+        algorithms.sort_by(|left, right| left.milliseconds.total_cmp(&right.milliseconds));
+        let note = algorithms.is_empty().then(|| format!("of {} algorithms proposed none computes", proposed.len()));
+        Ok(ProductFigures { weights: name, outer, inner, height, precision: factors.name(), note, algorithms })
+    }
+
+    fn in_use(&self, factors: Factors, shape: (usize, usize), height: usize) -> Result<sys::cublasLtMatmulAlgo_t> {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        self.plan(&mut state, factors, shape, height).map(|(_, plan)| plan.algorithm())
+    }
+}
+
+fn figures(
+    algorithm: &sys::cublasLtMatmulAlgo_t,
+    rank: usize,
+    Trial { digest, seconds }: Trial,
+    flop: f64,
+    workspace: Option<usize>,
+) -> Algorithm {
+    let of = |attribute| configured(algorithm, attribute).map_or(-1, i64::from);
+    let pieces = of(Config::CUBLASLT_ALGO_CONFIG_SPLITK_NUM);
+    let reduction = of(Config::CUBLASLT_ALGO_CONFIG_REDUCTION_SCHEME);
+    Algorithm {
+        milliseconds: seconds * 1e3,
+        tflops: flop / seconds / 1e12,
+        rank,
+        id: of(Config::CUBLASLT_ALGO_CONFIG_ID),
+        tile: of(Config::CUBLASLT_ALGO_CONFIG_TILE_ID),
+        stages: of(Config::CUBLASLT_ALGO_CONFIG_STAGES_ID),
+        option: of(Config::CUBLASLT_ALGO_CONFIG_CUSTOM_OPTION),
+        cluster: of(Config::CUBLASLT_ALGO_CONFIG_CLUSTER_SHAPE_ID),
+        pieces,
+        reduction,
+        workspace,
+        in_one_piece: pieces <= 1 && reduction == 0,
+        all_heights: false,
+        used: false,
+        bits: format!("{digest:016x}"),
+    }
+}
+
+/// Leaves another height in the sizes.
+fn takes_all_heights(library: &Library, tried: &mut Tried<'_>, algorithm: &sys::cublasLtMatmulAlgo_t) -> Result<bool> {
+    for height in HEIGHTS {
+        tried.sizes.set_height(height)?;
+        match library.workspace_needed(&tried.sizes, algorithm) {
+            Some(bytes) if bytes <= library.workspace => {}
+            _ => return Ok(false),
+        }
+    }
+    Ok(true)
+}
