@@ -129,7 +129,7 @@ fn embedded_and_searched(compute: ComputePath) {
 /// Every way in which this CPU can compute a text to the same bits in every batch. The plain one agrees with the others in
 /// f32 to the bit, and takes minutes: only where there is no other.
 fn compute_paths() -> impl Iterator<Item = ComputePath> {
-    let fast = [ComputePath::Avx512Bf16, ComputePath::Avx512F32, ComputePath::Avx2F32];
+    let fast = [ComputePath::AmxBf16, ComputePath::Avx512Bf16, ComputePath::Avx512F32, ComputePath::Avx2F32];
     let here: Vec<_> = fast.into_iter().filter(|path| path.lacking().is_none()).collect();
     if here.is_empty() { vec![ComputePath::PortableF32] } else { here }.into_iter()
 }

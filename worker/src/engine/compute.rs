@@ -12,7 +12,7 @@ use super::{LoadError, cpu};
 /// What to compute on, as given.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::Args)]
 pub struct Compute {
-    /// Precision of matrix products. auto: bf16 on a GPU and on AMD's CPUs with AVX512-BF16, else f32. fp8, on Hopper GPUs,
+    /// Precision of matrix products. auto: bf16 on a GPU, with AMX and on AMD's CPUs with AVX512-BF16, else f32. fp8, on Hopper GPUs,
     /// is for those who have looked at what it does to their vectors
     #[arg(long, env = "VECMILL_COMPUTE_DTYPE", value_enum, default_value_t)]
     pub dtype: ComputeDtype,
@@ -149,6 +149,8 @@ pub enum ComputePath {
     /// e4m3 products with a scale a row, but for attention and its output, which are as in [`Self::HopperBf16`].
     #[value(skip)]
     HopperFp8,
+    /// bf16 products on a CPU with AMX: Intel's servers since Sapphire Rapids
+    AmxBf16,
     /// bf16 products on a CPU with AVX512-BF16
     Avx512Bf16,
     /// f32 products on a CPU with AVX-512
@@ -166,17 +168,17 @@ impl ComputePath {
     ///
     /// Intel's CPUs make half as many bf16 products a cycle with AVX512-BF16 as f32 products (measured on Emerald Rapids:
     /// 87 GFLOP/s a core and 175); their instructions for bf16 are AMX. AMD's make twice as many.
-    pub fn fastest_first() -> [Self; 4] {
+    pub fn fastest_first() -> [Self; 5] {
         if cpu::is_intel() {
-            [Self::Avx512F32, Self::Avx512Bf16, Self::Avx2F32, Self::PortableF32]
+            [Self::AmxBf16, Self::Avx512F32, Self::Avx512Bf16, Self::Avx2F32, Self::PortableF32]
         } else {
-            [Self::Avx512Bf16, Self::Avx512F32, Self::Avx2F32, Self::PortableF32]
+            [Self::AmxBf16, Self::Avx512Bf16, Self::Avx512F32, Self::Avx2F32, Self::PortableF32]
         }
     }
 
     /// Every path on CPUs.
-    pub const ON_CPUS: [Self; 5] =
-        [Self::Avx512Bf16, Self::Avx512F32, Self::Avx2F32, Self::PortableF32, Self::CandleF32];
+    pub const ON_CPUS: [Self; 6] =
+        [Self::AmxBf16, Self::Avx512Bf16, Self::Avx512F32, Self::Avx2F32, Self::PortableF32, Self::CandleF32];
 
     /// Its name, as everywhere.
     pub fn name(self) -> &'static str {
@@ -186,6 +188,7 @@ impl ComputePath {
             Self::HopperBf16 => "hopper-bf16",
             Self::HopperBf16Fastest => "hopper-bf16-fastest",
             Self::HopperFp8 => "hopper-fp8",
+            Self::AmxBf16 => "amx-bf16",
             Self::Avx512Bf16 => "avx512-bf16",
             Self::Avx512F32 => "avx512-f32",
             Self::Avx2F32 => "avx2-f32",
@@ -197,9 +200,12 @@ impl ComputePath {
     /// Precision of its products.
     pub fn precision(self) -> Precision {
         match self {
-            Self::CudaBf16 | Self::CudaBf16Fastest | Self::HopperBf16 | Self::HopperBf16Fastest | Self::Avx512Bf16 => {
-                Precision::Bf16
-            }
+            Self::CudaBf16
+            | Self::CudaBf16Fastest
+            | Self::HopperBf16
+            | Self::HopperBf16Fastest
+            | Self::AmxBf16
+            | Self::Avx512Bf16 => Precision::Bf16,
             Self::HopperFp8 => Precision::Fp8,
             Self::Avx512F32 | Self::Avx2F32 | Self::PortableF32 | Self::CandleF32 => Precision::F32,
         }

@@ -66,7 +66,7 @@ pub enum LoadError {
         reason: String,
     },
     /// The CPU can't compute in bf16.
-    #[error("this CPU has no AVX512-BF16: compute in f32 (--dtype f32, VECMILL_COMPUTE_DTYPE)")]
+    #[error("this CPU has neither AMX nor AVX512-BF16: compute in f32 (--dtype f32, VECMILL_COMPUTE_DTYPE)")]
     NoBf16,
     /// The CPU can't take the path that is asked for.
     #[error("--cpu-path {path} (VECMILL_CPU_PATH): {reason}; leave it out to compute with what the CPU has")]

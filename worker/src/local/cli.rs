@@ -78,8 +78,8 @@ struct Cli {
     /// Element type of the stored vectors
     #[arg(long, env = "VECMILL_DTYPE", value_enum, default_value_t)]
     dtype: Dtype,
-    /// Precision of the model's products; by default bf16 on a GPU and on AMD's CPUs with AVX512-BF16, else
-    /// f32
+    /// Precision of the model's products; by default bf16 on a GPU, with AMX and on AMD's CPUs with AVX512-BF16,
+    /// else f32
     #[arg(long, env = "VECMILL_COMPUTE_DTYPE", value_enum, default_value_t)]
     compute_dtype: ComputeDtype,
     /// What computes

@@ -3,6 +3,8 @@
 //! A text's row has the same bits in every batch: what is done to a row is one sequence of operations, whichever rows lie
 //! beside it, and no thread takes a part of a sum.
 
+#[cfg(target_arch = "x86_64")]
+mod amx_bf16;
 mod attention;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
@@ -43,13 +45,17 @@ pub(super) trait Pass: Send {
 pub(super) fn lacks(path: ComputePath) -> Option<&'static str> {
     match path {
         #[cfg(target_arch = "x86_64")]
+        ComputePath::AmxBf16 => amx_bf16::AmxBf16::detect().err(),
+        #[cfg(target_arch = "x86_64")]
         ComputePath::Avx512Bf16 => avx512_bf16::Avx512Bf16::detect().err(),
         #[cfg(target_arch = "x86_64")]
         ComputePath::Avx512F32 => F32::<avx512::Avx512>::detect().err(),
         #[cfg(target_arch = "x86_64")]
         ComputePath::Avx2F32 => F32::<avx2::Avx2>::detect().err(),
         #[cfg(not(target_arch = "x86_64"))]
-        ComputePath::Avx512Bf16 | ComputePath::Avx512F32 | ComputePath::Avx2F32 => Some("this CPU is no x86-64"),
+        ComputePath::AmxBf16 | ComputePath::Avx512Bf16 | ComputePath::Avx512F32 | ComputePath::Avx2F32 => {
+            Some("this CPU is no x86-64")
+        }
         ComputePath::PortableF32 | ComputePath::CandleF32 => None,
         ComputePath::CudaBf16
         | ComputePath::CudaBf16Fastest
@@ -76,6 +82,8 @@ pub(super) fn is_intel() -> bool {
 /// A tensor does not fit the configuration, or there is no memory for it.
 pub(super) fn load(path: ComputePath, weights: &Weights, config: &Config) -> Result<Box<dyn Pass>, LoadError> {
     match path {
+        #[cfg(target_arch = "x86_64")]
+        ComputePath::AmxBf16 => load_as::<amx_bf16::AmxBf16>(path, weights, config),
         #[cfg(target_arch = "x86_64")]
         ComputePath::Avx512Bf16 => load_as::<avx512_bf16::Avx512Bf16>(path, weights, config),
         #[cfg(target_arch = "x86_64")]

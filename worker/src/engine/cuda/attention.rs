@@ -1,13 +1,13 @@
 //! Causal attention over packed texts, by FlashAttention.
 //!
-//! A query's output has the same bits in every batch. A block of the kernel takes 128 queries of one head and one span, and
-//! goes over the span's keys, 64 at a time and counted from its first, from the last that any of them sees down to the
-//! first: nothing is split between blocks, and what other spans there are, or the longest of them, decides only how many
-//! blocks have nothing to do. Where a text's beginning is shared, its queries lie at other places of their blocks. A query
-//! then passes more or fewer keys that it does not see, before the first that it sees: they weigh nothing, and add zeros
-//! to a sum that is still zero. And it leaves the loop that masks for the one that does not somewhere else; both are
-//! compiled to the same operations in the same order (seen in their machine code, of CUDA 13.0). [`trial`] looks at all
-//! of it on the GPU itself.
+//! A query's output has the same bits in every batch. A block of either kernel takes 128 queries of one head and one span,
+//! and goes over the span's keys, 64 (FlashAttention 2) or 128 (3) at a time and counted from its first, from the last that
+//! any of them sees down to the first: nothing is split between blocks, and what other spans there are, or the longest of
+//! them, decides only how many blocks have nothing to do. Where a text's beginning is shared, its queries lie at other places
+//! of their blocks. A query then passes more or fewer keys that it does not see, before the first that it sees: they weigh
+//! nothing, and add zeros to a sum that is still zero. And it leaves the loop that masks for the one that does not somewhere
+//! else; both are compiled to the same operations in the same order (seen in their machine code, of CUDA 13.0). [`trial`]
+//! looks at all of it on the GPU itself.
 //!
 //! [`trial`]: crate::engine::trial
 
