@@ -69,6 +69,9 @@ def bits_rounds(plain, equal, families, others):
         + [pair for family in kin for pair in zip(family, family[1:])],
         "with none that begins alike": [[*places, 0, 1] for places in zip(*kin)],
         "among more and more others": [[probe, *filling[:count]] for probe in probes for count in counts],
+        # Attention is launched apart for the two kinds.
+        "a long one among many short ones": [[max(everything, key=lambda place: len(texts[place])), *filling],
+                                             [*filling, max(everything, key=lambda place: len(texts[place]))]],
         "texts of one token": [[0], [0, 0], [0] * 9],
     }
     return texts, everything, rounds

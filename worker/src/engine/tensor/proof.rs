@@ -6,28 +6,39 @@ use super::attention::attend;
 use super::pick::pick;
 use super::{Forward, Marks};
 use crate::engine::config::Config;
-use crate::engine::packing::Packed;
+use crate::engine::packing::{Packed, Sharing};
 use crate::engine::trial;
 
 /// Tokens that trial texts are cut to: two blocks of queries and some of keys, and little to add up.
 const TOKENS_MAX: usize = 150;
+
+/// One-token texts beside a longer one: as many as have attention cut in two on a GPU.
+const SHORT_TEXTS: usize = 2100;
 
 /// What rounding may do to a value, as a part of the sum of the magnitudes that it is made of: scores and weights are
 /// rounded to bf16 where values are. Another key more or less is far more at a text's beginning.
 const ALLOWED: (f64, f64) = (1.0 / 64.0, 1e-4);
 
 impl Forward {
-    /// Computes attention over a few texts, some of which share a beginning, for all rows and for the pooled ones.
+    /// Computes attention over a few texts, some of which share a beginning, and over a long one among many short ones.
     ///
     /// # Errors
     /// A value is not what plain sums give.
     pub(super) fn prove_attention(&self, config: &Config) -> Result<()> {
         let texts = trial::texts(config.vocab_size, config.tokens_max().min(TOKENS_MAX));
-        let packed = Packed::new(&texts.iter().map(Vec::as_slice).collect::<Vec<_>>());
+        let shared = Packed::new(&texts.iter().map(Vec::as_slice).collect::<Vec<_>>());
+        self.prove_attention_to(&shared, config)?;
+        let longest = texts.iter().max_by_key(|text| text.len()).map_or(&[][..], Vec::as_slice);
+        let uneven: Vec<&[u32]> = std::iter::repeat_n(&longest[..1], SHORT_TEXTS).chain([longest]).collect();
+        self.prove_attention_to(&Packed::with(&uneven, Sharing::Never), config)
+    }
+
+    /// For all rows and for the pooled ones.
+    fn prove_attention_to(&self, packed: &Packed, config: &Config) -> Result<()> {
         let (heads, kv_heads, dim) = (config.num_attention_heads, config.num_key_value_heads, config.head_dim);
         let (rows, all_heads) = (packed.ids.len(), heads + 2 * kv_heads);
         let mut batch = self.place.batch()?;
-        let layout = self.lay_out(&packed, &mut batch, Marks::none())?;
+        let layout = self.lay_out(packed, &mut batch, Marks::none())?;
         // Queries four times as large as keys and values: scores then differ as a model's do.
         let scale_of = |head: usize| if head < heads { 4.0 } else { 1.0 };
         let values: Vec<f32> = trial::numbers(2)
@@ -136,6 +147,13 @@ mod tests {
         let weights = Weights::open(&dir, &files).expect("weights");
         let forward = Forward::load(&weights, &config, Place::Cpu).expect("a pass");
         forward.prove_attention(&config).expect("attention");
+    }
+
+    #[test]
+    fn the_uneven_texts_are_cut() {
+        let (long, short) = (vec![1; TOKENS_MAX], [1]);
+        let texts: Vec<&[u32]> = std::iter::repeat_n(&short[..], SHORT_TEXTS).chain([long.as_slice()]).collect();
+        assert_eq!(Packed::with(&texts, Sharing::Never).long_spans(), Some(1));
     }
 
     #[test]

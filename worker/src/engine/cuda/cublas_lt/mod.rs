@@ -1,8 +1,8 @@
 //! cuBLASLt, as far as products with weights need it.
 //!
 //! cuBLASLt picks an algorithm by the sizes of a product, and with it how each sum is cut and in which order it is added
-//! up. Here each shape of weights has its own, one for each band of heights and all of the same bits, found when the shape is
-//! first used: while a model is loaded, for the trial batches go through every product that there is. See [`algorithms`].
+//! up. Here each shape of weights has its own, one for each band of heights and all of the same bits, found when the shape
+//! is first used: while a model is loaded, for the trial batches go through every product that there is. See [`algorithms`].
 
 mod descriptors;
 mod library;
@@ -54,8 +54,8 @@ struct State {
     bf16: Library,
     /// There once it is asked for.
     fp8: Option<Library>,
-    /// By type, and rows and columns of the weights. Whether a product is added to what is there is not in it: cuBLASLt is not told
-    /// before it computes, and so can't choose by it.
+    /// By type, and rows and columns of the weights. Whether a product is added to what is there is not in it: cuBLASLt is
+    /// not told before it computes, and so can't choose by it.
     plans: HashMap<(Factors, usize, usize), Plan>,
 }
 
@@ -149,8 +149,9 @@ impl CublasLt {
         let (output, _used) = output.device_ptr_mut(&self.stream);
         let add = 1.0f32;
         // SAFETY: the buffers, scales among them, are contiguous and have the lengths that the plan's sizes call for, as
-        // checked above; the workspace has the length given; descriptors live as long as the plan, and cuBLASLt reads them and
-        // the two factors before it returns. What is queued uses the buffers in the stream's order, as all that frees them does.
+        // checked above; the workspace has the length given; descriptors live as long as the plan, and cuBLASLt reads them
+        // and the two factors before it returns. What is queued uses the buffers in the stream's order, as all that frees
+        // them does.
         let queued = unsafe {
             result::matmul(
                 library.handle.0,
