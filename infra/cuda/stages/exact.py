@@ -22,10 +22,6 @@ CLASSES = [16, 96, 256, 768, 2048, math.inf]
 CHOICES = ("algorithm", "plan", "product")
 
 
-# What exactness has found, for in_fp8: texts and their reference.
-known = {}
-
-
 def class_of(length):
     return next(most for most in CLASSES if length <= most)
 
@@ -41,19 +37,32 @@ def run(context):
                  f"{worker.ready['path']}; {layers} layers")
     for said in log_summary(worker, CHOICES):
         context.note(f"worker: {said[:300]}")
-    for part in (exactness, bits.run, in_fp8):
+
+    def attempt(part, *given):
+        """One that fails is no reason to leave the next one out."""
         try:
-            if part is in_fp8:
-                worker.close()
-            elif worker.process.poll() is not None:
-                worker = context.worker(model_dir, *products(context, "invariant"), log=log)
-            part(context, model_dir, cost, worker)
+            return part(context, model_dir, cost, *given)
         except Exception as error:
             context.fail(f"{part.__module__.split('.')[-1]}: {type(error).__name__}: {error}")
+            return None
+
+    known = attempt(references, worker.ready["end_token"])
+    if known:
+        attempt(exactness, worker, *known)
+
+    def same_bits(context, model_dir, cost):
+        ended = worker.process.poll() is not None
+        bits.run(context, model_dir, cost,
+                 context.worker(model_dir, *products(context, "invariant"), log=log) if ended else worker)
+
+    attempt(same_bits)
+    worker.close()
+    attempt(in_fp8, known)
 
 
-def in_fp8(context, model_dir, cost, _):
-    """The same of the worker that computes most products in FP8: what that costs in exactness, and the same bits."""
+def in_fp8(context, model_dir, cost, known):
+    """The same of the worker that computes most products in FP8: what that costs in exactness, and the same bits. `known` is
+    what `references` gives."""
     import torch
 
     if context.device == "cpu":
@@ -64,7 +73,7 @@ def in_fp8(context, model_dir, cost, _):
         return
     flags = ["--dtype", "fp8"]
     worker = context.worker(model_dir, *flags)
-    texts, reference = known["texts"], known["reference"]
+    texts, reference, _ = known
     found = vectors(worker, texts)
     apart = distances(found, reference)
 
@@ -111,16 +120,18 @@ def peers(context, model_dir, texts, end):
     return reference, theirs
 
 
-def exactness(context, model_dir, cost, worker):
-    import torch
-
-    end = worker.ready["end_token"]
+def references(context, model_dir, cost, end):
+    """Texts, their vectors by the reference, and by transformers in bf16."""
     lengths = LENGTHS_CPU if context.device == "cpu" else LENGTHS_QUICK if context.quick else LENGTHS
     # Two of each length: the bound is taken from their worst. Of one token there is one: the end.
     texts = random_texts([length for length in lengths for _ in range(1 if length == 1 else 2)], cost, end, seed=1)
-    reference, theirs = peers(context, model_dir, texts, end)
-    theirs = distances(theirs, reference)
-    known.update(texts=texts, reference=reference)
+    return texts, *peers(context, model_dir, texts, end)
+
+
+def exactness(context, model_dir, cost, worker, texts, reference, theirs):
+    import torch
+
+    end, theirs = worker.ready["end_token"], distances(theirs, reference)
     context.say("the worker")
     ours = vectors(worker, texts)
     if not torch.isfinite(ours).all():

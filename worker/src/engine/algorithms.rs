@@ -97,11 +97,11 @@ pub(super) fn eligible(candidates: &[Candidate]) -> Result<Vec<usize>, String> {
 }
 
 impl Candidate {
-    fn sums_in_one_piece(&self) -> bool {
+    pub(super) fn sums_in_one_piece(&self) -> bool {
         self.pieces <= 1 && self.reduction == 0
     }
 
-    fn takes_all(&self) -> bool {
+    pub(super) fn takes_all(&self) -> bool {
         self.workspaces.iter().all(Option::is_some)
     }
 

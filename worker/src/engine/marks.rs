@@ -32,6 +32,17 @@ pub struct Operation {
     pub bytes: u64,
 }
 
+/// A batch's time, operation by operation.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Operations {
+    /// Rows that were computed: tokens, but those of shared beginnings once.
+    pub rows: usize,
+    /// In the order in which they are computed.
+    pub operations: Vec<Operation>,
+    /// On a GPU: the most bytes that the batch had allocated at once, and what was predicted.
+    pub memory: Option<(u64, u64)>,
+}
+
 /// A moment of the place that computes.
 enum Moment {
     Host(Instant),

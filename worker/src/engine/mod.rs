@@ -42,8 +42,8 @@ use std::path::Path;
 
 pub use error::{EngineError, LoadError, NonFinite, TokenizeError};
 pub use finish::finish;
-pub use marks::Operation;
-pub use model::{Launched, Model, ModelInfo, Operations};
+pub use marks::{Operation, Operations};
+pub use model::{Launched, Model, ModelInfo};
 pub use products::{Algorithm, ProductFigures, measure_products};
 pub use tokenizer::{END_TOKEN, Encoded, Input, TEXT_BYTES_PER_TOKEN_MAX, Tokenizer};
 

@@ -7,7 +7,7 @@ use super::card::Card;
 use super::compute::{Chosen, Compute, ComputePath, PassedOver, Precision};
 use super::config::Config;
 use super::cpu;
-use super::marks::Operation;
+use super::marks::Operations;
 use super::packing::Packed;
 use super::revision::revision;
 use super::weights::Weights;
@@ -172,15 +172,7 @@ impl Model {
             self.check(index, text)?;
         }
         match &self.forward {
-            Forward::Tensor(forward) => {
-                let packed = forward.pack(texts);
-                let (rows, before) = (packed.ids.len(), forward.forget_peak_memory()?);
-                let operations = forward.operations(&packed)?;
-                let memory = before.map(|before| {
-                    forward.peak_memory(rows).map(|(peak, predicted)| (peak.saturating_sub(before), predicted))
-                });
-                Ok(Some(Operations { rows, operations, memory: memory.transpose()? }))
-            }
+            Forward::Tensor(forward) => forward.operations(&forward.pack(texts)).map(Some),
             Forward::Cpu(_) => Ok(None),
         }
     }
@@ -201,17 +193,6 @@ impl Model {
             None => Ok(()),
         }
     }
-}
-
-/// A batch's time, operation by operation.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Operations {
-    /// Rows that were computed: tokens, but those of shared beginnings once.
-    pub rows: usize,
-    /// In the order in which they are computed.
-    pub operations: Vec<Operation>,
-    /// On a GPU: the most bytes that the batch had allocated at once, and what was predicted.
-    pub memory: Option<(u64, u64)>,
 }
 
 /// A batch that was launched. Dropped, its rows are computed in vain.

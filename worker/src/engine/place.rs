@@ -76,6 +76,24 @@ impl Place {
         }
     }
 
+    /// On a GPU, the bytes that are allocated now; [`Self::peak_memory`] counts from here.
+    pub(super) fn forget_peak_memory(&self) -> Result<u64> {
+        match self {
+            Self::Cpu => Ok(0),
+            #[cfg(feature = "cuda")]
+            Self::Cuda(gpu) => gpu.forget_peak_memory(),
+        }
+    }
+
+    /// On a GPU, the most bytes that were allocated at once.
+    pub(super) fn peak_memory(&self) -> Result<Option<u64>> {
+        match self {
+            Self::Cpu => Ok(None),
+            #[cfg(feature = "cuda")]
+            Self::Cuda(gpu) => gpu.peak_memory().map(Some),
+        }
+    }
+
     /// What a batch failed with. Where nothing can be computed any more, ends the process.
     pub(super) fn failure(&self, error: candle_core::Error) -> EngineError {
         #[cfg(feature = "cuda")]

@@ -32,6 +32,11 @@ pub(super) fn numbers(seed: u64) -> impl Iterator<Item = u32> {
     std::iter::successors(next(&seed), next).map(|state| (state >> 33) as u32)
 }
 
+/// Values from -1 to 1, of [`numbers`].
+pub(super) fn values(seed: u64) -> impl Iterator<Item = f32> {
+    numbers(seed).map(|number| number as f32 / (1u32 << 30) as f32 - 1.0)
+}
+
 /// Why a pass is not to be used.
 #[derive(Debug)]
 #[cfg_attr(not(feature = "cuda"), allow(dead_code, reason = "tests print it, and only a GPU's is told to people"))]

@@ -292,12 +292,11 @@ mod tests {
             eprintln!("not run: {}", AmxBf16::detect().expect_err("no AMX"));
             return;
         };
-        let mut numbers =
-            crate::engine::trial::numbers(1).map(|number| bf16::from_f32(number as f32 / (1u32 << 30) as f32 - 1.0));
+        let mut values = crate::engine::trial::values(1).map(bf16::from_f32);
         for inner in [2, 16, 30, 32, 34, 64, 128, 190] {
             let stride = inner + 6;
-            let rows: Vec<bf16> = numbers.by_ref().take(32 * stride).collect();
-            let columns: Vec<bf16> = numbers.by_ref().take(inner * STRIP).collect();
+            let rows: Vec<bf16> = values.by_ref().take(32 * stride).collect();
+            let columns: Vec<bf16> = values.by_ref().take(inner * STRIP).collect();
             let sums_of = |first: usize, height: usize| {
                 let mut sums = vec![0.0; height * STRIP];
                 let rows = &rows[first * stride..];

@@ -45,53 +45,66 @@ struct Part {
     keys_max: usize,
 }
 
-impl Lengths {
-    /// What has to be copied to the GPU for [`Self::of`].
-    pub(in crate::engine) fn arrays(packed: &Packed) -> Vec<Vec<u32>> {
-        let RowsBefore { own, keys, pooled } = packed.rows_before();
+/// How attention over a batch is launched.
+pub(in crate::engine) struct Launches {
+    before: RowsBefore,
+    /// The spans of each.
+    spans: Vec<Range<usize>>,
+}
+
+impl Launches {
+    pub(in crate::engine) fn of(packed: &Packed) -> Self {
+        let end = packed.spans.len();
+        let spans = match packed.long_spans() {
+            Some(cut) => vec![0..cut, cut..end],
+            None => std::iter::once(0..end).collect(),
+        };
+        Self { before: packed.rows_before(), spans }
+    }
+
+    /// What has to be copied to the GPU for [`Lengths::of`].
+    pub(in crate::engine) fn arrays(&self) -> Vec<Vec<u32>> {
+        let RowsBefore { own, keys, pooled } = &self.before;
         let within = |all: &[u32], spans: &Range<usize>| {
             all[spans.start..=spans.end].iter().map(|rows| rows - all[spans.start]).collect::<Vec<u32>>()
         };
-        let parts = parts_of(packed);
-        let each = parts.iter().flat_map(|spans| [within(&own, spans), within(&keys, spans)]).collect::<Vec<_>>();
-        [vec![pooled, keys], each].concat()
+        let each = self.spans.iter().flat_map(|spans| [within(own, spans), within(keys, spans)]).collect::<Vec<_>>();
+        [vec![pooled.clone(), keys.clone()], each].concat()
     }
+}
 
-    /// For all rows, and for the pooled ones. `tensors` are [`Self::arrays`], copied.
-    pub(in crate::engine) fn of(packed: &Packed, tensors: &[Tensor], attention: CudaAttention) -> Result<(Self, Self)> {
+impl Lengths {
+    /// For all rows, and for the pooled ones. `tensors` are [`Launches::arrays`], copied.
+    pub(in crate::engine) fn of(
+        packed: &Packed,
+        launches: &Launches,
+        tensors: &[Tensor],
+        attention: CudaAttention,
+    ) -> Result<(Self, Self)> {
         let [pooled_before, all_keys_before, each @ ..] = tensors else { bail!("each array gives a tensor") };
-        let RowsBefore { own, keys, .. } = packed.rows_before();
+        let RowsBefore { own, keys, .. } = &launches.before;
         let rows = |before: &[u32], spans: &Range<usize>| before[spans.start] as usize..before[spans.end] as usize;
         let longest = |spans: &[Span], len: fn(&Span) -> usize| spans.iter().map(len).max().unwrap_or(0);
-        let parts = parts_of(packed).into_iter().zip(each.chunks_exact(2)).map(|(spans, tensors)| Part {
-            queries: rows(&own, &spans),
-            keys: rows(&keys, &spans),
+        let parts = launches.spans.iter().zip(each.chunks_exact(2)).map(|(spans, tensors)| Part {
+            queries: rows(own, spans),
+            keys: rows(keys, spans),
             queries_before: tensors[0].clone(),
             keys_before: tensors[1].clone(),
             queries_max: longest(&packed.spans[spans.clone()], |span| span.own.len()),
-            keys_max: longest(&packed.spans[spans], Span::keys),
+            keys_max: longest(&packed.spans[spans.clone()], Span::keys),
         });
         let all = Self { parts: parts.collect(), attention, causal: true };
         // The pooled query is a text's last, and sees all: the kernel without a mask is the faster one, and one query does
         // not fill the blocks of FlashAttention 3.
         let pooled = Part {
             queries: 0..packed.pooled.len(),
-            keys: 0..keys.last().map_or(0, |&keys| keys as usize),
+            keys: rows(keys, &(0..packed.spans.len())),
             queries_before: pooled_before.clone(),
             keys_before: all_keys_before.clone(),
             queries_max: 1,
             keys_max: longest(&packed.spans, Span::keys),
         };
         Ok((all, Self { parts: vec![pooled], attention: CudaAttention::Two, causal: false }))
-    }
-}
-
-/// The spans of each part.
-fn parts_of(packed: &Packed) -> Vec<Range<usize>> {
-    let spans = packed.spans.len();
-    match packed.long_spans() {
-        Some(cut) => vec![0..cut, cut..spans],
-        None => std::iter::once(0..spans).collect(),
     }
 }
 

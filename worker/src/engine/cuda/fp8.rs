@@ -8,7 +8,7 @@ use candle_core::op::BackpropOp;
 use candle_core::{CudaDevice, CudaStorage, Result, Storage, Tensor, bail};
 use half::bf16;
 
-use super::kernels::{MODULE, THREADS_MAX, VECTOR, blocks, count, norm_size, ptx, range, threads, wrap};
+use super::kernels::{MODULE, THREADS_MAX, VECTOR, blocks, count, norm_size, ptx, threads, view, wrap};
 
 /// As in `kernels.cu`: rows of a block of `rms_norm_fp8`.
 const NORM_FP8_ROWS: usize = 2;
@@ -25,13 +25,9 @@ pub(in crate::engine) struct Fp8Rows {
 #[allow(unsafe_code, reason = "a kernel is launched")]
 pub(in crate::engine) fn rms_norm_fp8(input: &Tensor, weight: &Tensor, eps: f32) -> Result<Fp8Rows> {
     let (rows, eights) = norm_size(input, weight)?;
-    let ((input, input_layout), (weight, weight_layout)) = (input.storage_and_layout(), weight.storage_and_layout());
-    let (Storage::Cuda(input), Storage::Cuda(weight)) = (&*input, &*weight) else {
-        bail!("the norm is not on the GPU")
-    };
-    let cuda = &input.device;
-    let input = input.as_cuda_slice::<bf16>()?.slice(range(input_layout)?);
-    let weight = weight.as_cuda_slice::<f32>()?.slice(range(weight_layout)?);
+    let cuda = input.device().as_cuda_device()?;
+    let (input, weight) = (input.storage_and_layout(), weight.storage_and_layout());
+    let (input, weight) = (view::<bf16>(&input)?, view::<f32>(&weight)?);
     let function = cuda.get_or_load_custom_func("rms_norm_fp8", MODULE, ptx()?)?;
     let output = Output::alloc(cuda, rows, eights * VECTOR)?;
     let (rows_arg, eights_arg) = (count(rows)?, count(eights)?);
@@ -74,10 +70,8 @@ impl BlockARow {
         if width == 0 || width > width_max || !input_width.is_multiple_of(reads * VECTOR) {
             bail!("{name} writes rows of up to {width_max} values, a multiple of {VECTOR}, and reads no {input_width}");
         }
-        let (input, layout) = input.storage_and_layout();
-        let Storage::Cuda(input) = &*input else { bail!("the input of {name} is not on the GPU") };
-        let cuda = &input.device;
-        let input = input.as_cuda_slice::<bf16>()?.slice(range(layout)?);
+        let (cuda, input) = (input.device().as_cuda_device()?, input.storage_and_layout());
+        let input = view::<bf16>(&input)?;
         let function = cuda.get_or_load_custom_func(name, MODULE, ptx()?)?;
         let output = Output::alloc(cuda, rows, width)?;
         let row_eights = width / VECTOR;

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use candle_core::cuda_backend::cudarc::driver::result::{device, mem_pool};
-use candle_core::cuda_backend::cudarc::driver::{CudaEvent, CudaStream, DriverError, profiler_start, sys};
+use candle_core::cuda_backend::cudarc::driver::{CudaEvent, CudaStream, profiler_start, sys};
 use candle_core::{CudaDevice, Device, Error, Result, bail};
 use tracing::error;
 
@@ -73,11 +73,13 @@ impl Gpu {
         // Host memory that copies use is kept by `transfer`. Tracking would cost two events for each tensor.
         unsafe { cuda.disable_event_tracking() };
         let stream = cuda.cuda_stream();
-        keep_freed_memory(&stream).map_err(Error::wrap)?;
-        let blas = CublasLt::new(stream.clone(), options.products)?;
-        let CudaOptions { sharing, attention, .. } = options;
+        // By default the driver takes freed memory back whenever the host waits, and maps it anew for the next batch.
+        let threshold = sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD;
+        set_pool_attribute(&stream, threshold, u64::MAX)?;
+        let CudaOptions { products, sharing, attention } = options;
         let generation = sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR;
         let generation = stream.context().attribute(generation).map_err(Error::wrap)?;
+        let blas = CublasLt::new(stream.clone(), products, generation)?;
         if attention == CudaAttention::Three && generation != HOPPER {
             bail!("FlashAttention 3 is for Hopper: take --cuda-attention 2 (VECMILL_CUDA_ATTENTION)");
         }
@@ -164,38 +166,21 @@ impl Gpu {
     #[allow(unsafe_code, reason = "the driver's own interface")]
     fn give_back_memory(&self) -> Result<()> {
         self.synchronize()?;
-        // SAFETY: the device is the stream's, and its default pool lives as long as it does.
-        unsafe {
-            device::get_default_mem_pool(self.stream.context().cu_device()).and_then(|pool| mem_pool::trim_to(pool, 0))
-        }
-        .map_err(Error::wrap)
+        // SAFETY: the pool lives as long as the device does.
+        unsafe { mem_pool::trim_to(pool(&self.stream)?, 0) }.map_err(Error::wrap)
     }
 
     /// Bytes that are allocated now. From now on [`Self::peak_memory`] counts.
     pub(in crate::engine) fn forget_peak_memory(&self) -> Result<u64> {
         self.synchronize()?;
-        self.pool_attribute(sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_USED_MEM_HIGH, Some(0))?;
-        self.pool_attribute(sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_USED_MEM_CURRENT, None)
+        set_pool_attribute(&self.stream, sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_USED_MEM_HIGH, 0)?;
+        pool_attribute(&self.stream, sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_USED_MEM_CURRENT)
     }
 
     /// The most bytes that were allocated at once.
     pub(in crate::engine) fn peak_memory(&self) -> Result<u64> {
         self.synchronize()?;
-        self.pool_attribute(sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_USED_MEM_HIGH, None)
-    }
-
-    /// Reads an attribute, or sets it.
-    #[allow(unsafe_code, reason = "the driver's own interface")]
-    fn pool_attribute(&self, attribute: sys::CUmemPool_attribute, set: Option<u64>) -> Result<u64> {
-        let mut value = set.unwrap_or(0);
-        // SAFETY: the device is the stream's, its default pool lives as long as it does, and both attributes are a u64.
-        let done = unsafe {
-            device::get_default_mem_pool(self.stream.context().cu_device()).and_then(|pool| match set {
-                Some(_) => mem_pool::set_attribute(pool, attribute, std::ptr::from_mut(&mut value).cast()),
-                None => mem_pool::get_attribute(pool, attribute, std::ptr::from_mut(&mut value).cast()),
-            })
-        };
-        done.map(|()| value).map_err(Error::wrap)
+        pool_attribute(&self.stream, sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_USED_MEM_HIGH)
     }
 
     /// See [`crate::engine::Model::begin_profile`].
@@ -233,14 +218,27 @@ fn driver_is_there() -> bool {
     unsafe { libloading::Library::new(DRIVER) }.is_ok()
 }
 
-/// By default the driver takes freed memory back whenever the host waits, and maps it anew for the next batch.
+/// Where the device's memory comes from.
 #[allow(unsafe_code, reason = "the driver's own interface")]
-fn keep_freed_memory(stream: &CudaStream) -> std::result::Result<(), DriverError> {
-    let mut all = u64::MAX;
-    // SAFETY: the device is the stream's, its default pool lives as long as it does, and the threshold is a u64.
-    unsafe {
-        let pool = device::get_default_mem_pool(stream.context().cu_device())?;
-        let threshold = sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD;
-        mem_pool::set_attribute(pool, threshold, std::ptr::from_mut(&mut all).cast())
-    }
+fn pool(stream: &CudaStream) -> Result<sys::CUmemoryPool> {
+    // SAFETY: the device is the stream's.
+    unsafe { device::get_default_mem_pool(stream.context().cu_device()) }.map_err(Error::wrap)
+}
+
+/// One of those that are a u64.
+#[allow(unsafe_code, reason = "the driver's own interface")]
+fn pool_attribute(stream: &CudaStream, attribute: sys::CUmemPool_attribute) -> Result<u64> {
+    let mut value = 0u64;
+    // SAFETY: the pool lives as long as the device does, and the attribute is a u64.
+    unsafe { mem_pool::get_attribute(pool(stream)?, attribute, std::ptr::from_mut(&mut value).cast()) }
+        .map_err(Error::wrap)?;
+    Ok(value)
+}
+
+/// As [`pool_attribute`].
+#[allow(unsafe_code, reason = "the driver's own interface")]
+fn set_pool_attribute(stream: &CudaStream, attribute: sys::CUmemPool_attribute, mut value: u64) -> Result<()> {
+    // SAFETY: as there.
+    unsafe { mem_pool::set_attribute(pool(stream)?, attribute, std::ptr::from_mut(&mut value).cast()) }
+        .map_err(Error::wrap)
 }

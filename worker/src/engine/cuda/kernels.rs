@@ -4,11 +4,11 @@
 
 use std::borrow::Cow;
 use std::env;
-use std::ops::Range;
+use std::ops::{Deref, Range};
 use std::path::Path;
 use std::sync::OnceLock;
 
-use candle_core::cuda_backend::cudarc::driver::{DeviceRepr, LaunchConfig, PushKernelArg};
+use candle_core::cuda_backend::cudarc::driver::{CudaView, DeviceRepr, LaunchConfig, PushKernelArg};
 use candle_core::cuda_backend::{CudaDType, WrapErr};
 use candle_core::op::BackpropOp;
 use candle_core::{CudaStorage, DType, Layout, Result, Storage, Tensor, bail};
@@ -87,10 +87,20 @@ pub(super) fn threads(tasks: usize) -> usize {
 }
 
 /// First and last element, which must lie without gaps and at a multiple of 16 bytes, whatever their type.
-pub(super) fn range(layout: &Layout) -> Result<Range<usize>> {
+fn range(layout: &Layout) -> Result<Range<usize>> {
     match layout.contiguous_offsets() {
         Some((start, end)) if start.is_multiple_of(VECTOR) => Ok(start..end),
         _ => bail!("kernels take contiguous, aligned tensors, not {layout:?}"),
+    }
+}
+
+/// What a kernel reads of a tensor.
+pub(super) fn view<'a, T: CudaDType>(
+    (storage, layout): &'a (impl Deref<Target = Storage>, &Layout),
+) -> Result<CudaView<'a, T>> {
+    match &**storage {
+        Storage::Cuda(storage) => Ok(storage.as_cuda_slice::<T>()?.slice(range(layout)?)),
+        _ => bail!("an operand of a kernel is not on the GPU"),
     }
 }
 
@@ -111,13 +121,9 @@ pub(super) fn norm_size(input: &Tensor, weight: &Tensor) -> Result<(usize, usize
 pub(in crate::engine) fn rms_norm(input: &Tensor, weight: &Tensor, eps: f32) -> Result<Tensor> {
     let (rows, eights) = norm_size(input, weight)?;
     let width = eights * VECTOR;
-    let ((input, input_layout), (weight, weight_layout)) = (input.storage_and_layout(), weight.storage_and_layout());
-    let (Storage::Cuda(input), Storage::Cuda(weight)) = (&*input, &*weight) else {
-        bail!("the norm is not on the GPU")
-    };
-    let cuda = &input.device;
-    let input = input.as_cuda_slice::<bf16>()?.slice(range(input_layout)?);
-    let weight = weight.as_cuda_slice::<f32>()?.slice(range(weight_layout)?);
+    let cuda = input.device().as_cuda_device()?;
+    let (input, weight) = (input.storage_and_layout(), weight.storage_and_layout());
+    let (input, weight) = (view::<bf16>(&input)?, view::<f32>(&weight)?);
     let function = cuda.get_or_load_custom_func("rms_norm", MODULE, ptx()?)?;
     // SAFETY: all of it is written below.
     let output = unsafe { cuda.alloc::<bf16>(rows * width)? };
@@ -157,13 +163,7 @@ pub(in crate::engine) fn norm_and_turn(op: &NormAndTurn, storage: &mut CudaStora
     }
     let cuda = storage.device.clone();
     let tensors = [first.1, second.1, cos, sin].map(Tensor::storage_and_layout);
-    let views = tensors
-        .iter()
-        .map(|(storage, layout)| match &**storage {
-            Storage::Cuda(storage) => Ok(storage.as_cuda_slice::<f32>()?.slice(range(layout)?)),
-            _ => bail!("norms and angles are not on the GPU"),
-        })
-        .collect::<Result<Vec<_>>>()?;
+    let views = tensors.iter().map(view::<f32>).collect::<Result<Vec<_>>>()?;
     let [first_weight, second_weight, cos, sin] = views.as_slice() else { bail!("four tensors make four views") };
     let function = cuda.get_or_load_custom_func("norm_and_turn", MODULE, ptx()?)?;
     let mut values = storage.as_cuda_slice_mut::<bf16>()?.slice_mut(range(layout)?);

@@ -17,7 +17,7 @@ mod kernels;
 mod products;
 mod transfer;
 
-pub(super) use attention::{Lengths, attend};
+pub(super) use attention::{Launches, Lengths, attend};
 pub(super) use fp8::{Fp8Rows, gated_silu_fp8, quantize_rows, rms_norm_fp8};
 pub(super) use gpu::{Gpu, end_process};
 pub(super) use kernels::{gated_silu, gather, norm_and_turn, rms_norm};

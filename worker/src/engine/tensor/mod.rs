@@ -19,7 +19,7 @@ use super::budget;
 use super::config::Config;
 #[cfg(feature = "cuda")]
 use super::cuda;
-use super::marks::{Marks, Operation};
+use super::marks::{Marks, Operations};
 use super::packing::Packed;
 use super::place::{Batch, Place};
 use super::rope::Rope;
@@ -48,7 +48,6 @@ pub(super) struct Forward {
     place: Place,
     batch_tokens: Option<usize>,
     /// What a row of a batch is predicted to take of a GPU's memory.
-    #[cfg(feature = "cuda")]
     row_bytes: u64,
 }
 
@@ -76,7 +75,6 @@ impl Forward {
             rope: (table(cos)?, table(sin)?),
             place: place.clone(),
             batch_tokens: None,
-            #[cfg(feature = "cuda")]
             row_bytes: 0,
         };
         #[cfg(feature = "cuda")]
@@ -116,27 +114,6 @@ impl Forward {
         }
     }
 
-    /// On a GPU, the bytes that are allocated now; [`Self::peak_memory`] counts from here.
-    pub(super) fn forget_peak_memory(&self) -> Result<Option<u64>, EngineError> {
-        match &self.place {
-            Place::Cpu => Ok(None),
-            #[cfg(feature = "cuda")]
-            Place::Cuda(gpu) => gpu.forget_peak_memory().map(Some).map_err(|error| self.place.failure(error)),
-        }
-    }
-
-    /// On a GPU, the most bytes that were allocated at once, and what was predicted for the activations of `rows` rows.
-    pub(super) fn peak_memory(&self, _rows: usize) -> Result<(u64, u64), EngineError> {
-        match &self.place {
-            Place::Cpu => Ok((0, 0)),
-            #[cfg(feature = "cuda")]
-            Place::Cuda(gpu) => {
-                let peak = gpu.peak_memory().map_err(|error| self.place.failure(error))?;
-                Ok((peak, self.row_bytes * _rows as u64))
-            }
-        }
-    }
-
     /// Most tokens for a batch, on a GPU.
     pub(super) fn batch_tokens(&self) -> Option<usize> {
         self.batch_tokens
@@ -148,13 +125,18 @@ impl Forward {
     }
 
     /// Computes a batch and gives the time of each of its operations, in order.
-    pub(super) fn operations(&self, packed: &Packed) -> Result<Vec<Operation>, EngineError> {
-        let measured = Marks::recording(&self.place).and_then(|marks| {
-            let (launched, marks) = self.try_launch(packed, marks)?;
-            launched.rows.get()?;
-            marks.operations()
-        });
-        measured.map_err(|error| self.place.failure(error))
+    pub(super) fn operations(&self, packed: &Packed) -> Result<Operations, EngineError> {
+        self.try_operations(packed).map_err(|error| self.place.failure(error))
+    }
+
+    fn try_operations(&self, packed: &Packed) -> candle_core::Result<Operations> {
+        let (rows, before) = (packed.ids.len(), self.place.forget_peak_memory()?);
+        let (launched, marks) = self.try_launch(packed, Marks::recording(&self.place)?)?;
+        launched.rows.get()?;
+        let operations = marks.operations()?;
+        let peak = self.place.peak_memory()?;
+        let memory = peak.map(|peak| (peak.saturating_sub(before), self.row_bytes * rows as u64));
+        Ok(Operations { rows, operations, memory })
     }
 
     fn try_launch(&self, packed: &Packed, marks: Marks) -> candle_core::Result<(Launched, Marks)> {
@@ -205,14 +187,16 @@ impl Forward {
         let key_rows = if shared { all_keys() } else { Vec::new() };
         let parts = [packed.ids.clone(), packed.positions.clone(), last_rows, key_rows];
         #[cfg(feature = "cuda")]
-        let parts: Vec<Vec<u32>> = parts.into_iter().chain(cuda::Lengths::arrays(packed)).collect();
+        let launches = cuda::Launches::of(packed);
+        #[cfg(feature = "cuda")]
+        let parts: Vec<Vec<u32>> = parts.into_iter().chain(launches.arrays()).collect();
         let tensors = batch.upload(&parts)?;
         let [ids, positions, last_rows, key_rows, ..] = tensors.as_slice() else { bail!("each part gives a tensor") };
 
         let angles = Angles { cos: pick(&self.rope.0, positions)?, sin: pick(&self.rope.1, positions)? };
         let pooled_angles = Angles { cos: pick(&angles.cos, last_rows)?, sin: pick(&angles.sin, last_rows)? };
         #[cfg(feature = "cuda")]
-        let (lengths, pooled_lengths) = cuda::Lengths::of(packed, &tensors[4..], self.place.attention())?;
+        let (lengths, pooled_lengths) = cuda::Lengths::of(packed, &launches, &tensors[4..], self.place.attention())?;
         Ok(Layout {
             ids: ids.clone(),
             texts,

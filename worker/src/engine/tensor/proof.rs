@@ -41,10 +41,10 @@ impl Forward {
         let layout = self.lay_out(packed, &mut batch, Marks::none())?;
         // Queries four times as large as keys and values: scores then differ as a model's do.
         let scale_of = |head: usize| if head < heads { 4.0 } else { 1.0 };
-        let values: Vec<f32> = trial::numbers(2)
+        let values: Vec<f32> = trial::values(2)
             .take(rows * all_heads * dim)
             .enumerate()
-            .map(|(place, number)| scale_of(place / dim % all_heads) * (number as f32 / (1u32 << 30) as f32 - 1.0))
+            .map(|(place, value)| scale_of(place / dim % all_heads) * value)
             .collect();
         let rounded = Tensor::from_vec(values, (rows, all_heads, dim), &Device::Cpu)?.to_dtype(self.place.dtype())?;
         let plain = Plain { values: floats(&rounded)?, heads, kv_heads, dim };

@@ -1,8 +1,12 @@
 //! What cuBLASLt is asked: which algorithms there are for a product, and what each is.
 
+use std::ffi::c_void;
 use std::ptr::{from_mut, from_ref};
 
+use candle_core::cuda_backend::cudarc::cublaslt::result::{self, CublasError};
 use candle_core::cuda_backend::cudarc::cublaslt::sys;
+use candle_core::cuda_backend::cudarc::driver::CudaStream;
+use candle_core::cuda_backend::cudarc::driver::sys::CUdeviceptr;
 use candle_core::{Error, Result, bail};
 use sys::cublasLtMatmulAlgoConfigAttributes_t as Attribute;
 use tracing::info;
@@ -25,6 +29,14 @@ pub(super) struct Library {
     pub(super) handle: Handle,
     /// Bytes that there are.
     pub(super) workspace: usize,
+}
+
+/// Where a product's parts lie on the GPU.
+pub(super) struct Buffers {
+    pub(super) weights: CUdeviceptr,
+    pub(super) rows: CUdeviceptr,
+    pub(super) output: CUdeviceptr,
+    pub(super) workspace: CUdeviceptr,
 }
 
 impl Library {
@@ -74,13 +86,68 @@ impl Library {
         Ok(chosen)
     }
 
+    /// Queues a product: the output becomes `keep` times itself and the rows by the weights.
+    ///
+    /// # Safety
+    /// The buffers lie without gaps and have the lengths that `sizes` call for, and the workspace the one that this has;
+    /// they stay until `stream` is done with them.
+    #[allow(unsafe_code, reason = "cuBLASLt is given sizes that it can't check")]
+    pub(super) unsafe fn multiply(
+        &self,
+        sizes: &Sizes,
+        algorithm: &sys::cublasLtMatmulAlgo_t,
+        &Buffers { weights, rows, output, workspace }: &Buffers,
+        keep: f32,
+        stream: &CudaStream,
+    ) -> std::result::Result<(), CublasError> {
+        let add = 1.0f32;
+        // SAFETY: see above. Descriptors live as long as what they belong to, and cuBLASLt reads them, the algorithm and the
+        // two factors before it returns.
+        unsafe {
+            result::matmul(
+                self.handle.0,
+                self.operation.0,
+                from_ref(&add).cast(),
+                from_ref(&keep).cast(),
+                weights as *const c_void,
+                sizes.weights.0,
+                rows as *const c_void,
+                sizes.rows.0,
+                output as *const c_void,
+                sizes.output.0,
+                output as *mut c_void,
+                sizes.output.0,
+                from_ref(algorithm),
+                workspace as *mut c_void,
+                self.workspace,
+                stream.cu_stream().cast(),
+            )
+        }
+    }
+
     /// What may be used of what cuBLASLt proposes for a height, best first. Leaves another height in `sizes`.
     fn eligible(&self, sizes: &mut Sizes, height: usize) -> Result<Vec<sys::cublasLtMatmulAlgo_t>> {
         sizes.set_height(height)?;
         let in_one_piece = sys::cublasLtReductionScheme_t::CUBLASLT_REDUCTION_SCHEME_NONE;
         let proposed = self.proposals(sizes, &Preference::new(self.workspace, in_one_piece)?)?;
+        let candidates = self.candidates(sizes, &proposed)?;
+        let Sizes { outer, inner, .. } = sizes;
+        let eligible = algorithms::eligible(&candidates).map_err(|why| {
+            Error::Msg(format!(
+                "no algorithm multiplies any number of rows by weights of {outer} x {inner}: {why}; {REMEDY}"
+            ))
+        })?;
+        Ok(eligible.into_iter().map(|place| proposed[place]).collect())
+    }
+
+    /// What algorithms are, and which heights they take. Leaves another height in `sizes`.
+    pub(super) fn candidates(
+        &self,
+        sizes: &mut Sizes,
+        proposed: &[sys::cublasLtMatmulAlgo_t],
+    ) -> Result<Vec<Candidate>> {
         let mut candidates = Vec::with_capacity(proposed.len());
-        for algorithm in &proposed {
+        for algorithm in proposed {
             candidates.push(Candidate {
                 pieces: configured(algorithm, Attribute::CUBLASLT_ALGO_CONFIG_SPLITK_NUM)?,
                 reduction: configured(algorithm, Attribute::CUBLASLT_ALGO_CONFIG_REDUCTION_SCHEME)?,
@@ -89,18 +156,12 @@ impl Library {
         }
         for (place, height) in HEIGHTS.into_iter().enumerate() {
             sizes.set_height(height)?;
-            for (candidate, algorithm) in candidates.iter_mut().zip(&proposed) {
+            for (candidate, algorithm) in candidates.iter_mut().zip(proposed) {
                 let needed = self.workspace_needed(sizes, algorithm);
                 candidate.workspaces[place] = needed.filter(|&bytes| bytes <= self.workspace);
             }
         }
-        let Sizes { outer, inner, .. } = sizes;
-        let eligible = algorithms::eligible(&candidates).map_err(|why| {
-            Error::Msg(format!(
-                "no algorithm multiplies any number of rows by weights of {outer} x {inner}: {why}; {REMEDY}"
-            ))
-        })?;
-        Ok(eligible.into_iter().map(|place| proposed[place]).collect())
+        Ok(candidates)
     }
 
     /// The one that cuBLASLt takes for the fastest at this height.

@@ -11,13 +11,10 @@ mod tried;
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
-use std::ffi::c_void;
-use std::ptr::from_ref;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use candle_core::cuda_backend::cudarc::cublaslt::result::{self, CublasError};
+use candle_core::cuda_backend::cudarc::cublaslt::result::CublasError;
 use candle_core::cuda_backend::cudarc::cublaslt::sys;
-use candle_core::cuda_backend::cudarc::driver::sys::CUdevice_attribute;
 use candle_core::cuda_backend::cudarc::driver::{CudaSlice, CudaStream, CudaView, DevicePtr, DevicePtrMut};
 use candle_core::{Error, Result, bail};
 use half::bf16;
@@ -28,7 +25,7 @@ use crate::engine::algorithms::BANDS;
 use crate::engine::compute::CudaProducts;
 use crate::engine::products::Factors;
 use descriptors::{BF16, E4M3, Sizes};
-use library::Library;
+use library::{Buffers, Library};
 use tried::Tried;
 
 /// Bytes of workspace, as NVIDIA recommends: Hopper and later, and before.
@@ -105,11 +102,9 @@ impl Operands<'_> {
 }
 
 impl CublasLt {
-    pub(super) fn new(stream: Arc<CudaStream>, products: CudaProducts) -> Result<Self> {
-        let context = stream.context();
-        context.bind_to_thread().map_err(Error::wrap)?;
-        let generation = CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR;
-        let generation = context.attribute(generation).map_err(Error::wrap)?;
+    /// On a GPU of this generation.
+    pub(super) fn new(stream: Arc<CudaStream>, products: CudaProducts, generation: i32) -> Result<Self> {
+        stream.context().bind_to_thread().map_err(Error::wrap)?;
         let bytes = if generation >= HOPPER { WORKSPACE.0 } else { WORKSPACE.1 };
         let workspace = stream.alloc_zeros(bytes).map_err(Error::wrap)?;
         let state = State { bf16: Library::new(Factors::Bf16, bytes)?, fp8: None, plans: HashMap::new() };
@@ -136,7 +131,6 @@ impl CublasLt {
         self.stream.context().bind_to_thread().map_err(Error::wrap)?;
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let (library, plan) = self.plan(&mut state, operands.factors(), (outer, inner), height)?;
-        let algorithm = plan.algorithm();
         // Events are not tracked, so that nothing is recorded when these guards go.
         let (weights, rows) = match operands {
             Operands::Bf16 { weights, rows } => (weights.device_ptr(&self.stream).0, rows.device_ptr(&self.stream).0),
@@ -147,31 +141,11 @@ impl CublasLt {
         };
         let (workspace, _used) = self.workspace.device_ptr(&self.stream);
         let (output, _used) = output.device_ptr_mut(&self.stream);
-        let add = 1.0f32;
+        let buffers = Buffers { weights, rows, output, workspace };
         // SAFETY: the buffers, scales among them, are contiguous and have the lengths that the plan's sizes call for, as
-        // checked above; the workspace has the length given; descriptors live as long as the plan, and cuBLASLt reads them
-        // and the two factors before it returns. What is queued uses the buffers in the stream's order, as all that frees
-        // them does.
-        let queued = unsafe {
-            result::matmul(
-                library.handle.0,
-                library.operation.0,
-                from_ref(&add).cast(),
-                from_ref(&keep).cast(),
-                weights as *const c_void,
-                plan.sizes.weights.0,
-                rows as *const c_void,
-                plan.sizes.rows.0,
-                output as *const c_void,
-                plan.sizes.output.0,
-                output as *mut c_void,
-                plan.sizes.output.0,
-                from_ref(&algorithm),
-                workspace as *mut c_void,
-                library.workspace,
-                self.stream.cu_stream().cast(),
-            )
-        };
+        // checked above; the workspace has the length that the library is told. What is queued uses the buffers in the
+        // stream's order, as all that frees them does.
+        let queued = unsafe { library.multiply(&plan.sizes, &plan.algorithm(), &buffers, keep, &self.stream) };
         queued.map_err(|CublasError(status)| {
             let remedy = match (self.products, status) {
                 (CudaProducts::Invariant, sys::cublasStatus_t::CUBLAS_STATUS_NOT_SUPPORTED) => format!("; {REMEDY}"),

@@ -10,7 +10,7 @@ use super::CublasLt;
 use super::descriptors::Preference;
 use super::library::{Library, configured};
 use super::tried::Tried;
-use crate::engine::algorithms::{HEIGHTS, Trial};
+use crate::engine::algorithms::Trial;
 use crate::engine::products::{Algorithm, Factors, ProductFigures, Weights};
 
 impl CublasLt {
@@ -33,15 +33,29 @@ impl CublasLt {
         {
             proposed.push(used);
         }
+        let candidates = library.candidates(&mut tried.sizes, &proposed)?;
         let mut algorithms = Vec::new();
-        for (rank, algorithm) in proposed.iter().enumerate() {
+        for (rank, (algorithm, candidate)) in proposed.iter().zip(&candidates).enumerate() {
             // One that fails is left out: others are there.
-            let Ok(trial) = tried.run(height, algorithm) else { continue };
-            let workspace = library.workspace_needed(&tried.sizes, algorithm);
-            let mut figures = figures(algorithm, rank, trial, 2.0 * (outer * inner * height) as f64, workspace);
-            figures.used = is_used(algorithm);
-            figures.all_heights = takes_all_heights(&library, &mut tried, algorithm)?;
-            algorithms.push(figures);
+            let Ok(Trial { digest, seconds }) = tried.run(height, algorithm) else { continue };
+            let of = |attribute| configured(algorithm, attribute).map_or(-1, i64::from);
+            algorithms.push(Algorithm {
+                milliseconds: seconds * 1e3,
+                tflops: 2.0 * (outer * inner * height) as f64 / seconds / 1e12,
+                rank,
+                id: of(Config::CUBLASLT_ALGO_CONFIG_ID),
+                tile: of(Config::CUBLASLT_ALGO_CONFIG_TILE_ID),
+                stages: of(Config::CUBLASLT_ALGO_CONFIG_STAGES_ID),
+                option: of(Config::CUBLASLT_ALGO_CONFIG_CUSTOM_OPTION),
+                cluster: of(Config::CUBLASLT_ALGO_CONFIG_CLUSTER_SHAPE_ID),
+                pieces: i64::from(candidate.pieces),
+                reduction: i64::from(candidate.reduction),
+                workspace: library.workspace_needed(&tried.sizes, algorithm),
+                in_one_piece: candidate.sums_in_one_piece(),
+                all_heights: candidate.takes_all(),
+                used: is_used(algorithm),
+                bits: format!("{digest:016x}"),
+            });
         }
         algorithms.sort_by(|left, right| left.milliseconds.total_cmp(&right.milliseconds));
         let note = algorithms.is_empty().then(|| format!("of {} algorithms proposed none computes", proposed.len()));
@@ -52,45 +66,4 @@ impl CublasLt {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         self.plan(&mut state, factors, shape, height).map(|(_, plan)| plan.algorithm())
     }
-}
-
-fn figures(
-    algorithm: &sys::cublasLtMatmulAlgo_t,
-    rank: usize,
-    Trial { digest, seconds }: Trial,
-    flop: f64,
-    workspace: Option<usize>,
-) -> Algorithm {
-    let of = |attribute| configured(algorithm, attribute).map_or(-1, i64::from);
-    let pieces = of(Config::CUBLASLT_ALGO_CONFIG_SPLITK_NUM);
-    let reduction = of(Config::CUBLASLT_ALGO_CONFIG_REDUCTION_SCHEME);
-    Algorithm {
-        milliseconds: seconds * 1e3,
-        tflops: flop / seconds / 1e12,
-        rank,
-        id: of(Config::CUBLASLT_ALGO_CONFIG_ID),
-        tile: of(Config::CUBLASLT_ALGO_CONFIG_TILE_ID),
-        stages: of(Config::CUBLASLT_ALGO_CONFIG_STAGES_ID),
-        option: of(Config::CUBLASLT_ALGO_CONFIG_CUSTOM_OPTION),
-        cluster: of(Config::CUBLASLT_ALGO_CONFIG_CLUSTER_SHAPE_ID),
-        pieces,
-        reduction,
-        workspace,
-        in_one_piece: pieces <= 1 && reduction == 0,
-        all_heights: false,
-        used: false,
-        bits: format!("{digest:016x}"),
-    }
-}
-
-/// Leaves another height in the sizes.
-fn takes_all_heights(library: &Library, tried: &mut Tried<'_>, algorithm: &sys::cublasLtMatmulAlgo_t) -> Result<bool> {
-    for height in HEIGHTS {
-        tried.sizes.set_height(height)?;
-        match library.workspace_needed(&tried.sizes, algorithm) {
-            Some(bytes) if bytes <= library.workspace => {}
-            _ => return Ok(false),
-        }
-    }
-    Ok(true)
 }

@@ -1,11 +1,9 @@
 //! A product of random values, which algorithms are tried on.
 
-use std::ffi::c_void;
 use std::hash::{DefaultHasher, Hasher};
-use std::ptr::from_ref;
 use std::sync::Arc;
 
-use candle_core::cuda_backend::cudarc::cublaslt::{result, sys};
+use candle_core::cuda_backend::cudarc::cublaslt::sys;
 use candle_core::cuda_backend::cudarc::driver::sys::CUevent_flags;
 use candle_core::cuda_backend::cudarc::driver::{
     CudaEvent, CudaSlice, CudaStream, DevicePtr, DevicePtrMut, DeviceRepr,
@@ -14,7 +12,7 @@ use candle_core::{Error, Result, bail};
 use half::bf16;
 
 use super::descriptors::{BF16, E4M3, Sizes};
-use super::library::Library;
+use super::library::{Buffers, Library};
 use crate::engine::algorithms::Trial;
 use crate::engine::products::Factors;
 use crate::engine::trial;
@@ -114,42 +112,23 @@ impl<'a> Tried<'a> {
         let (rows, _used) = self.rows.device_ptr(self.stream);
         let (workspace, _used) = self.workspace.device_ptr(self.stream);
         let (output, _used) = self.output.device_ptr_mut(self.stream);
-        let (add, keep) = (1.0f32, 0.0f32);
+        let buffers = Buffers { weights, rows, output, workspace };
         // SAFETY: as in `CublasLt::multiply`; the buffers are made for these sizes, or for more rows. The pass, whose
         // workspace this is, uses the same stream.
-        unsafe {
-            result::matmul(
-                self.library.handle.0,
-                self.library.operation.0,
-                from_ref(&add).cast(),
-                from_ref(&keep).cast(),
-                weights as *const c_void,
-                self.sizes.weights.0,
-                rows as *const c_void,
-                self.sizes.rows.0,
-                output as *const c_void,
-                self.sizes.output.0,
-                output as *mut c_void,
-                self.sizes.output.0,
-                from_ref(algorithm),
-                workspace as *mut c_void,
-                self.library.workspace,
-                self.stream.cu_stream().cast(),
-            )
-        }
-        .map_err(Error::wrap)
+        unsafe { self.library.multiply(&self.sizes, algorithm, &buffers, 0.0, self.stream) }.map_err(Error::wrap)
     }
 }
 
 /// Random values between -1 and 1 (bf16) or -2 and 2 (e4m3).
 fn random(stream: &Arc<CudaStream>, factors: Factors, len: usize, seed: u64) -> Result<CudaSlice<u8>> {
-    let numbers = trial::numbers(seed).take(PATTERN);
     let pattern: Vec<u8> = match factors {
-        Factors::Bf16 => numbers
-            .flat_map(|number| bf16::from_f32(number as f32 / (1u32 << 30) as f32 - 1.0).to_bits().to_ne_bytes())
-            .collect(),
+        Factors::Bf16 => {
+            trial::values(seed).take(PATTERN).flat_map(|value| bf16::from_f32(value).to_bits().to_ne_bytes()).collect()
+        }
         // The bit that is left out would give large values, and the one that is no number.
-        Factors::Fp8 | Factors::Fp8Rows => numbers.map(|number| number as u8 & 0xbf).collect(),
+        Factors::Fp8 | Factors::Fp8Rows => {
+            trial::numbers(seed).take(PATTERN).map(|number| number as u8 & 0xbf).collect()
+        }
     };
     let bytes = len * factors.bytes();
     let mut values = Vec::with_capacity(bytes);
