@@ -4,6 +4,7 @@
 mod bad_input;
 mod batches;
 mod cli;
+mod closed;
 mod crashes;
 mod embeddings;
 mod guard;

@@ -1,0 +1,1 @@
+//! The tenants' door for batches, files, jobs and webhooks.

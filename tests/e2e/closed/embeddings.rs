@@ -1,0 +1,1 @@
+//! The synchronous path, places and quota.

@@ -1,0 +1,1 @@
+//! Credentials and revocations across programs.
