@@ -65,6 +65,7 @@ postgres_remove() {
     for home in "${dir:?}/postgres" "$dir/postgres.new"; do rm -rf "$(readlink -f "$home")" "$home"; done
 }
 
+# postgres_env: the tests' alone.
 postgres_env() {
     echo "export VECMILL_TEST_POSTGRES_URL=postgres://vecmill:$postgres_password@127.0.0.1:$(port "$port_postgres")/postgres"
 }

@@ -6,7 +6,9 @@ rabbitmq_launch() {
     [[ $client_certificates != required ]] || verify=verify_peer demand=true
     mkdir -p "$home"
     [[ -s $home/.erlang.cookie ]] || { secret >"$home/.erlang.cookie" && chmod 0400 "$home/.erlang.cookie"; }
-    # One key a line; the default user is created on the first boot only.
+    # Users and what they may do are taken in at each start.
+    rabbitmq_definitions >"$home/definitions.json"
+    # One key a line.
     cat >"$home/rabbitmq.conf" <<CONF
 listeners.tcp.default = 127.0.0.1:$(port "$port_amqp")
 listeners.ssl.default = 127.0.0.1:$(port "$port_amqps")
@@ -15,9 +17,7 @@ ssl_options.certfile = $dir/tls/server.pem
 ssl_options.keyfile = $dir/tls/server.key
 ssl_options.verify = $verify
 ssl_options.fail_if_no_peer_cert = $demand
-default_user = vecmill
-default_pass = $amqp_password
-default_user_tags.administrator = true
+load_definitions = $home/definitions.json
 # Several instances share a small machine. The write-ahead log is held in memory up to its size.
 vm_memory_high_watermark.absolute = 512MB
 raft.wal_max_size_bytes = 64000000
@@ -54,7 +54,21 @@ rabbitmq_stop() {
 
 rabbitmq_remove() { rm -rf "${dir:?}/rabbitmq"; }
 
+# rabbitmq_env [ROLE]
 rabbitmq_env() {
-    echo "export VECMILL_AMQP_URL=amqp://vecmill:$amqp_password@127.0.0.1:$(port "$port_amqp")/%2f"
-    echo "export VECMILL_TEST_AMQPS_URL=amqps://vecmill:$amqp_password@127.0.0.1:$(port "$port_amqps")/%2f"
+    local role
+    if [[ ${1-} ]]; then
+        rabbitmq_urls VECMILL_ "" "vecmill-$1" "$(role_secret amqp "$1")"
+    else
+        rabbitmq_urls VECMILL_ VECMILL_TEST_ vecmill "$amqp_password"
+        for role in "${program_roles[@]}" ops; do
+            rabbitmq_urls "$(test_prefix "$role")" "" "vecmill-$role" "$(role_secret amqp "$role")"
+        done
+    fi
+}
+
+# rabbitmq_urls PREFIX [PREFIX OF THE ONE OVER TLS] USER PASSWORD
+rabbitmq_urls() {
+    printf 'export %sAMQP_URL=amqp://%s:%s@127.0.0.1:%s/%%2f\n' "$1" "$3" "$4" "$(port "$port_amqp")"
+    [[ ! $2 ]] || printf 'export %sAMQPS_URL=amqps://%s:%s@127.0.0.1:%s/%%2f\n' "$2" "$3" "$4" "$(port "$port_amqps")"
 }

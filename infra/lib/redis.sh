@@ -13,6 +13,7 @@ tls-key-file $dir/tls/server.key
 tls-ca-cert-file $dir/tls/ca.pem
 tls-auth-clients $([[ $client_certificates == required ]] && echo yes || echo no)
 requirepass $redis_password
+$(redis_users)
 dir $dir/redis
 save ""
 appendonly no
@@ -33,7 +34,22 @@ redis_stop() { halt redis "${1-10}"; }
 
 redis_remove() { rm -rf "${dir:?}/redis"; }
 
+# redis_env [ROLE]
 redis_env() {
-    echo "export VECMILL_REDIS_URL=redis://:$redis_password@127.0.0.1:$(port "$port_redis")/0"
-    echo "export VECMILL_TEST_REDISS_URL=rediss://:$redis_password@127.0.0.1:$(port "$port_rediss")/0"
+    local role
+    case ${1-} in
+        gateway | worker) redis_url VECMILL_ "vecmill-$1" "$(role_secret redis "$1")" ;;
+        # A producer has no business there.
+        ?*) ;;
+        "")
+            redis_url VECMILL_ "" "$redis_password"
+            echo "export VECMILL_TEST_REDISS_URL=rediss://:$redis_password@127.0.0.1:$(port "$port_rediss")/0"
+            for role in gateway worker; do
+                redis_url "$(test_prefix "$role")" "vecmill-$role" "$(role_secret redis "$role")"
+            done
+            ;;
+    esac
 }
+
+# redis_url PREFIX USER PASSWORD
+redis_url() { echo "export $1REDIS_URL=redis://$2:$3@127.0.0.1:$(port "$port_redis")/0"; }

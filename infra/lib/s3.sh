@@ -2,27 +2,34 @@
 # shellcheck shell=bash
 
 s3_launch() {
-    local weed_port
+    local weed_port jwt part tls=$dir/tls closed=()
     weed_port=$(port "$port_weed")
     mkdir -p "$dir/s3/data"
-    cat >"$dir/s3/s3.json" <<CONF
-{"identities": [{
-  "name": "vecmill",
-  "credentials": [{"accessKey": "$s3_access_key", "secretKey": "$s3_secret_key"}],
-  "actions": ["Admin", "Read", "Write", "List", "Tagging"]
-}]}
-CONF
+    s3_identities >"$dir/s3/s3.json"
+    # S3's port is the one door. What stands behind it asks nobody who they are unless it is told to, and a request that some program
+    # here is talked into must find nothing there: the filer has no HTTP, objects on the volume server want a token that only its
+    # neighbours can make, and the master's HTTP and all gRPC want a certificate of this folder's authority.
+    jwt=$(secret)
+    closed=(WEED_JWT_SIGNING_KEY="$jwt" WEED_JWT_SIGNING_READ_KEY="$jwt" WEED_JWT_FILER_SIGNING_KEY="$jwt"
+        WEED_JWT_FILER_SIGNING_READ_KEY="$jwt" WEED_GRPC_CA="$tls/ca.pem" WEED_HTTPS_MASTER_CA="$tls/ca.pem")
+    for part in GRPC_MASTER GRPC_VOLUME GRPC_FILER GRPC_S3 GRPC_CLIENT HTTPS_MASTER; do
+        closed+=("WEED_${part}_CERT=$tls/server.pem" "WEED_${part}_KEY=$tls/server.key")
+    done
     # volume.max=0: as many volumes as the disk has room for; they grow as they fill, 64 MB at most.
     # Short raft timers: a master with no peers has nobody to wait for, and the defaults cost 13 s after a kill.
-    launch s3 "$weed" -logtostderr=true server -ip=127.0.0.1 -ip.bind=127.0.0.1 -dir="$dir/s3/data" \
-        -master.port="$weed_port" -master.port.grpc=$((weed_port + 1)) \
-        -volume.port=$((weed_port + 2)) -volume.port.grpc=$((weed_port + 3)) \
-        -filer.port=$((weed_port + 4)) -filer.port.grpc=$((weed_port + 5)) \
-        -s3 -s3.port="$(port "$port_s3")" -s3.port.grpc=$((weed_port + 6)) \
-        -s3.port.https="$(port "$port_s3_tls")" -s3.cert.file="$dir/tls/server.pem" -s3.key.file="$dir/tls/server.key" \
-        -s3.port.iceberg=0 -s3.port.lance=0 -s3.iam=false -s3.config="$dir/s3/s3.json" \
-        -master.telemetry=false -master.volumeSizeLimitMB=64 -volume.max=0 \
-        -master.heartbeatInterval=20ms -master.electionTimeout=100ms
+    # By the environment: others see arguments.
+    (
+        export "${closed[@]}"
+        launch s3 "$weed" -logtostderr=true server -ip=127.0.0.1 -ip.bind=127.0.0.1 -dir="$dir/s3/data" \
+            -master.port="$weed_port" -master.port.grpc=$((weed_port + 1)) \
+            -volume.port=$((weed_port + 2)) -volume.port.grpc=$((weed_port + 3)) \
+            -filer.port=$((weed_port + 4)) -filer.port.grpc=$((weed_port + 5)) -filer.disableHttp \
+            -s3 -s3.port="$(port "$port_s3")" -s3.port.grpc=$((weed_port + 6)) \
+            -s3.port.https="$(port "$port_s3_tls")" -s3.cert.file="$tls/server.pem" -s3.key.file="$tls/server.key" \
+            -s3.port.iceberg=0 -s3.port.lance=0 -s3.iam=false -s3.config="$dir/s3/s3.json" \
+            -master.telemetry=false -master.volumeSizeLimitMB=64 -volume.max=0 \
+            -master.heartbeatInterval=20ms -master.electionTimeout=100ms
+    )
 }
 
 # s3_call METHOD KEY [FILE]: prints the status of one signed request. The keys go by a file: others see arguments.
@@ -48,14 +55,25 @@ s3_stop() {
     rm -f "/tmp/seaweedfs-filer-$(($(port "$port_weed") + 4)).sock" "/tmp/seaweedfs-s3-$(port "$port_s3").sock"
 }
 
+# s3_keys PREFIX ID SECRET
+s3_keys() { printf 'export %sAWS_ACCESS_KEY_ID=%s\nexport %sAWS_SECRET_ACCESS_KEY=%s\n' "$1" "$2" "$1" "$3"; }
+
 s3_remove() { rm -rf "${dir:?}/s3"; }
 
+# s3_env [ROLE]
 s3_env() {
+    local role
+    if [[ ${1-} ]]; then
+        s3_keys "" "$(role_secret s3-key "$1")" "$(role_secret s3-secret "$1")"
+    else
+        s3_keys "" "$s3_access_key" "$s3_secret_key"
+        for role in "${program_roles[@]}" producer-of-one; do
+            s3_keys "$(test_prefix "$role")" "$(role_secret s3-key "$role")" "$(role_secret s3-secret "$role")"
+        done
+    fi
     cat <<ENV
 export VECMILL_S3_ENDPOINT=http://127.0.0.1:$(port "$port_s3")
 export VECMILL_S3_BUCKET=vecmill
-export AWS_ACCESS_KEY_ID=$s3_access_key
-export AWS_SECRET_ACCESS_KEY=$s3_secret_key
 export AWS_REGION=us-east-1
 export VECMILL_TEST_S3_TLS=https://127.0.0.1:$(port "$port_s3_tls")
 export VECMILL_TEST_TLS_DIR=$dir/tls

@@ -10,7 +10,10 @@ use lapin::{
 
 use vecmill_signer::edge::{self, ClientTls};
 
-use crate::{contract::Precision, topology::Topology};
+use crate::{
+    contract::Precision,
+    topology::{Topology, TopologyError},
+};
 
 /// Messages on the way to the broker at once. Enough to hide the round trip and the quorum's disk writes; at
 /// 12 KiB at most each, 6 MiB.
@@ -38,6 +41,9 @@ pub enum PublishError {
         /// The key it was sent under.
         key: String,
     },
+    /// The queues are not what they should be.
+    #[error(transparent)]
+    Topology(#[from] TopologyError),
     /// The connection failed before the confirm.
     #[error("RabbitMQ can't be reached: {}", edge::explain(.0))]
     Broker(#[from] lapin::Error),

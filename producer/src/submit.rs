@@ -275,14 +275,14 @@ async fn begin(
         let connection = connect(url, "vecmill submit", &broker.tls).await.map_err(PublishError::from)?;
         let publisher = Publisher::open(&connection).await.map_err(PublishError::from)?;
         let topology = broker.topology();
-        publisher.declare(&topology).await.map_err(PublishError::from)?;
+        let lane = topology.lane_key_of(grant.lane);
+        topology.check_lane(&connection, &lane).await.map_err(PublishError::from)?;
         if let Some(precision) = manifest.spec.precision
             && publisher.workers_in(&topology, precision).await.map_err(PublishError::from)? == 0
         {
             report(Event::NobodyComputes(precision));
         }
         let messages = missing.into_iter().map(|chunk| message(manifest, run, chunk, &grant.grant).to_bytes());
-        let lane = topology.lane_key_of(grant.lane);
         publisher.publish_all(&topology.jobs_exchange(), &lane, messages, || report(Event::Published)).await?;
     }
     under_way(prepared, &entry, published).await?;

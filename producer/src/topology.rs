@@ -1,22 +1,34 @@
 //! The queues: lanes, the wait ladder, and the dead letters.
 //!
 //! ```text
-//!             {ns}.jobs (direct)                {ns}.wait.5s (fanout)
-//! producer ──key 03──▶ {ns}.lane.03 ──▶ worker ──key 03──▶ {ns}.wait.5s ──TTL──▶ {ns}.jobs ──key 03──▶ ...
-//!                            │ delivery limit     └──▶ {ns}.dead (fanout) ──▶ {ns}.dead
+//!           {ns}.x.jobs (direct)                 {ns}.x.wait.5s (fanout)
+//! producer ──key 03──▶ {ns}.q.lane.03 ──▶ worker ──key 03──▶ {ns}.q.wait.5s ──TTL──▶ {ns}.x.jobs ──key 03──▶ ...
+//!                            │ delivery limit     └──▶ {ns}.x.dead (fanout) ──▶ {ns}.q.dead
 //!                            └──────────────────────▶
+//! gateway ──▶ {ns}.x.embed (direct) ──▶ {ns}.q.embed ──▶ worker          gateway ──▶ {ns}.x.abandoned (fanout) ──▶ each worker
 //! ```
+//! An exchange is `x`, a queue `q`: RabbitMQ's rights are patterns of names whatever has the name, and who may publish to an
+//! exchange must not thereby have a right to a queue. Who has the right to declare is an operator's matter (`vecmill topology
+//! declare`): all other programs only look whether what they need is there.
+//!
 //! A wait queue has one fixed TTL and hands its messages back under the routing key they came with, so one
 //! ladder serves all lanes. Per-message TTLs would only expire at the queue's head.
 
+mod take_over;
+
 use std::time::Duration;
 
+use futures_util::future::try_join_all;
 use lapin::{
-    Channel, ExchangeKind,
+    Channel, Connection, ErrorKind, ExchangeKind,
     options::{ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions},
+    protocol::AMQPSoftError,
     types::{AMQPValue, FieldTable},
 };
-use vecmill_signer::{claims::DEFAULT_LANES, edge::ClientTls};
+use vecmill_signer::{
+    claims::DEFAULT_LANES,
+    edge::{self, ClientTls},
+};
 
 use crate::contract::Precision;
 
@@ -33,6 +45,9 @@ const EMBED_MESSAGES_MAX: i64 = 4096;
 const EMBED_BYTES_MAX: i64 = 256 << 20;
 /// No gateway waits longer for an answer.
 const EMBED_TTL_MS: i64 = 120_000;
+
+/// Under which synchronous requests are published: there is one queue for them.
+pub const EMBED_KEY: &str = "embed";
 
 /// The broker's own bound on redeliveries. The worker gives a chunk up before, with a reason that status can
 /// show; this catches a chunk that no worker lives long enough to count.
@@ -101,6 +116,23 @@ impl BrokerSettings {
     }
 }
 
+/// Why the queues can't be used.
+#[derive(Debug, thiserror::Error)]
+pub enum TopologyError {
+    /// Something is not there.
+    #[error(
+        "RabbitMQ lacks {name}: have an operator run `vecmill topology declare`, with the namespace, lanes and wait \
+         ladder that are set here"
+    )]
+    Missing {
+        /// What.
+        name: String,
+    },
+    /// The broker can't be asked.
+    #[error("RabbitMQ can't be reached: {}", edge::explain(.0))]
+    Broker(#[from] lapin::Error),
+}
+
 /// The names of exchanges and queues.
 #[derive(Clone, Debug)]
 pub struct Topology {
@@ -122,23 +154,28 @@ impl Topology {
 
     /// The queue of a lane.
     pub fn lane_queue(&self, key: &str) -> String {
-        format!("{}.lane.{key}", self.namespace)
+        format!("{}.q.lane.{key}", self.namespace)
     }
 
     /// The exchange to which chunks are published under their lane's key.
     pub fn jobs_exchange(&self) -> String {
-        format!("{}.jobs", self.namespace)
+        format!("{}.x.jobs", self.namespace)
     }
 
-    /// The queue of the synchronous path, under the default exchange.
+    /// The exchange to which synchronous requests are published.
+    pub fn embed_exchange(&self) -> String {
+        format!("{}.x.embed", self.namespace)
+    }
+
+    /// The queue of the synchronous path.
     pub fn embed_queue(&self) -> String {
-        format!("{}.embed", self.namespace)
+        format!("{}.q.embed", self.namespace)
     }
 
     /// The queue whose consumers are the workers that compute in a precision. Nothing is ever sent to it: it is there to be
     /// counted, so that who asks for a precision that nobody has can be told.
     pub fn computes_queue(&self, precision: Precision) -> String {
-        format!("{}.computes.{precision}", self.namespace)
+        format!("{}.q.computes.{precision}", self.namespace)
     }
 
     /// How many workers compute in a precision. Where the topology is not declared, the channel is closed by the question.
@@ -151,52 +188,80 @@ impl Topology {
 
     /// The exchange on which gateways say that nobody waits for a synchronous request any more.
     pub fn abandoned(&self) -> String {
-        format!("{}.abandoned", self.namespace)
+        format!("{}.x.abandoned", self.namespace)
     }
 
-    /// The exchange and the queue of the dead letters.
-    pub fn dead(&self) -> String {
-        format!("{}.dead", self.namespace)
+    /// The exchange to which dead letters are published.
+    pub fn dead_exchange(&self) -> String {
+        format!("{}.x.dead", self.namespace)
     }
 
-    /// The exchange and the queue of the shortest rung that lasts at least `wait`, else of the longest.
+    /// The queue of the dead letters.
+    pub fn dead_queue(&self) -> String {
+        format!("{}.q.dead", self.namespace)
+    }
+
+    /// The exchange of the shortest rung that lasts at least `wait`, else of the longest.
     pub fn rung_for(&self, wait: Duration) -> String {
         let wanted = self.ladder_s.iter().find(|&&rung_s| Duration::from_secs(rung_s.into()) >= wait);
-        self.wait_name(*wanted.or(self.ladder_s.last()).unwrap_or(&5))
+        self.wait_exchange(*wanted.or(self.ladder_s.last()).unwrap_or(&5))
     }
 
-    /// The rung for the given number of earlier tries: the first at 0, and the last from then on.
+    /// The exchange of the rung for the given number of earlier tries: the first at 0, and the last from then on.
     pub fn rung(&self, tries: u32) -> String {
         let index = (tries as usize).min(self.ladder_s.len().saturating_sub(1));
-        self.wait_name(self.ladder_s.get(index).copied().unwrap_or(5))
+        self.wait_exchange(self.ladder_s.get(index).copied().unwrap_or(5))
     }
 
-    fn wait_name(&self, rung_s: u32) -> String {
-        format!("{}.wait.{rung_s}s", self.namespace)
+    fn wait_exchange(&self, rung_s: u32) -> String {
+        format!("{}.x.wait.{rung_s}s", self.namespace)
+    }
+
+    fn wait_queue(&self, rung_s: u32) -> String {
+        format!("{}.q.wait.{rung_s}s", self.namespace)
+    }
+
+    /// Looks whether everything is there; declares nothing. To look takes no right on the broker.
+    pub async fn check(&self, connection: &Connection) -> Result<(), TopologyError> {
+        let waits = self.ladder_s.iter().map(|&rung_s| self.wait_exchange(rung_s));
+        let exchanges = [self.jobs_exchange(), self.dead_exchange(), self.embed_exchange(), self.abandoned()];
+        let waiting = self.ladder_s.iter().map(|&rung_s| self.wait_queue(rung_s));
+        let lanes = self.lane_keys().map(|key| self.lane_queue(&key));
+        let computing = Precision::ALL.into_iter().map(|precision| self.computes_queue(precision));
+        let queues = [self.dead_queue(), self.embed_queue()].into_iter().chain(lanes).chain(waiting).chain(computing);
+        let (exchanges, queues) = (exchanges.into_iter().chain(waits).collect(), queues.collect());
+        check(connection, exchanges, queues).await
+    }
+
+    /// Looks whether what is needed to publish to one lane is there.
+    pub async fn check_lane(&self, connection: &Connection, key: &str) -> Result<(), TopologyError> {
+        check(connection, vec![self.jobs_exchange()], vec![self.lane_queue(key)]).await
     }
 
     /// Declares everything. Harmless when it is there already with the same arguments.
     pub async fn declare(&self, channel: &Channel) -> Result<(), lapin::Error> {
         self.exchange(channel, &self.jobs_exchange(), ExchangeKind::Direct).await?;
-        self.exchange(channel, &self.dead(), ExchangeKind::Fanout).await?;
-        self.queue(channel, &self.dead(), quorum()).await?;
-        self.bind(channel, &self.dead(), &self.dead(), "").await?;
+        self.exchange(channel, &self.dead_exchange(), ExchangeKind::Fanout).await?;
+        self.queue(channel, &self.dead_queue(), quorum()).await?;
+        self.bind(channel, &self.dead_queue(), &self.dead_exchange(), "").await?;
         for rung_s in &self.ladder_s {
-            let name = self.wait_name(*rung_s);
+            let (exchange, queue) = (self.wait_exchange(*rung_s), self.wait_queue(*rung_s));
             let mut arguments = dead_lettering(self.jobs_exchange());
             arguments.insert("x-message-ttl".into(), AMQPValue::LongLongInt(i64::from(*rung_s) * 1000));
-            self.exchange(channel, &name, ExchangeKind::Fanout).await?;
-            self.queue(channel, &name, arguments).await?;
-            self.bind(channel, &name, &name, "").await?;
+            self.exchange(channel, &exchange, ExchangeKind::Fanout).await?;
+            self.queue(channel, &queue, arguments).await?;
+            self.bind(channel, &queue, &exchange, "").await?;
         }
         self.exchange(channel, &self.abandoned(), ExchangeKind::Fanout).await?;
+        self.exchange(channel, &self.embed_exchange(), ExchangeKind::Direct).await?;
         self.queue(channel, &self.embed_queue(), short_lived()).await?;
+        self.bind(channel, &self.embed_queue(), &self.embed_exchange(), EMBED_KEY).await?;
         for precision in Precision::ALL {
             self.queue(channel, &self.computes_queue(precision), of_nothing()).await?;
         }
         for key in self.lane_keys() {
             let name = self.lane_queue(&key);
-            let mut arguments = dead_lettering(self.dead());
+            let mut arguments = dead_lettering(self.dead_exchange());
             arguments.insert("x-delivery-limit".into(), AMQPValue::LongLongInt(DELIVERY_LIMIT));
             self.queue(channel, &name, arguments).await?;
             self.bind(channel, &name, &self.jobs_exchange(), &key).await?;
@@ -217,6 +282,37 @@ impl Topology {
         channel
             .queue_bind(queue.into(), exchange.into(), key.into(), QueueBindOptions::default(), FieldTable::default())
             .await
+    }
+}
+
+/// Asks for names without declaring them, all at once, on a channel of its own: a no closes it.
+async fn check(connection: &Connection, exchanges: Vec<String>, queues: Vec<String>) -> Result<(), TopologyError> {
+    let channel = connection.create_channel().await?;
+    let exchanges = try_join_all(exchanges.iter().map(|name| {
+        let options = ExchangeDeclareOptions { passive: true, ..Default::default() };
+        // The kind of one that is there is not looked at.
+        let asked =
+            channel.exchange_declare(name.as_str().into(), ExchangeKind::Direct, options, FieldTable::default());
+        async move { asked.await.map_err(|error| missing("the exchange", name, error)) }
+    }));
+    exchanges.await?;
+    let queues = try_join_all(queues.iter().map(|name| {
+        let options = QueueDeclareOptions { passive: true, ..Default::default() };
+        let asked = channel.queue_declare(name.as_str().into(), options, FieldTable::default());
+        async move { asked.await.map_err(|error| missing("the queue", name, error)) }
+    }));
+    queues.await?;
+    // Its end is nothing to wait for.
+    let _ = channel.close(200, "checked".into()).await;
+    Ok(())
+}
+
+fn missing(what: &str, name: &str, error: lapin::Error) -> TopologyError {
+    match error.kind() {
+        ErrorKind::ProtocolError(error) if error.get_id() == AMQPSoftError::NOTFOUND.get_id() => {
+            TopologyError::Missing { name: format!("{what} {name}") }
+        }
+        _ => error.into(),
     }
 }
 
@@ -275,13 +371,13 @@ mod tests {
     #[test]
     fn rungs_fit_the_wait_and_end_at_the_last() {
         let topology = topology();
-        assert_eq!(topology.rung_for(Duration::from_millis(1)), "v.wait.5s");
-        assert_eq!(topology.rung_for(Duration::from_secs(5)), "v.wait.5s");
-        assert_eq!(topology.rung_for(Duration::from_millis(5_001)), "v.wait.30s");
-        assert_eq!(topology.rung_for(Duration::from_secs(86_400)), "v.wait.120s");
+        assert_eq!(topology.rung_for(Duration::from_millis(1)), "v.x.wait.5s");
+        assert_eq!(topology.rung_for(Duration::from_secs(5)), "v.x.wait.5s");
+        assert_eq!(topology.rung_for(Duration::from_millis(5_001)), "v.x.wait.30s");
+        assert_eq!(topology.rung_for(Duration::from_secs(86_400)), "v.x.wait.120s");
         assert_eq!(
             [0, 1, 2, 3, 99].map(|tries| topology.rung(tries)),
-            ["v.wait.5s", "v.wait.30s", "v.wait.120s", "v.wait.120s", "v.wait.120s"]
+            ["v.x.wait.5s", "v.x.wait.30s", "v.x.wait.120s", "v.x.wait.120s", "v.x.wait.120s"]
         );
     }
 

@@ -16,6 +16,7 @@ mod quota;
 mod refusals;
 mod repair;
 mod revocation;
+mod roles;
 mod stock_clients;
 mod tls;
 mod topology;

@@ -26,7 +26,7 @@ use crate::{
     eventually, free_address, history,
     job::FIRST_RUN,
     program::{end_of, json_of, told},
-    servers::{Env, Servers},
+    servers::{Env, RIGHTS, Role, Servers},
 };
 
 /// The model's name in the tests' grants.
@@ -222,7 +222,20 @@ impl Cluster {
             ("RAYON_NUM_THREADS", "1".to_owned()),
         ];
         env.extend(settings.map(|(name, value)| (name.to_owned(), value)));
-        Self { servers, env, dir, signer: None, unique }
+        let cluster = Self { servers, env, dir, signer: None, unique };
+        cluster.declare_topology();
+        cluster
+    }
+
+    /// Declares the queues, which only an operator may.
+    ///
+    /// # Panics
+    /// When that fails.
+    #[track_caller]
+    pub fn declare_topology(&self) {
+        let mut command = self.command("vecmill", &["topology", "declare", "--json"]);
+        command.env("VECMILL_AMQP_URL", &self.env["VECMILL_AMQP_URL"]);
+        assert_eq!(json_of(&command.output().expect("vecmill runs"))["declared"], true);
     }
 
     /// Sets up and starts the signer of a cluster that has none yet.
@@ -237,6 +250,11 @@ impl Cluster {
         self.env.insert("VECMILL_SIGNER_LISTEN".to_owned(), listen);
         self.env.insert("VECMILL_SIGNER_URL".to_owned(), url.clone());
         self.spawn("vecmill-signer", &["serve"], &[], url)
+    }
+
+    /// The signer, where it runs.
+    pub fn signer_process(&self) -> Option<&Process> {
+        self.signer.as_ref()
     }
 
     /// Kills the signer; its database stays.
@@ -380,6 +398,16 @@ impl Cluster {
 
     /// The bucket, as the programs see it.
     pub async fn store(&self) -> Store {
+        self.store_with(["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"].map(|name| self.env[name].clone())).await
+    }
+
+    /// The bucket, as a role sees it.
+    pub async fn store_as(&self, role: Role) -> Store {
+        let key = ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"];
+        self.store_with(key.map(|name| self.env[&role.variable(name)].clone())).await
+    }
+
+    async fn store_with(&self, [id, secret]: [String; 2]) -> Store {
         let value = |name: &str| self.env[name].clone();
         let settings = StoreSettings {
             endpoint: Some(value("VECMILL_S3_ENDPOINT")),
@@ -387,8 +415,7 @@ impl Cluster {
             bucket: value("VECMILL_S3_BUCKET"),
             region: value("AWS_REGION"),
         };
-        let credentials = StoreCredentials { id: value("AWS_ACCESS_KEY_ID"), secret: value("AWS_SECRET_ACCESS_KEY") };
-        Store::connect_with(&settings, credentials).await
+        Store::connect_with(&settings, StoreCredentials { id, secret }).await
     }
 
     /// The first word of all names that are this cluster's own.
@@ -441,7 +468,7 @@ impl Cluster {
         let channel = connection.create_channel().await.expect("a channel");
         let mut letters = Vec::new();
         while let Some(letter) = channel
-            .basic_get(self.topology().dead().as_str().into(), lapin::options::BasicGetOptions { no_ack: true })
+            .basic_get(self.topology().dead_queue().as_str().into(), lapin::options::BasicGetOptions { no_ack: true })
             .await
             .expect("a get")
         {
@@ -475,6 +502,13 @@ impl Cluster {
     fn command(&self, program: &str, arguments: &[&str]) -> Command {
         let mut command = Command::new(release_dir().join(program));
         command.args(arguments).envs(&self.env).current_dir(self.dir.path());
+        // Each program has the rights of its role, unless the test has given it others.
+        for name in RIGHTS.into_iter().filter(|&name| self.env.get(name) == self.servers.env.get(name)) {
+            match Role::of(program).and_then(|role| self.env.get(&role.variable(name))) {
+                Some(of_role) => command.env(name, of_role),
+                None => command.env_remove(name),
+            };
+        }
         command
     }
 

@@ -19,7 +19,7 @@ pub mod servers;
 
 pub use address::free_address;
 pub use cluster::{Cluster, Tenant, WorkerOptions};
-pub use servers::Servers;
+pub use servers::{Role, Servers};
 
 use std::time::{Duration, Instant};
 

@@ -41,19 +41,32 @@ impl Reply {
 /// # Panics
 /// When Redis can't be reached or answers with an error.
 pub fn ask(url: &str, command: &[&str]) -> Reply {
+    ask_unless_refused(url, command).unwrap_or_else(|error| panic!("Redis answers {error:?}"))
+}
+
+/// The same, but an error that Redis answers with is a value.
+///
+/// # Errors
+/// Redis' own words.
+///
+/// # Panics
+/// When Redis can't be reached.
+pub fn ask_unless_refused(url: &str, command: &[&str]) -> Result<Reply, String> {
     let rest = url.strip_prefix("redis://").expect("a redis:// URL");
     let (user, address) = rest.rsplit_once('@').unwrap_or(("", rest));
     let address = address.split('/').next().expect("an address");
     let stream = TcpStream::connect(address).expect("Redis");
     stream.set_read_timeout(Some(TIMEOUT)).expect("a timeout");
     let mut stream = BufReader::new(stream);
-    if let Some((_, password)) = user.split_once(':') {
-        exchange(&mut stream, &["AUTH", password]);
+    match user.split_once(':') {
+        None => {}
+        Some(("", password)) => drop(exchange(&mut stream, &["AUTH", password])?),
+        Some((user, password)) => drop(exchange(&mut stream, &["AUTH", user, password])?),
     }
     exchange(&mut stream, command)
 }
 
-fn exchange(stream: &mut BufReader<TcpStream>, command: &[&str]) -> Reply {
+fn exchange(stream: &mut BufReader<TcpStream>, command: &[&str]) -> Result<Reply, String> {
     let mut request = format!("*{}\r\n", command.len());
     for word in command {
         request.push_str(&format!("${}\r\n{word}\r\n", word.len()));
@@ -62,11 +75,12 @@ fn exchange(stream: &mut BufReader<TcpStream>, command: &[&str]) -> Reply {
     read(stream)
 }
 
-fn read(stream: &mut BufReader<TcpStream>) -> Reply {
+fn read(stream: &mut BufReader<TcpStream>) -> Result<Reply, String> {
     let mut line = String::new();
     stream.read_line(&mut line).expect("an answer of Redis");
     let (kind, rest) = line.trim_end().split_at(1);
-    match kind {
+    Ok(match kind {
+        "-" => return Err(rest.to_owned()),
         "+" | ":" => Reply::Text(rest.to_owned()),
         "$" if rest == "-1" => Reply::Nil,
         "$" => {
@@ -74,7 +88,10 @@ fn read(stream: &mut BufReader<TcpStream>) -> Reply {
             stream.read_exact(&mut bytes).expect("an answer of Redis");
             Reply::Text(String::from_utf8_lossy(&bytes[..bytes.len() - 2]).into_owned())
         }
-        "*" => Reply::Many((0..rest.parse().expect("a length")).map(|_| read(stream)).collect()),
+        "*" => {
+            let replies = (0..rest.parse().expect("a length")).map(|_| read(stream));
+            Reply::Many(replies.collect::<Result<_, _>>()?)
+        }
         _ => panic!("Redis answers {line:?}"),
-    }
+    })
 }

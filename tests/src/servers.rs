@@ -15,7 +15,7 @@ use crate::program::printed;
 pub type Env = BTreeMap<String, String>;
 
 /// The variables that `infra/services env` prints.
-const NAMES: [&str; 11] = [
+const NAMES: [&str; 25] = [
     "VECMILL_AMQP_URL",
     "VECMILL_REDIS_URL",
     "VECMILL_S3_ENDPOINT",
@@ -28,7 +28,65 @@ const NAMES: [&str; 11] = [
     "VECMILL_TEST_REDISS_URL",
     "VECMILL_TEST_S3_TLS",
     "VECMILL_TEST_TLS_DIR",
+    // What each role has: see `Role`.
+    "VECMILL_TEST_PRODUCER_AMQP_URL",
+    "VECMILL_TEST_PRODUCER_AWS_ACCESS_KEY_ID",
+    "VECMILL_TEST_PRODUCER_AWS_SECRET_ACCESS_KEY",
+    "VECMILL_TEST_PRODUCER_OF_ONE_AWS_ACCESS_KEY_ID",
+    "VECMILL_TEST_PRODUCER_OF_ONE_AWS_SECRET_ACCESS_KEY",
+    "VECMILL_TEST_GATEWAY_AMQP_URL",
+    "VECMILL_TEST_GATEWAY_REDIS_URL",
+    "VECMILL_TEST_GATEWAY_AWS_ACCESS_KEY_ID",
+    "VECMILL_TEST_GATEWAY_AWS_SECRET_ACCESS_KEY",
+    "VECMILL_TEST_WORKER_AMQP_URL",
+    "VECMILL_TEST_WORKER_REDIS_URL",
+    "VECMILL_TEST_WORKER_AWS_ACCESS_KEY_ID",
+    "VECMILL_TEST_WORKER_AWS_SECRET_ACCESS_KEY",
+    "VECMILL_TEST_OPS_AMQP_URL",
 ];
+
+/// Who a program is to the servers: each role has users and keys of its own, with the rights in `infra/roles`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// Who submits by command: of any tenant.
+    Producer,
+    /// The same, of the tenant `only-this` alone; on S3 only.
+    ProducerOfOne,
+    /// A gateway.
+    Gateway,
+    /// A worker.
+    Worker,
+    /// Who looks at queues.
+    Ops,
+}
+
+impl Role {
+    /// The role that one of the programs has. None has rights at all where there is none: the signer's.
+    pub(crate) fn of(program: &str) -> Option<Self> {
+        match program {
+            "vecmill" => Some(Self::Producer),
+            "vecmill-gateway" => Some(Self::Gateway),
+            "vecmill-worker" => Some(Self::Worker),
+            _ => None,
+        }
+    }
+
+    /// The variable that holds the role's own `name`.
+    pub fn variable(self, name: &str) -> String {
+        let role = match self {
+            Self::Producer => "PRODUCER",
+            Self::ProducerOfOne => "PRODUCER_OF_ONE",
+            Self::Gateway => "GATEWAY",
+            Self::Worker => "WORKER",
+            Self::Ops => "OPS",
+        };
+        format!("VECMILL_TEST_{role}_{}", name.strip_prefix("VECMILL_").unwrap_or(name))
+    }
+}
+
+/// Addresses with users and keys in them, and keys: an operator's of everything, unless a role is asked for.
+pub(crate) const RIGHTS: [&str; 4] =
+    ["VECMILL_AMQP_URL", "VECMILL_REDIS_URL", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"];
 
 /// Servers to test against.
 pub struct Servers {

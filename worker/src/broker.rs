@@ -21,7 +21,7 @@ use tracing::{info, warn};
 use vecmill_producer::{
     contract::{ATTEMPT_HEADER, Precision, REASON_HEADER, RUNG_HEADER},
     publish::{PublishError, Publisher, connect, number},
-    topology::Topology,
+    topology::{Topology, TopologyError},
 };
 use vecmill_signer::edge::{self, ClientTls};
 
@@ -82,6 +82,8 @@ pub async fn consume(
 enum SessionError {
     #[error("{}", edge::explain(.0))]
     Broker(#[from] lapin::Error),
+    #[error(transparent)]
+    Topology(#[from] TopologyError),
     #[error("the broker cancelled the consumer of {0}: was its queue deleted?")]
     Cancelled(String),
     #[error("RabbitMQ did not set up the queues and consumers in {} s: has each queue a leader?", OPEN_WITHIN.as_secs())]
@@ -162,10 +164,10 @@ struct Open {
     counted: Consumer,
 }
 
-async fn open(settings: &Consume) -> Result<Open, lapin::Error> {
+async fn open(settings: &Consume) -> Result<Open, SessionError> {
     let connection = connect(&settings.url, &settings.worker, &settings.tls).await?;
     let publisher = Publisher::open(&connection).await?;
-    publisher.declare(&settings.topology).await?;
+    settings.topology.check(&connection).await?;
     let channel = connection.create_channel().await?;
     // Not global: the bound is each consumer's own, so that one lane's backlog takes no other lane's places.
     channel.basic_qos(settings.prefetch, BasicQosOptions::default()).await?;
@@ -253,7 +255,7 @@ impl Desk {
                 let mut reason = format!("{code}: {reason}");
                 reason.truncate(reason.floor_char_boundary(REASON_BYTES_MAX));
                 (
-                    self.topology.dead(),
+                    self.topology.dead_exchange(),
                     [(ATTEMPT_HEADER, number(attempt)), (REASON_HEADER, AMQPValue::LongString(reason.into()))],
                 )
             }

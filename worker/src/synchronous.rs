@@ -22,7 +22,8 @@ use tokio::{
 use tracing::{debug, warn};
 use vecmill_producer::{
     contract::{EmbedAnswer, EmbedRefusal, RefusalKind},
-    publish::{Publisher, connect},
+    publish::connect,
+    topology::TopologyError,
 };
 use vecmill_signer::edge;
 
@@ -59,6 +60,8 @@ pub async fn serve(settings: Consume, pipeline: Arc<Pipeline>, metrics: Arc<Metr
 enum SessionError {
     #[error("RabbitMQ failed")]
     Broker(#[from] lapin::Error),
+    #[error(transparent)]
+    Topology(#[from] TopologyError),
     #[error("RabbitMQ did not set up the synchronous queue in {} s", OPEN_WITHIN.as_secs())]
     Late,
     #[error("the broker cancelled a consumer: was its queue deleted?")]
@@ -72,9 +75,9 @@ struct Open {
     abandoned: Consumer,
 }
 
-async fn open(settings: &Consume) -> Result<Open, lapin::Error> {
+async fn open(settings: &Consume) -> Result<Open, SessionError> {
     let connection = connect(&settings.url, &settings.worker, &settings.tls).await?;
-    Publisher::open(&connection).await?.declare(&settings.topology).await?;
+    settings.topology.check(&connection).await?;
     let channel = connection.create_channel().await?;
     channel.basic_qos(AT_ONCE, BasicQosOptions::default()).await?;
     let tag = format!("{}-embed", settings.worker);

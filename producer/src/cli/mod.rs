@@ -10,6 +10,7 @@ mod say;
 mod status;
 mod submit;
 mod through_gateway;
+mod topology;
 
 use std::process::ExitCode;
 
@@ -60,6 +61,8 @@ enum Command {
     Resume(say::Args),
     /// List the tenant's jobs
     List(list::Args),
+    /// Declare or check the queues on RabbitMQ: an operator's, and once for a namespace
+    Topology(topology::Args),
     /// Print a completion script for a shell
     Completions {
         /// The shell
@@ -89,6 +92,7 @@ async fn run(cli: Cli) -> ExitCode {
         Command::Pause(args) => say::run(args, door::Word::Pause).await,
         Command::Resume(args) => say::run(args, door::Word::Resume).await,
         Command::List(args) => list::run(args).await,
+        Command::Topology(args) => topology::run(args).await,
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "vecmill", &mut std::io::stdout());
             Ok(())

@@ -7,8 +7,8 @@ use serde::Serialize;
 use vecmill_signer::client::ClientError;
 
 use crate::{
-    client::GatewayError, fetch::FetchError, life::LedgerError, prepare::PrepareError, split::SplitError,
-    status::StatusError, store::StoreError, submit::SubmitError,
+    client::GatewayError, fetch::FetchError, life::LedgerError, prepare::PrepareError, publish::PublishError,
+    split::SplitError, status::StatusError, store::StoreError, submit::SubmitError, topology::TopologyError,
 };
 
 /// Why a command ends without having done its work.
@@ -76,6 +76,18 @@ impl From<ClientError> for Failure {
 
 impl From<StoreError> for Failure {
     fn from(error: StoreError) -> Self {
+        Self::Unavailable(error.to_string())
+    }
+}
+
+impl From<TopologyError> for Failure {
+    fn from(error: TopologyError) -> Self {
+        Self::Unavailable(error.to_string())
+    }
+}
+
+impl From<PublishError> for Failure {
+    fn from(error: PublishError) -> Self {
         Self::Unavailable(error.to_string())
     }
 }

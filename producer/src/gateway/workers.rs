@@ -12,8 +12,8 @@ use tokio::sync::{oneshot, watch};
 use vecmill_signer::edge;
 
 use crate::contract::{EmbedAnswer, EmbedRequest};
-use crate::publish::{Publisher, connect};
-use crate::topology::{BrokerSettings, Topology};
+use crate::publish::connect;
+use crate::topology::{BrokerSettings, EMBED_KEY, Topology, TopologyError};
 
 /// RabbitMQ's pseudo-queue: an answer to it goes straight to the channel that asked.
 const REPLY_TO: &str = "amq.rabbitmq.reply-to";
@@ -101,9 +101,10 @@ impl Workers {
                 .with_reply_to(REPLY_TO.into())
                 .with_correlation_id(request.id.as_str().into())
                 .with_expiration(left.as_millis().to_string().into());
-            let (options, queue) =
-                (BasicPublishOptions { mandatory: true, ..Default::default() }, self.0.topology.embed_queue());
-            let publishing = channel.basic_publish("".into(), queue.as_str().into(), options, &bytes, properties);
+            let (options, exchange) =
+                (BasicPublishOptions { mandatory: true, ..Default::default() }, self.0.topology.embed_exchange());
+            let publishing =
+                channel.basic_publish(exchange.as_str().into(), EMBED_KEY.into(), options, &bytes, properties);
             place.confirm = Some(publishing.await.map_err(|_| AskError::Away)?);
             let early = tokio::time::timeout(CONFIRM_AFTER, &mut answered).await;
             place.confirmed().await?;
@@ -189,16 +190,16 @@ async fn session(
     broker: &BrokerSettings,
     sessions: &watch::Sender<Option<Session>>,
     waiting: &Mutex<Waiting>,
-) -> Result<(), lapin::Error> {
+) -> Result<(), TopologyError> {
     let opening = async {
         let url = broker.amqp_url.as_deref().unwrap_or_default();
         let connection = connect(url, "vecmill-gateway", &broker.tls).await?;
-        Publisher::open(&connection).await?.declare(&broker.topology()).await?;
+        broker.topology().check(&connection).await?;
         let channel = connection.create_channel().await?;
         channel.confirm_select(ConfirmSelectOptions::default()).await?;
         let options = BasicConsumeOptions { no_ack: true, ..Default::default() };
         let answers = channel.basic_consume(REPLY_TO.into(), "answers".into(), options, FieldTable::default()).await?;
-        Ok::<_, lapin::Error>((connection, channel, answers))
+        Ok::<_, TopologyError>((connection, channel, answers))
     };
     let Ok(opened) = tokio::time::timeout(OPEN_WITHIN, opening).await else {
         tracing::warn!("RabbitMQ did not set up the queues in {} s", OPEN_WITHIN.as_secs());

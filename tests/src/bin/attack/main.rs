@@ -1,0 +1,138 @@
+//! Attacks on a cluster of its own, one after another, beside a bystander: a tenant who goes on asking for what it always asks. What is
+//! printed is the worst that the bystander saw of each, and how much memory each program took. It fails where the bystander saw an
+//! error, waited more than it should, or a program took more memory than it may.
+//!
+//! Run it by `infra/attack`. Attacks on correctness, where the bystander would see nothing, are tests (`tests/e2e/closed`).
+
+mod attacks;
+mod bombs;
+mod bystander;
+mod memory;
+mod raw;
+
+use std::{
+    process::ExitCode,
+    time::{Duration, Instant},
+};
+
+use anyhow::Context;
+use vecmill_tests::{Cluster, Servers, Tenant, WorkerOptions, cluster::Process};
+
+use crate::{
+    attacks::{ATTACKS, Attack},
+    bystander::{Bystander, Seen},
+    memory::Memory,
+};
+
+/// How much slower than in quiet the bystander may find the slowest of a hundred requests.
+const SLOWER_MAX: f64 = 3.0;
+/// A slowest that is below this is no news: two cores compute, attack and look on.
+const NOTICED: Duration = Duration::from_millis(250);
+
+/// What the attacks are run against.
+pub(crate) struct Target {
+    pub(crate) cluster: Cluster,
+    pub(crate) gateway: Process,
+    worker: Process,
+    pub(crate) attacker: Tenant,
+    /// Where nobody ever answers.
+    pub(crate) tarpit: String,
+}
+
+impl Target {
+    /// The signer's address.
+    pub(crate) fn signer_url(&self) -> &str {
+        &self.cluster.env["VECMILL_SIGNER_URL"]
+    }
+}
+
+fn setting(name: &str, default: u64) -> anyhow::Result<u64> {
+    std::env::var(name).map_or(Ok(default), |value| value.parse().with_context(|| format!("{name} must be a number")))
+}
+
+#[tokio::main]
+async fn main() -> anyhow::Result<ExitCode> {
+    let seconds = Duration::from_secs(setting("ATTACK_SECONDS", 15)?);
+    let only = std::env::var("ATTACK_ONLY").unwrap_or_default();
+    let (target, bystander) = set_up().await?;
+    // What is done first is slower: connections, tokens, pages.
+    bystander.watch(async { tokio::time::sleep(Duration::from_secs(3)).await }).await?;
+    let quiet = bystander.watch(async { tokio::time::sleep(seconds.max(Duration::from_secs(10))).await }).await?.0;
+    let quiet_p99 = quiet.p99();
+    println!("{:34} {:>7} {:>6} {:>8} {:>8} {:>7}  memory, MiB", "", "asked", "errors", "p50 ms", "p99 ms", "worst");
+    println!("{}", line("in quiet", &quiet, &Memory::default()));
+    let mut wrong = Vec::new();
+    for Attack { name, run } in ATTACKS.iter().filter(|attack| attack.name.contains(&only)) {
+        let memory = Memory::watch([
+            ("signer", target.cluster.signer_process().context("the signer")?.id()),
+            ("gateway", target.gateway.id()),
+            ("worker", target.worker.id()),
+        ]);
+        let (seen, told) = bystander.watch(run(&target, Instant::now() + seconds)).await?;
+        let told = told.with_context(|| format!("the attack \"{name}\" could not be run"))?;
+        let memory = memory.end().await;
+        println!("{}\n{:34} {told}", line(name, &seen, &memory), "");
+        wrong.extend(seen.errors().iter().map(|error| format!("{name}: the bystander saw {error}")));
+        let bound = quiet_p99.mul_f64(SLOWER_MAX).max(NOTICED);
+        if seen.p99() > bound {
+            wrong.push(format!("{name}: p99 {:?}, more than {bound:?}", seen.p99()));
+        }
+        wrong.extend(memory.over().map(|over| format!("{name}: {over}")));
+        // What the attack has left behind is the next one's to meet, but not what it has under way.
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+    for sentence in &wrong {
+        println!("WRONG: {sentence}");
+    }
+    Ok(if wrong.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn line(name: &str, seen: &Seen, memory: &Memory) -> String {
+    let ms = |took: Duration| took.as_secs_f64() * 1000.0;
+    format!(
+        "{name:34} {:7} {:6} {:8.1} {:8.1} {:7.0}  {memory}",
+        seen.asked(),
+        seen.errors().len(),
+        ms(seen.p50()),
+        ms(seen.p99()),
+        ms(seen.worst()),
+    )
+}
+
+async fn set_up() -> anyhow::Result<(Target, Bystander)> {
+    let cluster = Cluster::on(Servers::shared()).await;
+    let plenty = "60000000000";
+    let limits = ["--requests-per-minute", "100000", "--tokens-per-minute", plenty, "--tokens-per-day", plenty];
+    let limits = [&limits[..], &["--tokens-burst", plenty]].concat();
+    let attacker = admin(&cluster, "attacker", &limits)?;
+    let bystander = cluster.tenant("bystander", &limits);
+    let worker = cluster.worker(WorkerOptions::default()).await;
+    let receiver = bystander::Receiver::start().await?;
+    let (tarpit, tarpit_address) = raw::tarpit().await?;
+    let gateway = cluster
+        .gateway(&[
+            ("VECMILL_GATEWAY_LOG", "warn".to_owned()),
+            ("VECMILL_WEBHOOK_KEY", "0123456789abcdef0123456789abcdef".to_owned()),
+            (
+                "VECMILL_GATEWAY_WEBHOOK_ALLOW",
+                format!(
+                    "{}/32:{},{}/32:{}",
+                    receiver.address.ip(),
+                    receiver.address.port(),
+                    tarpit_address.ip(),
+                    tarpit_address.port()
+                ),
+            ),
+        ])
+        .await;
+    let bystander = Bystander::new(&gateway.url, &cluster.env["VECMILL_SIGNER_URL"], &bystander, receiver)?;
+    Ok((Target { cluster, gateway, worker, attacker, tarpit }, bystander))
+}
+
+/// A tenant whose key may do everything in it.
+fn admin(cluster: &Cluster, name: &str, limits: &[&str]) -> anyhow::Result<Tenant> {
+    let tenant = cluster.tenant(name, limits);
+    let key = cluster.signer(&["key", "create", "--tenant", tenant.id.as_str(), "--role", "admin"]);
+    let api_key = key["key"].as_str().context("an API key")?.to_owned();
+    Ok(Tenant { api_key, ..tenant })
+}
