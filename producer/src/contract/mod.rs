@@ -14,7 +14,10 @@ mod outcome;
 mod spec;
 mod usage;
 
-pub use chunk::{CHUNK_TEXT_BYTES_MAX, ChunkError, ChunkRow, ChunkWriter, RowInput, read_chunk};
+pub use chunk::{
+    CHUNK_OBJECT_BYTES_MAX, CHUNK_ROWS_MAX, CHUNK_TEXT_BYTES_MAX, ChunkError, ChunkRow, ChunkWriter, ID_BYTES_MAX,
+    RowInput, TEXT_BYTES_MAX, read_chunk,
+};
 pub use embed::{
     EMBED_INPUTS_MAX, EMBED_REQUEST_BYTES_MAX, EMBED_TOKENS_MAX, EmbedAnswer, EmbedError, EmbedInput, EmbedRefusal,
     EmbedRequest, RefusalKind,

@@ -6,7 +6,7 @@ use super::*;
 use crate::read::{
     json,
     lines::{Line, LineRows, LineSplitter},
-    text,
+    streaming, text,
 };
 
 fn gzip(bytes: &[u8]) -> Vec<u8> {
@@ -98,7 +98,7 @@ impl Read for Failing {
 
 #[test]
 fn a_disk_that_fails_ends_the_rows_with_the_line() {
-    let opened = text::from_reader(Failing(b"\"one\"\n\"two\"\n\"thr")).expect("an input");
+    let opened = text::from_reader(Failing(b"\"one\"\n\"two\"\n\"thr"), streaming()).expect("an input");
     let mut rows = LineRows::new(opened, options(), json::row);
     assert!(matches!(rows.next(), Some(Ok(Ok(_)))));
     assert!(matches!(rows.next(), Some(Ok(Ok(_)))));
