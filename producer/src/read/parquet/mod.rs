@@ -26,8 +26,8 @@ use parquet::{
     schema::types::{ColumnDescriptor, SchemaDescriptor, Type},
 };
 
-pub(crate) use self::footer::metadata;
 use self::pages::{Pages, RowValues};
+pub(crate) use self::{footer::metadata, pages::check_part};
 use super::{
     BadRow, ReadError, ReadOptions, Row,
     budget::{Budget, Spent},

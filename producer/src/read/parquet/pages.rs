@@ -16,11 +16,14 @@ use parquet::{
     basic::{Compression, Encoding},
     column::page::{Page, PageMetadata, PageReader},
     errors::{ParquetError, Result as ParquetResult},
-    file::{metadata::ColumnChunkMetaData, reader::ChunkReader},
+    file::{
+        metadata::{ColumnChunkMetaData, ParquetMetaData},
+        reader::ChunkReader,
+    },
 };
 
 use super::thrift::{CUT_OFF, Kind, Refusal, Thrift};
-use crate::read::budget::Budget;
+use crate::read::budget::{Allowance, Budget, Stop};
 
 /// Most bytes of a page, decompressed or not: writers cut them at 1 MiB, DuckDB at 100 MB. At most one page of each of two columns is
 /// in hand, with what it was decompressed from.
@@ -112,12 +115,7 @@ impl<R: ChunkReader> Pages<R> {
         budget: Budget,
         row: RowValues,
     ) -> ParquetResult<Self> {
-        let at = column.dictionary_page_offset().unwrap_or(column.data_page_offset());
-        let range = u64::try_from(at).ok().zip(u64::try_from(column.compressed_size()).ok());
-        let range = range.and_then(|(at, bytes)| Some((at, at.checked_add(bytes)?)));
-        let Some((at, end)) = range.filter(|(_, end)| *end <= file.len()) else {
-            return Err(refused("a column lies outside the file"));
-        };
+        let (at, end) = range(&*file, column)?;
         let descriptor = column.column_descr();
         let levels = Levels { repetition: descriptor.max_rep_level(), definition: descriptor.max_def_level() };
         Ok(Self { file, at, end, compression: column.compression(), levels, budget, next: None, row })
@@ -126,16 +124,7 @@ impl<R: ChunkReader> Pages<R> {
     /// The header of the next page, and its length.
     fn look(&mut self) -> ParquetResult<Option<(Header, u64)>> {
         if self.next.is_none() && self.at < self.end {
-            let left = self.end - self.at;
-            let mut most = HEADER_BYTES;
-            self.next = loop {
-                let bytes = self.file.get_bytes(self.at, usize::try_from(left).map_or(most, |left| left.min(most)))?;
-                match header(&bytes) {
-                    Ok((header, length)) => break Some((header, length as u64)),
-                    Err(CUT_OFF) if bytes.len() == most && most < HEADER_BYTES_MAX => most *= 16,
-                    Err(refusal) => return Err(refused(refusal)),
-                }
-            };
+            self.next = Some(header_at(&*self.file, self.at, self.end)?);
         }
         Ok(self.next.clone())
     }
@@ -300,6 +289,62 @@ impl Header {
     }
 }
 
+/// Where a column's pages lie.
+fn range(file: &impl ChunkReader, column: &ColumnChunkMetaData) -> ParquetResult<(u64, u64)> {
+    let at = column.dictionary_page_offset().unwrap_or(column.data_page_offset());
+    let range = u64::try_from(at).ok().zip(u64::try_from(column.compressed_size()).ok());
+    let range = range.and_then(|(at, bytes)| Some((at, at.checked_add(bytes)?)));
+    range.filter(|(_, end)| *end <= file.len()).ok_or_else(|| refused("a column lies outside the file"))
+}
+
+/// A page's header and its length.
+fn header_at(file: &impl ChunkReader, at: u64, end: u64) -> ParquetResult<(Header, u64)> {
+    let left = usize::try_from(end - at).unwrap_or(usize::MAX);
+    let mut most = HEADER_BYTES;
+    loop {
+        let bytes = file.get_bytes(at, left.min(most))?;
+        match header(&bytes) {
+            Ok((header, length)) => return Ok((header, length as u64)),
+            Err(CUT_OFF) if bytes.len() == most && most < HEADER_BYTES_MAX => most *= 16,
+            Err(refusal) => return Err(refused(refusal)),
+        }
+    }
+}
+
+/// Looks through the pages of a part, which Arrow then reads: a worker writes parts, but whoever has keys to S3 can put others in
+/// their place. Its columns are compressed with zstd or not at all, nothing is packed as deltas, and a list has room for its items.
+pub(crate) fn check_part(file: &impl ChunkReader, metadata: &ParquetMetaData) -> ParquetResult<()> {
+    let budget = Budget::new(Allowance::USUAL, Stop::default());
+    let spent = |spent| ParquetError::External(Box::new(spent));
+    budget.take(file.len()).map_err(spent)?;
+    for column in metadata.row_groups().iter().flat_map(|group| group.columns()) {
+        if !matches!(column.compression(), Compression::UNCOMPRESSED | Compression::ZSTD(_)) {
+            return Err(refused("a part is compressed as no worker does it"));
+        }
+        let (mut at, end) = range(file, column)?;
+        while at < end {
+            let (header, length) = header_at(file, at, end)?;
+            budget.decode(PAGE_COST + length + header.compressed.max(header.uncompressed) as u64).map_err(spent)?;
+            header.check().map_err(refused)?;
+            let (values, encoding) = match header.kind {
+                PageKind::Other => return Err(refused("a part has a page that no worker writes")),
+                PageKind::Dictionary { values, encoding } => (values, encoding),
+                PageKind::Data { values, encoding, .. } | PageKind::DataV2 { values, encoding, .. } => {
+                    (values, encoding)
+                }
+            };
+            let known = [Encoding::PLAIN, Encoding::RLE, Encoding::RLE_DICTIONARY, Encoding::PLAIN_DICTIONARY];
+            // Two bytes are the least that a number of a vector has.
+            let crowded = column.column_descr().max_rep_level() > 0 && values as usize > header.uncompressed / 2;
+            if !known.contains(&encoding) || crowded {
+                return Err(refused("a part has a page that no worker writes"));
+            }
+            at = at.saturating_add(length).saturating_add(header.compressed as u64);
+        }
+    }
+    Ok(())
+}
+
 fn refused(refusal: Refusal) -> ParquetError {
     ParquetError::General(refusal.to_owned())
 }
@@ -378,10 +423,12 @@ pub(super) fn header(bytes: &[u8]) -> Result<(Header, usize), Refusal> {
             (1, Kind::I32) => kind = Some(thrift.i32()?),
             (2, Kind::I32) => uncompressed = Some(thrift.i32()?),
             (3, Kind::I32) => compressed = Some(thrift.i32()?),
-            (5, Kind::Struct) => data = Some(numbers(thrift)?),
-            (7, Kind::Struct) => dictionary = Some(numbers(thrift)?),
-            (8, Kind::Struct) => data_v2 = Some(numbers(thrift)?),
-            _ => return Ok(false),
+            (5, Kind::Struct) => data = Some(numbers(thrift, 4)?),
+            (7, Kind::Struct) => dictionary = Some(numbers(thrift, 2)?),
+            (8, Kind::Struct) => data_v2 = Some(numbers(thrift, 6)?),
+            // Of another type, the crate would take them for what they should be.
+            (4, Kind::I32) | (6, Kind::Struct) | (..=0 | 9.., _) => return Ok(false),
+            _ => return Err("a field of a page's header has another type than it must have"),
         }
         Ok(true)
     })?;
@@ -425,12 +472,16 @@ struct Numbers {
     is_compressed: bool,
 }
 
-fn numbers(thrift: &mut Thrift<'_>) -> Result<Numbers, Refusal> {
+/// The first `count` fields are numbers, and the next a boolean, if there is one.
+fn numbers(thrift: &mut Thrift<'_>, count: i16) -> Result<Numbers, Refusal> {
     let mut numbers = Numbers { of: [None; 7], is_compressed: true };
     read(thrift, |thrift, id, kind, yes| {
-        match (usize::try_from(id).ok().and_then(|id| numbers.of.get_mut(id)), id, kind) {
-            (Some(number), _, Kind::I32) => *number = Some(thrift.i32()?),
-            (_, 7, Kind::Bool) => numbers.is_compressed = yes,
+        match usize::try_from(id).ok().and_then(|id| numbers.of.get_mut(id)) {
+            Some(number) if id <= count && kind == Kind::I32 => *number = Some(thrift.i32()?),
+            Some(_) if (1..=count).contains(&id) => {
+                return Err("a field of a page's header has another type than it must have");
+            }
+            _ if id == 7 && kind == Kind::Bool => numbers.is_compressed = yes,
             _ => return Ok(false),
         }
         Ok(true)

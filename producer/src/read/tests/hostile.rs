@@ -217,7 +217,7 @@ fn a_schema_as_deep_as_the_stack_is_refused() {
 fn a_footer_is_not_believed() {
     let good = Forged::default().bytes();
     let tail = good.len() - 8;
-    for (length, reason) in [(u32::MAX, "may have"), (16 << 20, "cut off"), (3, "cut off")] {
+    for (length, reason) in [(u32::MAX, "may have"), (16 << 20, "cut off"), (3, "version is missing")] {
         let mut bytes = good.clone();
         bytes[tail..tail + 4].copy_from_slice(&length.to_le_bytes());
         refused(&bytes, reason);
@@ -264,7 +264,10 @@ fn a_page_is_not_believed() {
     for (codec, body) in [(2, gzip(&zeros)), (6, zstd(&zeros)), (1, snappy)] {
         refused(&forged(data(1, 9, PLAIN, &body), codec), "does not decompress to what it says");
         refused(&forged(data(1, 1 << 20, PLAIN, &gzip(b"x")), 2), "does not decompress to what it says");
-        too_much("what it says", end(&forged(data(1, 10 << 20, PLAIN, &body), codec), InputFormat::Parquet));
+        // Snappy does not compress enough to be too much.
+        if codec != 1 {
+            too_much("what it says", end(&forged(data(1, 10 << 20, PLAIN, &body), codec), InputFormat::Parquet));
+        }
         too_much("as much as can be said", end(&forged(data(1, i32::MAX, PLAIN, &body), codec), InputFormat::Parquet));
     }
     // Values that are reserved for before one is read.
