@@ -350,31 +350,33 @@ fn refused(refusal: Refusal) -> ParquetError {
 }
 
 fn decompress(compression: Compression, from: &[u8], bytes: usize, to: &mut Vec<u8>) -> ParquetResult<()> {
-    const DAMAGED: Refusal = "a page can't be decompressed";
+    const WRONG: Refusal = "a page does not decompress to what it says";
     let before = to.len();
+    let wrong = || refused(WRONG);
     match compression {
         Compression::SNAPPY => {
-            if snap::raw::decompress_len(from).map_err(|_| refused(DAMAGED))? == bytes {
+            if snap::raw::decompress_len(from).map_err(|_| wrong())? == bytes {
                 to.resize(before + bytes, 0);
-                snap::raw::Decoder::new().decompress(from, &mut to[before..]).map_err(|_| refused(DAMAGED))?;
+                snap::raw::Decoder::new().decompress(from, &mut to[before..]).map_err(|_| wrong())?;
             }
         }
-        // One byte more than it says, to see that it says less than it has.
         Compression::GZIP(_) => {
-            flate2::read::MultiGzDecoder::new(from)
-                .take(bytes as u64 + 1)
-                .read_to_end(to)
-                .map_err(|_| refused(DAMAGED))?;
+            // One byte more than it says, to see that it says less than it has.
+            to.reserve_exact(bytes + 1);
+            let decoder = flate2::read::MultiGzDecoder::new(from);
+            decoder.take(bytes as u64 + 1).read_to_end(to).map_err(|_| wrong())?;
         }
+        // At once: a stream would have a window of its own.
         Compression::ZSTD(_) => {
-            let decoder = zstd::Decoder::with_buffer(from).map_err(|_| refused(DAMAGED))?;
-            decoder.take(bytes as u64 + 1).read_to_end(to).map_err(|_| refused(DAMAGED))?;
+            to.resize(before + bytes, 0);
+            let length = zstd::bulk::decompress_to_buffer(from, &mut to[before..]).map_err(|_| wrong())?;
+            to.truncate(before + length);
         }
         other => {
             return Err(ParquetError::NYI(format!("{other} is not read: write it with zstd, snappy or gzip")));
         }
     }
-    if to.len() - before == bytes { Ok(()) } else { Err(refused("a page does not decompress to what it says")) }
+    if to.len() - before == bytes { Ok(()) } else { Err(wrong()) }
 }
 
 /// What follows the levels of a page of the first version.
