@@ -8,14 +8,20 @@ use std::sync::Arc;
 use arrow_array::cast::AsArray;
 use arrow_array::types::{Float16Type, Float32Type, UInt32Type};
 use arrow_array::{ArrayRef, RecordBatch};
+use arrow_schema::{DataType, Field};
 use bytes::Bytes;
-use parquet::arrow::arrow_reader::{ParquetRecordBatchReader, ParquetRecordBatchReaderBuilder};
+use parquet::arrow::arrow_reader::{
+    ArrowReaderMetadata, ArrowReaderOptions, ParquetRecordBatchReader, ParquetRecordBatchReaderBuilder,
+};
 use parquet::column::writer::ColumnCloseResult;
 use parquet::errors::ParquetError;
-use parquet::file::metadata::{KeyValue, ParquetMetaDataReader};
+use parquet::file::metadata::{KeyValue, ParquetMetaData};
 use parquet::file::properties::WriterProperties;
 use parquet::file::reader::ChunkReader;
 use parquet::file::writer::SerializedFileWriter;
+use parquet::schema::types::ColumnDescriptor;
+
+use crate::read::parquet::{check_part, metadata};
 
 /// In a part's key-value metadata: the model's revision.
 pub const REVISION: &str = "vecmill.revision";
@@ -31,6 +37,10 @@ pub const CHUNK: &str = "vecmill.chunk";
 /// What parts of one job may differ in, if their workers do.
 const OF_A_WORKER: [&str; 4] = [REVISION, COMMIT, PRECISION, COMPUTE];
 
+/// Most columns of a part: twice as many as there are.
+const COLUMNS_MAX: usize = 8;
+/// Longest vectors: twice those of the largest model.
+const DIMENSIONS_MAX: i32 = 8192;
 /// Rows decoded at once: 256 rows of 4,096 floats are 4 MiB.
 const DECODE_ROWS: usize = 256;
 
@@ -63,8 +73,28 @@ impl PartRows {
     /// # Errors
     /// When it is not Parquet.
     pub fn open(part: impl ChunkReader + 'static) -> Result<Self, PartError> {
-        Ok(Self(ParquetRecordBatchReaderBuilder::try_new(part)?.with_batch_size(DECODE_ROWS).build()?))
+        let metadata = checked(&part)?;
+        check_part(&part, &metadata)?;
+        let metadata = ArrowReaderMetadata::try_new(Arc::new(metadata), ArrowReaderOptions::new())?;
+        let embedding = metadata.schema().field_with_name("embedding").map(Field::data_type);
+        // A vector that is null has room for all its numbers.
+        if !matches!(embedding, Ok(DataType::FixedSizeList(_, ..=DIMENSIONS_MAX))) {
+            return Err(PartError::Schema { column: "embedding" });
+        }
+        let builder = ParquetRecordBatchReaderBuilder::new_with_metadata(part, metadata);
+        Ok(Self(builder.with_batch_size(DECODE_ROWS).build()?))
     }
+}
+
+/// A part's metadata. A worker wrote it; or whoever else has keys to S3.
+fn checked(part: &impl ChunkReader) -> Result<ParquetMetaData, PartError> {
+    let metadata = metadata(part)?;
+    let schema = metadata.file_metadata().schema_descr();
+    let odd = |column: &ColumnDescriptor| column.max_rep_level() > 1 || column.path().parts().len() > 3;
+    if schema.num_columns() > COLUMNS_MAX || schema.columns().iter().any(|column| odd(column)) {
+        return Err(PartError::Schema { column: "id" });
+    }
+    Ok(metadata)
 }
 
 impl Iterator for PartRows {
@@ -130,7 +160,7 @@ impl<W: Write + Send> OneFile<W> {
     /// # Errors
     /// When it is not Parquet, has another schema, or can't be written.
     pub fn append(&mut self, part: &impl ChunkReader) -> Result<(), PartError> {
-        let metadata = ParquetMetaDataReader::new().parse_and_finish(part)?;
+        let metadata = checked(part)?;
         let file = metadata.file_metadata();
         let said = file.key_value_metadata().map(Vec::as_slice).unwrap_or_default();
         for name in OF_A_WORKER {

@@ -8,9 +8,9 @@ use crate::{
         CONTRACT_VERSION, Input, JobKeys, JobSpec, MANIFEST_BYTES_MAX, Manifest, ManifestError, Precision, RunId,
     },
     life::{Appended, Entry, Event as LifeEvent, Job, Ledger, LedgerError, Moot},
-    read::{self, BadRow, InputFormat, ReadError, ReadOptions},
+    read::{self, BadRow, InputFormat, ReadError, ReadOptions, Stop, StopOnDrop, stoppable},
     source::{Source, SourceError, Spooled},
-    split::{Cut, SplitError, split},
+    split::{Cut, Listing, SplitError, split},
     store::{Store, StoreError},
 };
 
@@ -34,7 +34,7 @@ pub struct Corpus {
 pub enum Event {
     /// The corpus has been read once; its size in bytes.
     Hashed(u64),
-    /// A row that can't be used.
+    /// A row that can't be used; the last may stand for many that are not told one by one.
     Rejected(BadRow),
     /// A chunk has reached S3; its rows.
     Uploaded(u32),
@@ -63,6 +63,9 @@ pub struct Prepared {
     pub manifest: Manifest,
     /// SHA-256 of the manifest's bytes on S3.
     pub manifest_sha256: Digest,
+    /// Bytes of text in all chunks, 4 for each token id: what the job's tokens can be told from before anybody has counted
+    /// them, however small the corpus was compressed. An estimate for a manifest of before ([`Manifest::text_bytes`]).
+    pub text_bytes: u64,
 }
 
 impl Prepared {
@@ -178,7 +181,8 @@ pub async fn prepare_spooled(
     let prepared = |life: u32, bytes: &[u8]| {
         let (job, tenant, ledger, name) = (job.clone(), tenant.clone(), ledger.clone(), name.clone());
         let (manifest, manifest_sha256) = (Manifest::parse(bytes)?, Digest::of(bytes));
-        Ok::<_, PrepareError>(Prepared { job, tenant, life, ledger, name, manifest, manifest_sha256 })
+        let text_bytes = manifest.text_bytes();
+        Ok::<_, PrepareError>(Prepared { job, tenant, life, ledger, name, manifest, manifest_sha256, text_bytes })
     };
 
     if let Some(entry) = ledger.head().await?.filter(|entry| !entry.job.deleted)
@@ -195,7 +199,9 @@ pub async fn prepare_spooled(
     if corpus.strict {
         refuse_bad_rows(spooled, corpus, report.clone()).await?;
     }
-    let rows = open(spooled, corpus).await?;
+    // Dropped with this future, at which whoever reads rows stops.
+    let reading = StopOnDrop::default();
+    let rows = open(spooled, corpus, reading.stop()).await?;
     let opened = ledger.append(|_| Ok(LifeEvent::Open)).await?;
     if let Appended::Written(Entry { job: Job { life: life @ 2.., .. }, .. }) = &opened {
         // Whoever had not heard that the life before is over may have written for it since it was removed.
@@ -205,7 +211,9 @@ pub async fn prepare_spooled(
     let keys = ledger.keys_of(RunId { life, run: 0 });
     let rejecting = report.clone();
     let rejected = move |bad: &BadRow| rejecting(Event::Rejected(bad.clone()));
-    let cut = match split(store, &keys, rows, corpus.cut, rejected, |rows| report(Event::Uploaded(rows))).await {
+    let cut = match split(store, &keys, rows, spooled.bytes, corpus.cut, rejected, |rows| report(Event::Uploaded(rows)))
+        .await
+    {
         Ok(cut) if cut.rows > 0 => cut,
         Ok(cut) => {
             abandon(&ledger, life).await;
@@ -230,6 +238,7 @@ pub async fn prepare_spooled(
         input,
         rows: cut.rows,
         rejected: cut.rejected,
+        text_bytes: Some(cut.text_bytes),
         chunks: cut.chunks,
     };
     let bytes = manifest.to_bytes();
@@ -260,9 +269,9 @@ async fn abandon(ledger: &Ledger, life: u32) {
     }
 }
 
-async fn open(spooled: &Spooled, corpus: &Corpus) -> Result<read::Rows, ReadError> {
+async fn open(spooled: &Spooled, corpus: &Corpus, stop: Stop) -> Result<read::Rows, ReadError> {
     let (path, format, options) = (spooled.path.clone(), corpus.format, corpus.options.clone());
-    let opened = tokio::task::spawn_blocking(move || read::open(&path, format, &options)).await;
+    let opened = tokio::task::spawn_blocking(move || read::open(&path, format, &options, stop)).await;
     opened.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))
 }
 
@@ -272,18 +281,22 @@ async fn refuse_bad_rows(
     corpus: &Corpus,
     report: impl Fn(Event) + Send + 'static,
 ) -> Result<(), PrepareError> {
-    let rows = open(spooled, corpus).await?;
-    let counted = tokio::task::spawn_blocking(move || {
-        let mut bad = 0;
-        for row in rows {
-            if let Err(row) = row? {
+    let (path, format, options) = (spooled.path.clone(), corpus.format, corpus.options.clone());
+    let mut listing = Listing::new(spooled.bytes);
+    let counted = stoppable(move |stop| {
+        for row in read::open(&path, format, &options, stop)? {
+            if let Err(row) = row?
+                && listing.admits(&row)
+            {
                 report(Event::Rejected(row));
-                bad += 1;
             }
         }
-        Ok::<u64, ReadError>(bad)
+        if let Some(more) = listing.more() {
+            report(Event::Rejected(more));
+        }
+        Ok::<u64, ReadError>(listing.rows())
     });
-    let bad = counted.await.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))?;
+    let bad = counted.await?;
     match bad {
         0 => Ok(()),
         bad => Err(PrepareError::Strict { name: spooled.name.clone(), bad }),

@@ -13,9 +13,13 @@ use vecmill_signer::claims::Digest;
 
 use crate::{
     digest::Hasher,
+    read::{Stop, stoppable},
     store::{Store, StoreError},
 };
 
+/// Most bytes of a corpus that is spooled to local disk: a hundred million texts of 2.5 KiB. A pipe or an object without end must not
+/// fill the disk; a file that is there already may be as long as it is.
+const SPOOL_BYTES_MAX: u64 = 256 << 30;
 /// Bytes read at once while hashing or spooling.
 const BLOCK_BYTES: usize = 1 << 20;
 
@@ -64,6 +68,12 @@ pub enum SourceError {
     /// S3 failed.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// Over [`SPOOL_BYTES_MAX`].
+    #[error("{name} has more than {SPOOL_BYTES_MAX} bytes: submit it in parts, or as a file")]
+    TooLong {
+        /// The corpus.
+        name: String,
+    },
 }
 
 /// A corpus on local disk with its digest.
@@ -88,12 +98,11 @@ impl Spooled {
             return Ok(true);
         }
         let (path, name, known) = (self.path.clone(), self.name.clone(), (self.bytes, self.sha256));
-        let hashed = tokio::task::spawn_blocking(move || {
+        let hashed = stoppable(move |stop| {
             let file = std::fs::File::open(&path)?;
-            Ok(copy(file, |_| Ok(()))? == known)
+            Ok(copy(file, &stop, |_| Ok(()))? == known)
         });
-        let hashed = hashed.await.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()));
-        hashed.map_err(|error| SourceError::Read { name, error })
+        hashed.await.map_err(|error| SourceError::Read { name, error })
     }
 }
 
@@ -137,19 +146,21 @@ impl Source {
         };
         if let Some((bucket, key)) = object {
             let path = temporary(&name)?;
-            let (bytes, sha256) = store.download(bucket, key, &path).await?;
+            let Some((bytes, sha256)) = store.download_within(bucket, key, &path, SPOOL_BYTES_MAX).await? else {
+                return Err(SourceError::TooLong { name });
+            };
             return Ok(Spooled { path: path.to_path_buf(), bytes, sha256, name, spool: Some(path) });
         }
         let source = self.clone();
-        let joined = tokio::task::spawn_blocking(move || match &source {
-            Self::File(path) => hash_file(path, name),
-            _ => spool(std::io::stdin().lock(), name),
-        });
-        joined.await.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))
+        stoppable(move |stop| match &source {
+            Self::File(path) => hash_file(path, name, &stop),
+            _ => spool(std::io::stdin().lock(), name, &stop),
+        })
+        .await
     }
 }
 
-fn hash_file(path: &Path, name: String) -> Result<Spooled, SourceError> {
+fn hash_file(path: &Path, name: String, stop: &Stop) -> Result<Spooled, SourceError> {
     let read = |error| SourceError::Read { name: name.clone(), error };
     let file = std::fs::File::open(path).map_err(read)?;
     let metadata = file.metadata().map_err(read)?;
@@ -158,17 +169,21 @@ fn hash_file(path: &Path, name: String) -> Result<Spooled, SourceError> {
     }
     if !metadata.is_file() {
         // A pipe gives its bytes once.
-        return spool(file, name);
+        return spool(file, name, stop);
     }
-    let (bytes, sha256) = copy(file, |_| Ok(())).map_err(read)?;
+    let (bytes, sha256) = copy(file, stop, |_| Ok(())).map_err(read)?;
     Ok(Spooled { path: path.to_owned(), bytes, sha256, name, spool: None })
 }
 
-fn spool(from: impl Read, name: String) -> Result<Spooled, SourceError> {
+fn spool(from: impl Read, name: String, stop: &Stop) -> Result<Spooled, SourceError> {
     let path = temporary(&name)?;
     let mut file = std::fs::File::create(&path).map_err(|error| SourceError::Spool { name: name.clone(), error })?;
-    let (bytes, sha256) = copy(from, |block| std::io::Write::write_all(&mut file, block))
-        .map_err(|error| SourceError::Read { name: name.clone(), error })?;
+    let (bytes, sha256) =
+        copy(from.take(SPOOL_BYTES_MAX + 1), stop, |block| std::io::Write::write_all(&mut file, block))
+            .map_err(|error| SourceError::Read { name: name.clone(), error })?;
+    if bytes > SPOOL_BYTES_MAX {
+        return Err(SourceError::TooLong { name });
+    }
     Ok(Spooled { path: path.to_path_buf(), bytes, sha256, name, spool: Some(path) })
 }
 
@@ -177,10 +192,15 @@ fn temporary(name: &str) -> Result<TempPath, SourceError> {
     Ok(file.map_err(|error| SourceError::Spool { name: name.to_owned(), error })?.into_temp_path())
 }
 
-fn copy(mut from: impl Read, mut to: impl FnMut(&[u8]) -> std::io::Result<()>) -> std::io::Result<(u64, Digest)> {
+fn copy(
+    mut from: impl Read,
+    stop: &Stop,
+    mut to: impl FnMut(&[u8]) -> std::io::Result<()>,
+) -> std::io::Result<(u64, Digest)> {
     let mut hasher = Hasher::default();
     let mut block = vec![0; BLOCK_BYTES];
     loop {
+        stop.check()?;
         match from.read(&mut block) {
             Ok(0) => return Ok(hasher.finish()),
             Ok(bytes) => {

@@ -8,7 +8,7 @@ use tokio::sync::mpsc;
 use vecmill_signer::claims::Digest;
 
 use crate::{
-    contract::{CHUNKS_MAX, ChunkEntry, ChunkRow, ChunkWriter, JobKeys, RowError},
+    contract::{CHUNK_ROWS_MAX, CHUNKS_MAX, ChunkEntry, ChunkRow, ChunkWriter, JobKeys, RowError},
     read::{BadRow, ReadError, Rows},
     store::{Store, StoreError},
 };
@@ -19,6 +19,13 @@ const UPLOADS_MAX: usize = 8;
 const CUT_MAX: usize = 4;
 /// Bytes of one block of rejected rows.
 const REJECTED_BLOCK_BYTES: usize = 1 << 20;
+/// Most bad rows that are listed one by one: more than anybody reads, and with their reasons some 15 MB. The others are counted.
+pub const REJECTED_LISTED_MAX: u64 = 100_000;
+/// Most bytes of the list of bad rows for any corpus. For a larger one there may be as many as it has itself: what a few bytes decode to
+/// must not be stored as many times their size.
+const REJECTED_FREE_BYTES: u64 = 1 << 20;
+/// Bytes of a line of the list besides its words.
+const REJECTED_LINE_BYTES: u64 = 48;
 
 /// Where chunks are cut.
 ///
@@ -27,7 +34,7 @@ const REJECTED_BLOCK_BYTES: usize = 1 << 20;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::Args)]
 pub struct Cut {
     /// Most texts in a chunk
-    #[arg(long, env = "VECMILL_CHUNK_ROWS", value_name = "N", default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    #[arg(long, env = "VECMILL_CHUNK_ROWS", value_name = "N", default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..=i64::from(CHUNK_ROWS_MAX)))]
     pub chunk_rows: u32,
     /// Most bytes of text in a chunk, 4 for each token id (a longer single text makes a chunk of its own)
     #[arg(long, env = "VECMILL_CHUNK_BYTES", value_name = "BYTES", default_value_t = 256 << 10, value_parser = clap::value_parser!(u32).range(1024..=4 << 20))]
@@ -43,6 +50,8 @@ pub struct Split {
     pub rows: u64,
     /// Rows that could not be used.
     pub rejected: u64,
+    /// Bytes of text in all chunks, 4 for each token id.
+    pub text_bytes: u64,
 }
 
 /// Why a corpus could not be cut.
@@ -69,18 +78,59 @@ enum Piece {
     Rejected { block: u32, lines: Vec<u8> },
 }
 
-/// Cuts and uploads. `rejected` is called for each bad row as it is met, `uploaded` with the rows of each chunk
-/// that has reached S3.
+/// Which bad rows are listed one by one: the first, up to the bounds.
+pub(crate) struct Listing {
+    rows: u64,
+    bytes: u64,
+    bytes_max: u64,
+    /// The first that is not listed, and how many are not.
+    unlisted: Option<(u64, u64)>,
+}
+
+impl Listing {
+    /// For a corpus of so many bytes.
+    pub(crate) fn new(corpus_bytes: u64) -> Self {
+        Self { rows: 0, bytes: 0, bytes_max: REJECTED_FREE_BYTES.saturating_add(corpus_bytes), unlisted: None }
+    }
+
+    /// Whether a bad row is listed. Once one is not, no later one is.
+    pub(crate) fn admits(&mut self, bad: &BadRow) -> bool {
+        self.rows += 1;
+        self.bytes += REJECTED_LINE_BYTES + (bad.code.len() + bad.reason.len()) as u64;
+        if self.unlisted.is_none() && self.rows <= REJECTED_LISTED_MAX && self.bytes <= self.bytes_max {
+            return true;
+        }
+        self.unlisted.get_or_insert((bad.line, 0)).1 += 1;
+        false
+    }
+
+    /// Bad rows so far.
+    pub(crate) fn rows(&self) -> u64 {
+        self.rows
+    }
+
+    /// What is said in place of those that are not listed.
+    pub(crate) fn more(&self) -> Option<BadRow> {
+        let (line, rows) = self.unlisted?;
+        let reason =
+            format!("{rows} bad rows from here on are counted and not listed one by one: mend those before them first");
+        Some(BadRow { line, code: "more_bad_rows", reason })
+    }
+}
+
+/// Cuts and uploads. `rejected` is called for each bad row that is listed as it is met, `uploaded` with the rows of each chunk
+/// that has reached S3. `corpus_bytes` is the size of what `rows` are read from.
 pub async fn split(
     store: &Store,
     keys: &JobKeys,
     rows: Rows,
+    corpus_bytes: u64,
     cut: Cut,
     rejected: impl FnMut(&BadRow) + Send + 'static,
     mut uploaded: impl FnMut(u32),
 ) -> Result<Split, SplitError> {
     let (pieces, mut received) = mpsc::channel(CUT_MAX);
-    let cutter = tokio::task::spawn_blocking(move || cut_rows(rows, cut, rejected, &pieces));
+    let cutter = tokio::task::spawn_blocking(move || cut_rows(rows, corpus_bytes, cut, rejected, &pieces));
     let uploads = stream::poll_fn(move |context| received.poll_recv(context))
         .map(|piece| upload(store, keys, piece))
         .buffer_unordered(UPLOADS_MAX)
@@ -110,6 +160,7 @@ async fn upload(store: &Store, keys: &JobKeys, piece: Piece) -> Result<u32, Stor
 
 fn cut_rows(
     rows: Rows,
+    corpus_bytes: u64,
     cut: Cut,
     mut rejected: impl FnMut(&BadRow),
     pieces: &mpsc::Sender<Piece>,
@@ -117,21 +168,25 @@ fn cut_rows(
     let mut split = Split::default();
     let mut writer = ChunkWriter::new()?;
     let mut refused = RejectedBlocks::default();
+    let mut listing = Listing::new(corpus_bytes);
     for row in rows {
         let row = match row? {
             Ok(row) => ChunkRow { line: row.line, id: row.id, input: row.input },
             Err(bad) => {
-                rejected(&bad);
-                split.rejected += 1;
-                if !refused.push(&bad, pieces)? {
-                    return Ok(split);
+                if listing.admits(&bad) {
+                    rejected(&bad);
+                    if !refused.push(&bad, pieces)? {
+                        return Ok(split);
+                    }
                 }
                 continue;
             }
         };
         let full = writer.rows() == cut.chunk_rows
             || writer.rows() > 0 && writer.size_bytes() + row.input.size_bytes() > cut.chunk_bytes as usize;
-        if full && !close(std::mem::replace(&mut writer, ChunkWriter::new()?), &mut split, pieces)? {
+        if (full || !writer.has_room_for(&row))
+            && !close(std::mem::replace(&mut writer, ChunkWriter::new()?), &mut split, pieces)?
+        {
             return Ok(split);
         }
         writer.push(&row)?;
@@ -139,7 +194,12 @@ fn cut_rows(
     if writer.rows() > 0 {
         close(writer, &mut split, pieces)?;
     }
+    if let Some(more) = listing.more() {
+        rejected(&more);
+        refused.push(&more, pieces)?;
+    }
     refused.flush(pieces);
+    split.rejected = listing.rows();
     Ok(split)
 }
 
@@ -148,13 +208,14 @@ fn close(writer: ChunkWriter, split: &mut Split, pieces: &mpsc::Sender<Piece>) -
     if split.chunks.len() == CHUNKS_MAX {
         return Err(SplitError::TooManyChunks);
     }
-    let rows = writer.rows();
+    let (rows, text_bytes) = (writer.rows(), writer.size_bytes());
     let object = writer.finish()?;
-    // Cut bounds and zstd's worst case keep an object far below 4 GiB.
+    // At most `CHUNK_OBJECT_BYTES_MAX`.
     let entry = ChunkEntry { rows, bytes: object.len() as u32, sha256: Digest::of(&object) };
     let number = split.chunks.len() as u32;
     split.chunks.push(entry);
     split.rows += u64::from(rows);
+    split.text_bytes += text_bytes as u64;
     Ok(pieces.blocking_send(Piece::Chunk { number, entry, object }).is_ok())
 }
 
@@ -180,5 +241,82 @@ impl RejectedBlocks {
         let block = self.blocks;
         self.blocks += 1;
         pieces.blocking_send(Piece::Rejected { block, lines }).is_ok()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        contract::{CHUNK_ROWS_MAX, ID_BYTES_MAX, RowInput, read_chunk},
+        read::Row,
+    };
+
+    const CUT: Cut = Cut { chunk_rows: 1000, chunk_bytes: 256 << 10 };
+
+    /// What is uploaded of `rows`: chunks, and blocks of bad rows.
+    fn cut(
+        rows: impl Iterator<Item = Result<Row, BadRow>> + Send + 'static,
+        corpus_bytes: u64,
+        cut: Cut,
+    ) -> (Split, Vec<Vec<u8>>, Vec<u8>) {
+        let (pieces, mut received) = mpsc::channel(CUT_MAX);
+        let cutter = std::thread::spawn(move || cut_rows(Box::new(rows.map(Ok)), corpus_bytes, cut, |_| {}, &pieces));
+        let (mut chunks, mut rejected) = (Vec::new(), Vec::new());
+        while let Some(piece) = received.blocking_recv() {
+            match piece {
+                Piece::Chunk { object, .. } => chunks.push(object),
+                Piece::Rejected { lines, .. } => rejected.extend(lines),
+            }
+        }
+        (cutter.join().expect("no panic").expect("a split"), chunks, rejected)
+    }
+
+    fn bad(line: u64) -> BadRow {
+        BadRow { line, code: "bad_json", reason: "the line is not JSON that can be used".to_owned() }
+    }
+
+    #[test]
+    fn bad_rows_are_stored_at_no_many_times_their_size() {
+        const BAD: u64 = 300_000;
+        let (split, _, rejected) = cut((1..=BAD).map(|line| Err(bad(line))), 647, CUT);
+        assert_eq!(split.rejected, BAD);
+        assert!(rejected.len() as u64 <= REJECTED_FREE_BYTES + 647 + 1024, "{}", rejected.len());
+        let lines: Vec<RowError> = rejected
+            .split(|byte| *byte == b'\n')
+            .filter(|line| !line.is_empty())
+            .map(|line| serde_json::from_slice(line).expect("a row"))
+            .collect();
+        let listed = lines.len() as u64 - 1;
+        let last = lines.last().expect("a line");
+        assert_eq!((last.line, last.code.as_str()), (listed + 1, "more_bad_rows"));
+        assert!(last.message.starts_with(&(BAD - listed).to_string()), "{}", last.message);
+        // Of a large corpus, the first of them.
+        let (split, _, rejected) = cut((1..=BAD).map(|line| Err(bad(line))), 1 << 30, CUT);
+        let lines = rejected.iter().filter(|byte| **byte == b'\n').count() as u64;
+        assert_eq!((split.rejected, lines), (BAD, REJECTED_LISTED_MAX + 1));
+        // Of few, each.
+        let (split, _, rejected) = cut((1..=10).map(|line| Err(bad(line))), 1, CUT);
+        assert_eq!((split.rejected, rejected.iter().filter(|byte| **byte == b'\n').count()), (10, 10));
+    }
+
+    #[test]
+    fn every_chunk_that_is_cut_can_be_read() {
+        let widest = Cut { chunk_rows: CHUNK_ROWS_MAX, chunk_bytes: 4 << 20 };
+        let rows = |text: &'static str, times: usize, ids: usize| {
+            (1..=60_000)
+                .map(move |line| Ok(Row { line, id: "i".repeat(ids), input: RowInput::Text(text.repeat(times)) }))
+        };
+        // Long ids beside short texts, and texts that JSON makes six times as long.
+        for (cut, text_bytes) in [
+            (cut(rows("x", 1, ID_BYTES_MAX), 1, widest), 60_000),
+            (cut(rows("\u{1}", 100, 1), 1, widest), 60_000 * 100),
+        ] {
+            let (split, chunks, _) = cut;
+            assert!(chunks.len() > 1 && split.rows == 60_000 && split.text_bytes == text_bytes);
+            for (entry, object) in split.chunks.iter().zip(&chunks) {
+                assert_eq!(read_chunk(object, entry.rows).expect("a chunk").len(), entry.rows as usize);
+            }
+        }
     }
 }

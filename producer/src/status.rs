@@ -141,7 +141,7 @@ pub struct JobStatus {
     pub rows_truncated: Option<u64>,
     /// Texts in chunks that have not ended.
     pub rows_waiting: u64,
-    /// Input rows that the producer could not use.
+    /// Input rows that the producer could not use. Of very many the first are listed among the errors, and the others counted there.
     pub rejected: u64,
     /// Chunks in the job.
     pub chunks: u32,

@@ -427,6 +427,18 @@ impl Store {
 
     /// Streams an object of any bucket that the credentials open into a file; gives its size and SHA-256.
     pub async fn download(&self, bucket: Option<&str>, key: &str, path: &Path) -> Result<(u64, Digest), StoreError> {
+        let downloaded = self.download_within(bucket, key, path, u64::MAX).await?;
+        downloaded.ok_or_else(|| StoreError::other("download", key, "it has no end"))
+    }
+
+    /// [`Self::download`] of an object that has at most so many bytes; `None` where it has more.
+    pub async fn download_within(
+        &self,
+        bucket: Option<&str>,
+        key: &str,
+        path: &Path,
+        bytes_max: u64,
+    ) -> Result<Option<(u64, Digest)>, StoreError> {
         let bucket = bucket.unwrap_or(&self.bucket);
         let answer = self
             .client
@@ -440,12 +452,15 @@ impl Store {
         let mut body = answer.body;
         let mut file = tokio::fs::File::create(path).await.map_err(|error| failed(&error))?;
         let mut hasher = crate::digest::Hasher::default();
+        let mut left = bytes_max;
         while let Some(bytes) = body.try_next().await.map_err(|error| failed(&error))? {
+            let Some(still) = left.checked_sub(bytes.len() as u64) else { return Ok(None) };
+            left = still;
             hasher.update(&bytes);
             file.write_all(&bytes).await.map_err(|error| failed(&error))?;
         }
         file.flush().await.map_err(|error| failed(&error))?;
-        Ok(hasher.finish())
+        Ok(Some(hasher.finish()))
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Mutex};
 
-use tokio::sync::OnceCell;
+use tokio::sync::{OnceCell, Semaphore};
 use vecmill_producer::{
     contract::{JobKeys, MANIFEST_BYTES_MAX, Manifest, ManifestError, RunId},
     store::{Store, StoreError},
@@ -15,6 +15,9 @@ use vecmill_signer::{
 /// Jobs whose manifests are kept. At 20 to 60 MiB for the largest, a worker that serves many tenants holds at most
 /// two GiB of them; usual ones are a few KiB.
 const JOBS_MAX: usize = 32;
+
+/// Manifests that are read at once: a largest one takes 80 MiB while it is read, and half a second.
+const READING_MAX: usize = 4;
 
 /// Why a job's manifest can't be used.
 #[derive(Debug, thiserror::Error)]
@@ -42,12 +45,13 @@ pub struct Manifests {
     store: Store,
     /// The most recently used at the end.
     kept: Mutex<Vec<(Identity, Cell)>>,
+    reading: Semaphore,
 }
 
 impl Manifests {
     /// An empty cache over `store`.
     pub fn new(store: Store) -> Self {
-        Self { store, kept: Mutex::default() }
+        Self { store, kept: Mutex::default(), reading: Semaphore::new(READING_MAX) }
     }
 
     /// The manifest that `grant` vouches for.
@@ -74,8 +78,12 @@ impl Manifests {
 
     async fn read(&self, grant: &VerifiedGrant) -> Result<Arc<Manifest>, ManifestTrouble> {
         let keys = JobKeys::new(grant.tenant(), grant.job(), grant.run());
+        // Never closed.
+        let _place = self.reading.acquire().await;
         let bytes = self.store.get(&keys.manifest(), MANIFEST_BYTES_MAX).await?.ok_or(ManifestTrouble::Missing)?;
-        let manifest = Manifest::verify(&bytes, grant.manifest_sha256())?;
+        let granted = grant.manifest_sha256();
+        let parsed = tokio::task::spawn_blocking(move || Manifest::verify(&bytes, granted)).await;
+        let manifest = parsed.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))?;
         let same = [
             ("job", manifest.job == *grant.job()),
             ("model", manifest.spec.model == grant.model()),

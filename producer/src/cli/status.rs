@@ -9,6 +9,7 @@ use super::{
     door::Watching,
     output::{Failure, bar, grouped, print_json},
 };
+use crate::split::REJECTED_LISTED_MAX;
 use crate::status::{JobState, JobStatus};
 
 /// Between two looks of a watch: one look is a handful of S3 requests.
@@ -109,8 +110,9 @@ fn say(status: &JobStatus) {
     if status.rows_failed.unwrap_or_default() > 0 || status.rejected > 0 {
         let failed = status.rows_failed.map_or_else(|| "some".to_owned(), grouped);
         println!(
-            "errors     {failed} failed, {} rejected at submission; `vecmill get` lists them",
-            grouped(status.rejected)
+            "errors     {failed} failed, {} rejected at submission; `vecmill get` lists {}",
+            grouped(status.rejected),
+            if status.rejected > REJECTED_LISTED_MAX { "the first of them" } else { "them" }
         );
     }
     if let (Some(rate), false) = (status.rows_per_s, state.is_final()) {

@@ -34,7 +34,69 @@ fn nearly() -> impl Strategy<Value = Vec<u8>> {
         .prop_map(|pieces| pieces.concat())
 }
 
+/// Good bytes with some of them changed, and cut.
+fn changed(good: Vec<u8>) -> impl Strategy<Value = Vec<u8>> {
+    let change = (any::<prop::sample::Index>(), any::<u8>());
+    (Just(good), prop::collection::vec(change, 0..5), any::<prop::sample::Index>(), any::<bool>()).prop_map(
+        |(mut bytes, changes, end, cut)| {
+            for (at, byte) in changes {
+                let at = at.index(bytes.len());
+                bytes[at] = byte;
+            }
+            if cut {
+                bytes.truncate(end.index(bytes.len()));
+            }
+            bytes
+        },
+    )
+}
+
+/// A manifest as it is written.
+fn manifest() -> Vec<u8> {
+    let digest = Digest::of(b"").to_string();
+    format!(
+        r#"{{"version":1,"job":"{}","spec":{{"model":"m","dimensions":32,"dtype":"f32","instruction":null,"truncate":"none"}},"input":{{"sha256":"{digest}","bytes":9,"format":"jsonl"}},"rows":3,"rejected":1,"text_bytes":30,"chunks":[{{"rows":1,"bytes":7,"sha256":"{digest}"}},{{"rows":2,"bytes":9,"sha256":"{digest}"}}]}}"#,
+        "ab".repeat(16)
+    )
+    .into_bytes()
+}
+
+#[test]
+fn a_good_manifest_is_one() {
+    assert_eq!(Manifest::parse(&manifest()).expect("a manifest").text_bytes(), 30);
+}
+
 proptest! {
+    #[test]
+    fn a_manifest_that_is_read_keeps_to_the_bounds(bytes in changed(manifest())) {
+        if let Ok(manifest) = Manifest::parse(&bytes) {
+            prop_assert_eq!(manifest.rows, manifest.chunks.iter().map(|chunk| u64::from(chunk.rows)).sum::<u64>());
+            for chunk in &manifest.chunks {
+                prop_assert!((1..=CHUNK_ROWS_MAX).contains(&chunk.rows) && chunk.bytes as usize <= CHUNK_OBJECT_BYTES_MAX);
+            }
+        }
+    }
+
+    #[test]
+    fn a_chunk_that_is_read_keeps_to_the_bounds(
+        object in changed({
+            let mut writer = ChunkWriter::new().expect("an encoder");
+            for line in 1..=3 {
+                let row = ChunkRow { line, id: "an id".to_owned(), input: RowInput::Text("a text ".repeat(40)) };
+                writer.push(&row).expect("memory");
+            }
+            writer.finish().expect("memory")
+        }),
+        rows in 2_u32..5,
+    ) {
+        if let Ok(read) = read_chunk(&object, rows) {
+            prop_assert_eq!(read.len(), rows as usize);
+            for row in read {
+                prop_assert!(row.id.len() <= ID_BYTES_MAX && row.input.size_bytes() <= TEXT_BYTES_MAX);
+            }
+        }
+    }
+
     #[test]
     fn a_message_is_read_or_refused(bytes in nearly()) {
         if let Ok(message) = ChunkMessage::parse(&bytes) {

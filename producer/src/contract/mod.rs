@@ -14,13 +14,16 @@ mod outcome;
 mod spec;
 mod usage;
 
-pub use chunk::{CHUNK_TEXT_BYTES_MAX, ChunkError, ChunkRow, ChunkWriter, RowInput, read_chunk};
+pub use chunk::{
+    CHUNK_OBJECT_BYTES_MAX, CHUNK_ROWS_MAX, CHUNK_TEXT_BYTES_MAX, ChunkError, ChunkRow, ChunkWriter, ID_BYTES_MAX,
+    RowInput, TEXT_BYTES_MAX, read_chunk,
+};
 pub use embed::{
     EMBED_INPUTS_MAX, EMBED_REQUEST_BYTES_MAX, EMBED_TOKENS_MAX, EmbedAnswer, EmbedError, EmbedInput, EmbedRefusal,
     EmbedRequest, RefusalKind,
 };
 pub use layout::{JobKeys, chunk_of_key, entry_of_key, job_of_key, refusal_key, short, tenant_jobs_prefix};
-pub use manifest::{CHUNKS_MAX, ChunkEntry, Input, MANIFEST_BYTES_MAX, Manifest, ManifestError};
+pub use manifest::{CHUNKS_MAX, ChunkEntry, Input, MANIFEST_BYTES_MAX, Manifest, ManifestError, TEXT_PER_CHUNK_BYTE};
 pub use message::{ATTEMPT_HEADER, ChunkMessage, MESSAGE_BYTES_MAX, MessageError, REASON_HEADER, RUNG_HEADER};
 pub use outcome::{Cancelled, ChunkResult, DeadChunk, FinalManifest, Outcome, PartEntry, Paused, RowError, Submission};
 pub use spec::{Dtype, JobSpec, Precision, SpecError, Truncate};

@@ -3,11 +3,7 @@
 use std::borrow::Cow;
 
 use super::{BadRow, ReadOptions, Row};
-use crate::contract::RowInput;
-
-/// Most bytes of an id: room for any URL or composite key in use, small beside its text. It travels into the
-/// results of every row.
-pub(super) const ID_BYTES_MAX: usize = 512;
+use crate::contract::{ID_BYTES_MAX, RowInput};
 
 /// A row, if its parts can be used.
 pub(super) fn row(line: u64, id: Cow<'_, str>, text: Cow<'_, str>, options: &ReadOptions) -> Result<Row, BadRow> {

@@ -13,6 +13,7 @@ use csv_core::ReadRecordResult;
 
 use super::{
     BadRow, ReadError, ReadOptions, Row,
+    budget::Budget,
     check::{self, too_long, utf8},
     error::names,
     options::ID_FIELD,
@@ -55,7 +56,8 @@ impl CsvRows {
         text.by_ref().take(SNIFF_BYTES_MAX).read_until(b'\n', &mut head).map_err(failed)?;
         let guessed = if head.contains(&b'\t') && !head.contains(&b',') { b'\t' } else { b',' };
         let input = Cursor::new(head).chain(text);
-        let mut records = Records::new(input, delimiter.unwrap_or(guessed), options.record_bytes_max());
+        let mut records =
+            Records::new(input, origin.budget.clone(), delimiter.unwrap_or(guessed), options.record_bytes_max());
         let columns = match records.next_record().map_err(failed)? {
             None | Some((_, Record::Whole)) => Columns::find(&records, &options)?,
             Some((_, Record::TooLong)) => return Err(ReadError::Header("it is too long; is a quote missing?")),
@@ -85,6 +87,10 @@ impl Iterator for CsvRows {
     fn next(&mut self) -> Option<Self::Item> {
         if self.ended {
             return None;
+        }
+        if let Err(spent) = self.origin.budget.rows(1) {
+            self.ended = true;
+            return Some(Err(spent.into()));
         }
         match self.records.next_record() {
             Ok(Some((line, Record::Whole))) => Some(Ok(self.row(line))),
@@ -144,6 +150,7 @@ enum Record {
 /// Cuts bytes into records, holding one of bounded size.
 struct Records<R> {
     input: R,
+    budget: Budget,
     parser: csv_core::Reader,
     bytes_max: usize,
     bytes: Vec<u8>,
@@ -155,10 +162,20 @@ struct Records<R> {
 }
 
 impl<R: BufRead> Records<R> {
-    fn new(input: R, delimiter: u8, bytes_max: usize) -> Self {
+    fn new(input: R, budget: Budget, delimiter: u8, bytes_max: usize) -> Self {
         let parser = csv_core::ReaderBuilder::new().delimiter(delimiter).build();
         let bytes = vec![0; RECORD_BYTES.min(bytes_max)];
-        Self { input, parser, bytes_max, bytes, ends: vec![0; 16], fields: 0, after_return: false, ended: false }
+        Self {
+            input,
+            budget,
+            parser,
+            bytes_max,
+            bytes,
+            ends: vec![0; 16],
+            fields: 0,
+            after_return: false,
+            ended: false,
+        }
     }
 
     /// The line that comes next, from 1.
@@ -232,6 +249,7 @@ impl<R: BufRead> Records<R> {
                 self.parser.set_line(self.parser.line() + u64::from(!counted));
                 self.after_return = byte == b'\r';
             }
+            self.budget.rows(breaks as u64)?;
             self.input.consume(breaks);
             if bytes == 0 || breaks < bytes {
                 return Ok(bytes > 0);
@@ -243,12 +261,14 @@ impl<R: BufRead> Records<R> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::read::budget::{Allowance, Stop};
 
     #[test]
     fn a_quote_that_is_never_closed_does_not_fill_the_memory() {
         const BOUND: usize = 100_000;
         let text = b"id,text\n1,\"".chain(io::repeat(b'x').take(200 << 20));
-        let mut records = Records::new(io::BufReader::new(text), b',', BOUND);
+        let mut records =
+            Records::new(io::BufReader::new(text), Budget::new(Allowance::USUAL, Stop::default()), b',', BOUND);
         assert_eq!(records.next_record().expect("a header"), Some((1, Record::Whole)));
         assert_eq!(records.next_record().expect("a record"), Some((2, Record::Unclosed)));
         assert_eq!(records.next_record().expect("the end"), None);

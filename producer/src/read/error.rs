@@ -53,6 +53,12 @@ pub enum ReadError {
         /// What the decoder says.
         error: io::Error,
     },
+    /// Small where it comes in and large where it is read.
+    #[error("{0}")]
+    TooMuch(String),
+    /// Nobody waits for it any more.
+    #[error("reading was given up: nobody waits for it any more")]
+    Stopped,
     /// Begins with the byte order mark of UTF-16.
     #[error("the text is UTF-16: save it as UTF-8")]
     Utf16,

@@ -89,6 +89,11 @@ impl Iterator for LineRows {
     fn next(&mut self) -> Option<Self::Item> {
         while !self.ended {
             let number = self.lines.number() + 1;
+            // A blank line costs one as well.
+            if let Err(spent) = self.origin.budget.rows(1) {
+                self.ended = true;
+                return Some(Err(spent.into()));
+            }
             match self.lines.next_line() {
                 Ok(Some(Line::Whole(line))) => {
                     if let Some(row) = (self.parse)(number, line, &self.options) {

@@ -3,6 +3,7 @@
 //! One bad row never stops a corpus: it comes out as a [`BadRow`] in its place, and reading goes on. Only what makes
 //! the rest unreadable (the disk, damaged compression, a missing column) is a [`ReadError`], and the last item.
 
+mod budget;
 mod check;
 mod csv;
 mod error;
@@ -10,16 +11,18 @@ mod json;
 mod json_value;
 mod lines;
 mod options;
-mod parquet;
+pub(crate) mod parquet;
 #[cfg(test)]
 mod tests;
 mod text;
 
 use std::{fmt, io::Read, path::Path};
 
+use self::budget::{Allowance, Budget};
 use crate::contract::RowInput;
 
 pub use self::{
+    budget::{Stop, StopOnDrop, stoppable},
     error::{BadRow, ReadError},
     options::{InputFormat, ReadOptions},
 };
@@ -50,26 +53,35 @@ pub type Rows = Box<dyn Iterator<Item = Result<Result<Row, BadRow>, ReadError>> 
 /// Opens a corpus. Blocks, as does each step of the iterator.
 ///
 /// gzip and zstd are seen through by their first bytes, whatever the file's name, except for Parquet, which
-/// compresses inside.
-pub fn open(path: &Path, format: InputFormat, options: &ReadOptions) -> Result<Rows, ReadError> {
+/// compresses inside. Rows end soon after `stop` was told, in the middle of a long decode too.
+pub fn open(path: &Path, format: InputFormat, options: &ReadOptions, stop: Stop) -> Result<Rows, ReadError> {
+    open_within(path, format, options, Budget::new(Allowance::USUAL, stop))
+}
+
+fn open_within(path: &Path, format: InputFormat, options: &ReadOptions, budget: Budget) -> Result<Rows, ReadError> {
     let options = options.clone();
     Ok(match format {
-        InputFormat::Parquet => Box::new(parquet::ParquetRows::open(path, options)?),
-        InputFormat::Jsonl => Box::new(lines::LineRows::new(text::open(path)?, options, json::row)),
-        InputFormat::Lines => Box::new(lines::LineRows::new(text::open(path)?, options, lines::row)),
+        InputFormat::Parquet => Box::new(parquet::ParquetRows::open(path, options, budget)?),
+        InputFormat::Jsonl => Box::new(lines::LineRows::new(text::open(path, budget)?, options, json::row)),
+        InputFormat::Lines => Box::new(lines::LineRows::new(text::open(path, budget)?, options, lines::row)),
         InputFormat::Csv => {
             let tab = matches!(path.to_str().and_then(options::extension).as_deref(), Some("tsv" | "tab"));
-            Box::new(csv::CsvRows::new(text::open(path)?, options, tab.then_some(b'\t'))?)
+            Box::new(csv::CsvRows::new(text::open(path, budget)?, options, tab.then_some(b'\t'))?)
         }
     })
 }
 
+/// The budget of an input that comes as it is read. Who reads it waits for each row.
+fn streaming() -> Budget {
+    Budget::new(Allowance::USUAL, Stop::default())
+}
+
 /// JSON lines from anything that can be read, a row as soon as its line is there. Compression is seen through.
 pub fn stream_jsonl(input: impl Read + Send + 'static, options: &ReadOptions) -> Result<Rows, ReadError> {
-    Ok(Box::new(lines::LineRows::new(text::from_reader(input)?, options.clone(), json::row)))
+    Ok(Box::new(lines::LineRows::new(text::from_reader(input, streaming())?, options.clone(), json::row)))
 }
 
 /// [`stream_jsonl`] for plain lines, each a text.
 pub fn stream_lines(input: impl Read + Send + 'static, options: &ReadOptions) -> Result<Rows, ReadError> {
-    Ok(Box::new(lines::LineRows::new(text::from_reader(input)?, options.clone(), lines::row)))
+    Ok(Box::new(lines::LineRows::new(text::from_reader(input, streaming())?, options.clone(), lines::row)))
 }

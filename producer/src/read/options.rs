@@ -2,16 +2,14 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::contract::TEXT_BYTES_MAX;
+
 /// The field of the ids where nothing else is said. It alone may be missing as a column: a name that somebody asked
 /// for must be there.
 pub(super) const ID_FIELD: &str = "id";
 
 /// The field of the texts where nothing else is said.
 pub(super) const TEXT_FIELD: &str = "text";
-
-/// Most bytes of a text. The model takes 32,768 tokens: about 150 KiB of English, under 400 KiB of any script. What is
-/// longer would fail there after having been stored and moved.
-const TEXT_BYTES_MAX: usize = 1 << 20;
 
 /// Bytes of text that stand for a token id, in bounds: fewer than any language has a token on average.
 const BYTES_PER_TOKEN: usize = 4;
@@ -62,7 +60,7 @@ pub struct ReadOptions {
     /// Field or column of the texts: strings, or lists of token ids. A row of JSON that does not have it, and a Parquet
     /// file without a column `text` where that is the name, may have `input` instead.
     pub text_field: String,
-    /// Most bytes of a text in UTF-8.
+    /// Most bytes of a text in UTF-8; at most [`TEXT_BYTES_MAX`], beyond which no chunk is read.
     pub text_bytes_max: usize,
     /// The job's dimensions: an OpenAI batch line that asks for others is a bad row. Where this is `None`, so is one
     /// that asks for any: it would not get them.

@@ -4,13 +4,12 @@ use std::{
     fs::File,
     io::{self, BufReader, Chain, Cursor, Read},
     path::Path,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
 };
 
-use super::ReadError;
+use super::{
+    ReadError,
+    budget::{Budget, Spent},
+};
 
 /// Bytes read from the file, and decompressed, at once: large against a system call, small against a cache.
 const BLOCK_BYTES: usize = 128 << 10;
@@ -25,16 +24,20 @@ pub(super) type Text = BufReader<Box<dyn Read + Send>>;
 #[derive(Debug)]
 pub(super) struct Origin {
     compression: Option<&'static str>,
-    position: Arc<AtomicU64>,
+    /// What reading may take: each reader counts its rows, and its blank lines, with it.
+    pub(super) budget: Budget,
 }
 
 impl Origin {
     /// Names the place of an error.
     pub(super) fn error(&self, line: u64, error: io::Error) -> ReadError {
+        if let Some(spent) = Spent::of(&error) {
+            return spent.into();
+        }
         match self.compression {
             // The decoders pass the system's errors on as they are; errors of their own have no code.
             Some(compression) if error.raw_os_error().is_none() => {
-                ReadError::Corrupt { compression, position: self.position.load(Ordering::Relaxed), line, error }
+                ReadError::Corrupt { compression, position: self.budget.taken(), line, error }
             }
             _ => ReadError::Io { line, error },
         }
@@ -42,22 +45,27 @@ impl Origin {
 }
 
 /// Opens a file and looks through its compression.
-pub(super) fn open(path: &Path) -> Result<(Text, Origin), ReadError> {
+pub(super) fn open(path: &Path, budget: Budget) -> Result<(Text, Origin), ReadError> {
     let failed = |error| ReadError::Open { path: path.to_owned(), error };
     let file = File::open(path).map_err(failed)?;
     // A folder opens, and fails at the first read.
     if file.metadata().map_err(failed)?.is_dir() {
         return Err(failed(io::ErrorKind::IsADirectory.into()));
     }
-    from_reader(file)
+    from_reader(file, budget)
 }
 
 /// [`open`] for anything that can be read.
-pub(super) fn from_reader(input: impl Read + Send + 'static) -> Result<(Text, Origin), ReadError> {
-    let position = Arc::new(AtomicU64::new(0));
-    let counted = Counted { input, position: position.clone() };
-    let mut origin = Origin { compression: None, position };
-    let (head, raw) = peek(counted, 4).map_err(|error| origin.error(0, error))?;
+pub(super) fn from_reader(input: impl Read + Send + 'static, budget: Budget) -> Result<(Text, Origin), ReadError> {
+    let taken = Counted {
+        input,
+        count: {
+            let budget = budget.clone();
+            move |bytes| budget.take(bytes)
+        },
+    };
+    let mut origin = Origin { compression: None, budget };
+    let (head, raw) = peek(taken, 4).map_err(|error| origin.error(0, error))?;
     let decoded: Box<dyn Read + Send> = match *head {
         [0x1f, 0x8b, ..] => {
             origin.compression = Some("gzip");
@@ -70,6 +78,13 @@ pub(super) fn from_reader(input: impl Read + Send + 'static) -> Result<(Text, Or
             Box::new(zstd(raw).map_err(|error| origin.error(0, error))?)
         }
         _ => Box::new(raw),
+    };
+    let decoded = Counted {
+        input: decoded,
+        count: {
+            let budget = origin.budget.clone();
+            move |bytes| budget.decode(bytes)
+        },
     };
     let (head, rest) = peek(decoded, 3).map_err(|error| origin.error(0, error))?;
     let text: Box<dyn Read + Send> = match *head {
@@ -96,16 +111,16 @@ fn peek<R: Read>(mut input: R, bytes: u64) -> io::Result<(Vec<u8>, Again<R>)> {
     Ok((head.clone(), Cursor::new(head).chain(input)))
 }
 
-/// Counts what is taken from the file, for messages.
-struct Counted<R> {
+/// Counts what passes, block by block.
+struct Counted<R, C> {
     input: R,
-    position: Arc<AtomicU64>,
+    count: C,
 }
 
-impl<R: Read> Read for Counted<R> {
+impl<R: Read, C: Fn(u64) -> Result<(), Spent>> Read for Counted<R, C> {
     fn read(&mut self, block: &mut [u8]) -> io::Result<usize> {
         let bytes = self.input.read(block)?;
-        self.position.fetch_add(bytes as u64, Ordering::Relaxed);
+        (self.count)(bytes as u64)?;
         Ok(bytes)
     }
 }

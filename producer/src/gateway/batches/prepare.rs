@@ -190,7 +190,9 @@ async fn prepared(app: &App, tenant: &TenantId, spec: &JobSpec, corpus: &Corpus)
                 message: format!("the file has no line that can be embedded ({bad} bad ones)"),
                 bad_lines,
             },
-            PrepareError::Read(_) | PrepareError::Split(SplitError::Read(_) | SplitError::TooManyChunks) => {
+            PrepareError::Read(_)
+            | PrepareError::Source(SourceError::TooLong { .. })
+            | PrepareError::Split(SplitError::Read(_) | SplitError::TooManyChunks) => {
                 Trouble::Failed { code: "unreadable_file", message: told(&error), bad_lines }
             }
             PrepareError::Source(SourceError::Store(_) | SourceError::Read { .. } | SourceError::Spool { .. })

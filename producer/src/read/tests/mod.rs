@@ -1,18 +1,24 @@
 //! Each format's good rows beside each kind of bad one.
 
 mod csv;
+mod forge;
 mod fuzz;
+mod hostile;
 mod json;
 mod parquet;
 mod text;
 
-use std::io::Write;
+use std::{io::Write, path::Path};
 
 use tempfile::NamedTempFile;
 
 use crate::contract::RowInput;
 
-use super::{BadRow, InputFormat, ReadError, ReadOptions, Row, Rows, open};
+use super::{BadRow, InputFormat, ReadError, ReadOptions, Row, Rows, Stop};
+
+fn open(path: &Path, format: InputFormat, options: &ReadOptions) -> Result<Rows, ReadError> {
+    super::open(path, format, options, Stop::default())
+}
 
 fn file(bytes: &[u8]) -> NamedTempFile {
     let mut file = NamedTempFile::new().expect("a file");

@@ -206,3 +206,72 @@ fn damage_in_mid_file_is_an_error_and_never_a_panic() {
     }
     assert!(failed > 50, "{failed}");
 }
+
+/// Small files in every encoding, compression and version that is read.
+pub(super) fn every_encoding() -> Vec<Vec<u8>> {
+    use ::parquet::{
+        basic::{Encoding, GzipLevel, ZstdLevel},
+        file::properties::WriterVersion,
+    };
+    let texts = strings(&[Some("one"), None, Some("a text that is longer"), Some("a text that is as long")]);
+    let ids: ArrayRef = Arc::new(Int64Array::from(vec![1, -2, 3, 4]));
+    let tokens: ArrayRef = Arc::new(ListArray::from_iter_primitive::<UInt32Type, _, _>([
+        Some(vec![Some(1), Some(2)]),
+        None,
+        Some(vec![]),
+        Some(vec![None, Some(7)]),
+    ]));
+    let mut files = Vec::new();
+    for (column, encodings) in [
+        (texts, &[Encoding::PLAIN, Encoding::DELTA_LENGTH_BYTE_ARRAY, Encoding::DELTA_BYTE_ARRAY][..]),
+        (tokens, &[Encoding::PLAIN, Encoding::DELTA_BINARY_PACKED]),
+    ] {
+        let columns = [("id", ids.clone(), true), ("text", column, true)];
+        let batch = RecordBatch::try_from_iter_with_nullable(columns).expect("columns");
+        for compression in [
+            Compression::UNCOMPRESSED,
+            Compression::SNAPPY,
+            Compression::GZIP(GzipLevel::default()),
+            Compression::ZSTD(ZstdLevel::default()),
+        ] {
+            for version in [WriterVersion::PARQUET_1_0, WriterVersion::PARQUET_2_0] {
+                // With a dictionary, and with each encoding instead.
+                for encoding in [None].into_iter().chain(encodings.iter().copied().map(Some)) {
+                    let builder = WriterProperties::builder()
+                        .set_compression(compression)
+                        .set_writer_version(version)
+                        .set_data_page_row_count_limit(2)
+                        .set_write_batch_size(1)
+                        .set_dictionary_enabled(encoding.is_none());
+                    let builder = match encoding {
+                        Some(encoding) => builder
+                            .set_column_encoding(["text"].map(str::to_owned).to_vec().into(), encoding)
+                            .set_column_encoding(["text", "list", "item"].map(str::to_owned).to_vec().into(), encoding),
+                        None => builder,
+                    };
+                    let mut writer =
+                        ArrowWriter::try_new(Vec::new(), batch.schema(), Some(builder.build())).expect("a writer");
+                    writer.write(&batch).expect("a batch");
+                    files.push(writer.into_inner().expect("a footer"));
+                }
+            }
+        }
+    }
+    files
+}
+
+#[test]
+fn every_encoding_compression_and_version_is_read() {
+    for bytes in every_encoding() {
+        let (good, bad) = read(&bytes, InputFormat::Parquet);
+        let rows = good.iter().map(|row| (row.line, row.id.as_str())).collect::<Vec<_>>();
+        // Texts, or lists of token ids.
+        match bad.len() {
+            1 => assert_eq!((rows, codes(&bad)), (vec![(1, "1"), (3, "3"), (4, "4")], vec![(2, "no_text")])),
+            _ => assert_eq!(
+                (rows, codes(&bad)),
+                (vec![(1, "1")], vec![(2, "no_text"), (3, "empty_text"), (4, "bad_tokens")])
+            ),
+        }
+    }
+}

@@ -2,7 +2,12 @@
 //!
 //! Columns are read as bytes, below the Arrow layer: that one refuses a whole page for one string that is not UTF-8,
 //! and copies the values of a dictionary page once a row. Here a bad string fails its row, values are slices of their
-//! page, and memory is that of a few pages, whatever the size of row groups.
+//! page, and memory is that of a page of each of two columns and their dictionaries, whatever the size of row groups: usually 4 MiB, and
+//! 128 MiB a page at worst. A file's own word on its sizes is believed by nobody: see `footer` and `pages`.
+
+mod footer;
+mod pages;
+mod thrift;
 
 use std::{
     borrow::Cow,
@@ -10,7 +15,6 @@ use std::{
     panic::{AssertUnwindSafe, catch_unwind},
     path::Path,
     sync::Arc,
-    vec,
 };
 
 use parquet::{
@@ -18,22 +22,19 @@ use parquet::{
     column::reader::{ColumnReaderImpl, get_column_reader, get_typed_column_reader},
     data_type::{ByteArray, ByteArrayType, DataType, Int32Type, Int64Type},
     errors::{ParquetError, Result as ParquetResult},
-    file::{
-        metadata::{ParquetMetaData, ParquetMetaDataReader},
-        serialized_reader::SerializedPageReader,
-    },
+    file::metadata::ParquetMetaData,
     schema::types::{ColumnDescriptor, SchemaDescriptor, Type},
 };
 
+use self::pages::{Pages, RowValues};
+pub(crate) use self::{footer::metadata, pages::check_part};
 use super::{
     BadRow, ReadError, ReadOptions, Row,
+    budget::{Budget, Spent},
     check::{self, utf8},
     error::names,
     options::{ID_FIELD, INPUT_FIELD, TEXT_FIELD},
 };
-
-/// Rows read at once. Each may keep a page of its own in memory (1 MiB as writers cut them), so few: 64 MiB at worst.
-const BATCH_ROWS: usize = 64;
 
 /// A value of each column; an id that is `None` is null.
 type Cells = (Option<ByteArray>, TextCell);
@@ -52,12 +53,12 @@ pub(super) struct ParquetRows {
     file: Arc<File>,
     metadata: ParquetMetaData,
     options: ReadOptions,
+    budget: Budget,
     text: TextColumn,
     /// `None`: rows are numbered.
     id: Option<Column>,
     next_group: usize,
     group: Option<Group>,
-    batch: vec::IntoIter<Cells>,
     row: u64,
     ended: bool,
 }
@@ -99,6 +100,8 @@ enum Kind {
 struct Group {
     text: TextReader,
     id: Option<CellReader>,
+    /// Of each column.
+    row_values: [RowValues; 2],
     rows_left: u64,
 }
 
@@ -117,10 +120,12 @@ enum CellReader {
 
 impl ParquetRows {
     /// Reads the file's metadata and finds the columns.
-    pub(super) fn open(path: &Path, options: ReadOptions) -> Result<Self, ReadError> {
-        let file = File::open(path).map_err(|error| ReadError::Open { path: path.to_owned(), error })?;
-        let metadata =
-            guarded(|| ParquetMetaDataReader::new().parse_and_finish(&file)).map_err(ReadError::NotParquet)?;
+    pub(super) fn open(path: &Path, options: ReadOptions, budget: Budget) -> Result<Self, ReadError> {
+        let opening = |error| ReadError::Open { path: path.to_owned(), error };
+        let file = File::open(path).map_err(opening)?;
+        // It is read here and there, so all of it counts from the first.
+        budget.take(file.metadata().map_err(opening)?.len())?;
+        let metadata = guarded(|| metadata(&file)).map_err(|error| ReadError::NotParquet(told(&error)))?;
         let schema = metadata.file_metadata().schema_descr();
         let text = match find_text(schema, &options.text_field) {
             // Only in place of the default: a name that somebody asked for has no stand-in.
@@ -141,22 +146,24 @@ impl ParquetRows {
             file: Arc::new(file),
             metadata,
             options,
+            budget,
             text,
             id,
             next_group: 0,
             group: None,
-            batch: Vec::new().into_iter(),
             row: 0,
             ended: false,
         })
     }
 
-    /// The next rows; empty at the end.
-    fn read_batch(&mut self) -> ParquetResult<Vec<Cells>> {
+    /// The next row; `None` at the end.
+    fn read_row(&mut self) -> ParquetResult<Option<Cells>> {
         loop {
+            // A row group without rows is work as well.
+            self.budget.rows(1).map_err(|spent| ParquetError::External(Box::new(spent)))?;
             let Some(group) = &mut self.group else {
                 if self.next_group == self.metadata.num_row_groups() {
-                    return Ok(Vec::new());
+                    return Ok(None);
                 }
                 self.group = Some(self.open_group(self.next_group)?);
                 self.next_group += 1;
@@ -166,39 +173,39 @@ impl ParquetRows {
                 self.group = None;
                 continue;
             }
-            let most = usize::try_from(group.rows_left).map_or(BATCH_ROWS, |left| left.min(BATCH_ROWS));
-            let texts = group.text.read(most)?;
-            let ids = match (&mut group.id, self.id) {
-                (Some(reader), Some(column)) => reader.read(most, column.optional)?,
-                _ => vec![None; most],
+            group.row_values.iter().for_each(RowValues::begin);
+            let text = group.text.read()?;
+            let id = match (&mut group.id, self.id) {
+                (Some(reader), Some(column)) => reader.read(column.optional)?,
+                _ => Some(None),
             };
-            if texts.len() != most || ids.len() != most {
+            let (Some(text), Some(id)) = (text, id) else {
                 return Err(ParquetError::EOF("a column has fewer values than its row group has rows".to_owned()));
-            }
-            group.rows_left -= most as u64;
-            return Ok(ids.into_iter().zip(texts).collect());
+            };
+            group.rows_left -= 1;
+            return Ok(Some((id, text)));
         }
     }
 
     fn open_group(&self, group: usize) -> ParquetResult<Group> {
         let rows = self.metadata.row_group(group).num_rows();
         let rows_left = u64::try_from(rows).map_err(|_| ParquetError::General(format!("{rows} rows")))?;
-        let open = |index, kind| self.open_column(group, index, kind);
+        let row_values: [RowValues; 2] = Default::default();
+        let open = |index, kind| self.open_column(group, index, kind, &row_values[0]);
         let text = match self.text {
             TextColumn::Strings(Column { index, optional, kind }) => {
                 TextReader::Strings { reader: open(index, kind)?, optional }
             }
             TextColumn::Tokens(column) => TextReader::Tokens { reader: open(column.index, column.kind)?, column },
         };
-        let id = self.id.map(|column| open(column.index, column.kind)).transpose()?;
-        Ok(Group { text, id, rows_left })
+        let id =
+            self.id.map(|column| self.open_column(group, column.index, column.kind, &row_values[1])).transpose()?;
+        Ok(Group { text, id, row_values, rows_left })
     }
 
-    fn open_column(&self, group: usize, index: usize, kind: Kind) -> ParquetResult<CellReader> {
-        let group = self.metadata.row_group(group);
-        let rows = usize::try_from(group.num_rows())?;
-        let chunk = group.column(index);
-        let pages = SerializedPageReader::new(self.file.clone(), chunk, rows, None)?;
+    fn open_column(&self, group: usize, index: usize, kind: Kind, row: &RowValues) -> ParquetResult<CellReader> {
+        let chunk = self.metadata.row_group(group).column(index);
+        let pages = Pages::new(self.file.clone(), chunk, self.budget.clone(), row.clone())?;
         let reader = get_column_reader(chunk.column_descr_ptr(), Box::new(pages));
         Ok(match kind {
             Kind::Text => CellReader::Text(get_typed_column_reader(reader)),
@@ -236,39 +243,49 @@ impl Iterator for ParquetRows {
         if self.ended {
             return None;
         }
-        if self.batch.len() == 0 {
-            match guarded(|| self.read_batch()) {
-                Ok(batch) => self.batch = batch.into_iter(),
-                Err(reason) => {
-                    self.ended = true;
-                    return Some(Err(ReadError::Parquet { row: self.row, reason }));
+        let row = match guarded(|| self.read_row()) {
+            Ok(Some(cells)) => {
+                self.row += 1;
+                // Few decoded bytes can be the text of many rows.
+                match self.budget.text(bytes_of(&cells)) {
+                    Ok(()) => return Some(Ok(self.row(cells))),
+                    Err(spent) => Some(Err(spent.into())),
                 }
             }
-        }
-        let Some(cells) = self.batch.next() else {
-            self.ended = true;
-            return None;
+            Ok(None) => None,
+            Err(error) => Some(Err(match spent(&error) {
+                Some(spent) => spent.into(),
+                None => ReadError::Parquet { row: self.row, reason: told(&error) },
+            })),
         };
-        self.row += 1;
-        Some(Ok(self.row(cells)))
+        self.ended = true;
+        row
     }
 }
 
+/// Bytes that a row hands out.
+fn bytes_of((id, text): &Cells) -> u64 {
+    let text = match text {
+        TextCell::Text(text) => text.len(),
+        TextCell::Tokens(tokens) => 4 * tokens.len(),
+        TextCell::Null | TextCell::NotTokens => 0,
+    };
+    (text + id.as_ref().map_or(0, ByteArray::len)) as u64
+}
+
 impl TextReader {
-    fn read(&mut self, rows: usize) -> ParquetResult<Vec<TextCell>> {
+    /// The next one; `None` at the end.
+    fn read(&mut self) -> ParquetResult<Option<TextCell>> {
         match self {
             Self::Strings { reader, optional } => {
-                let texts = reader.read(rows, *optional)?;
-                Ok(texts.into_iter().map(|text| text.map_or(TextCell::Null, TextCell::Text)).collect())
+                Ok(reader.read(*optional)?.map(|text| text.map_or(TextCell::Null, TextCell::Text)))
             }
             Self::Tokens { reader, column } => match reader {
-                CellReader::Int32 { reader, signed: true } => lists(reader, rows, *column, |id| id.try_into().ok()),
-                CellReader::Int32 { reader, signed: false } => {
-                    lists(reader, rows, *column, |id| Some(id.cast_unsigned()))
-                }
-                CellReader::Int64 { reader, signed: true } => lists(reader, rows, *column, |id| id.try_into().ok()),
+                CellReader::Int32 { reader, signed: true } => list(reader, *column, |id| id.try_into().ok()),
+                CellReader::Int32 { reader, signed: false } => list(reader, *column, |id| Some(id.cast_unsigned())),
+                CellReader::Int64 { reader, signed: true } => list(reader, *column, |id| id.try_into().ok()),
                 CellReader::Int64 { reader, signed: false } => {
-                    lists(reader, rows, *column, |id| id.cast_unsigned().try_into().ok())
+                    list(reader, *column, |id| id.cast_unsigned().try_into().ok())
                 }
                 CellReader::Text(_) => Err(ParquetError::General("a list of strings".to_owned())),
             },
@@ -277,13 +294,14 @@ impl TextReader {
 }
 
 impl CellReader {
-    fn read(&mut self, rows: usize, optional: bool) -> ParquetResult<Vec<Option<ByteArray>>> {
+    /// The next one, which may be null; `None` at the end.
+    fn read(&mut self, optional: bool) -> ParquetResult<Option<Option<ByteArray>>> {
         match self {
-            Self::Text(reader) => cells(reader, rows, optional, |text| text),
-            Self::Int32 { reader, signed: true } => cells(reader, rows, optional, decimal),
-            Self::Int32 { reader, signed: false } => cells(reader, rows, optional, |id| decimal(id.cast_unsigned())),
-            Self::Int64 { reader, signed: true } => cells(reader, rows, optional, decimal),
-            Self::Int64 { reader, signed: false } => cells(reader, rows, optional, |id| decimal(id.cast_unsigned())),
+            Self::Text(reader) => cell(reader, optional, |text| text),
+            Self::Int32 { reader, signed: true } => cell(reader, optional, decimal),
+            Self::Int32 { reader, signed: false } => cell(reader, optional, |id| decimal(id.cast_unsigned())),
+            Self::Int64 { reader, signed: true } => cell(reader, optional, decimal),
+            Self::Int64 { reader, signed: false } => cell(reader, optional, |id| decimal(id.cast_unsigned())),
         }
     }
 }
@@ -292,54 +310,37 @@ fn decimal(id: impl ToString) -> ByteArray {
     ByteArray::from(id.to_string().into_bytes())
 }
 
-/// The next values of a column; fewer only at its end.
-fn cells<T: DataType>(
+/// The next value of a column, which may be null; `None` at its end.
+fn cell<T: DataType>(
     reader: &mut ColumnReaderImpl<T>,
-    rows: usize,
     optional: bool,
     to_bytes: impl Fn(T::T) -> ByteArray,
-) -> ParquetResult<Vec<Option<ByteArray>>> {
+) -> ParquetResult<Option<Option<ByteArray>>> {
     let (mut levels, mut values) = (Vec::new(), Vec::new());
-    reader.read_records(rows, optional.then_some(&mut levels), None, &mut values)?;
-    let mut values = values.into_iter().map(to_bytes);
-    if !optional {
-        return Ok(values.map(Some).collect());
-    }
-    Ok(levels.into_iter().map(|level| if level > 0 { values.next() } else { None }).collect())
+    let (rows, ..) = reader.read_records(1, optional.then_some(&mut levels), None, &mut values)?;
+    Ok((rows == 1).then(|| values.pop().map(to_bytes)))
 }
 
-/// The next lists of a column; fewer only at its end.
-fn lists<T: DataType>(
+/// The next list of a column; `None` at its end.
+fn list<T: DataType>(
     reader: &mut ColumnReaderImpl<T>,
-    rows: usize,
     column: ListColumn,
     to_token: impl Fn(T::T) -> Option<u32>,
-) -> ParquetResult<Vec<TextCell>> {
+) -> ParquetResult<Option<TextCell>> {
     let (mut defined, mut repeated, mut values) = (Vec::new(), Vec::new(), Vec::new());
-    reader.read_records(rows, Some(&mut defined), Some(&mut repeated), &mut values)?;
-    let mut values = values.into_iter();
-    let mut cells = Vec::with_capacity(rows);
-    for (defined, repeated) in defined.into_iter().zip(repeated) {
-        if repeated == 0 {
-            let null = column.may_be_null && defined == 0;
-            cells.push(if null { TextCell::Null } else { TextCell::Tokens(Vec::new()) });
-        }
-        let Some(cell) = cells.last_mut() else {
-            return Err(ParquetError::General("a list begins in its middle".to_owned()));
-        };
-        let token = if defined == column.item_level {
-            values.next().and_then(&to_token)
-        } else if column.is_null_item(defined) {
-            None
-        } else {
-            continue;
-        };
-        match (token, &mut *cell) {
-            (Some(token), TextCell::Tokens(tokens)) => tokens.push(token),
-            _ => *cell = TextCell::NotTokens,
-        }
+    reader.read_records(1, Some(&mut defined), Some(&mut repeated), &mut values)?;
+    if repeated.iter().skip(1).any(|level| *level == 0) || repeated.first().is_some_and(|level| *level > 0) {
+        return Err(ParquetError::General("a list begins in the middle of another".to_owned()));
     }
-    Ok(cells)
+    let Some(first) = defined.first() else { return Ok(None) };
+    if column.may_be_null && *first == 0 {
+        return Ok(Some(TextCell::Null));
+    }
+    if defined.iter().any(|level| column.is_null_item(*level)) {
+        return Ok(Some(TextCell::NotTokens));
+    }
+    let tokens: Option<Vec<u32>> = values.into_iter().map(to_token).collect();
+    Ok(Some(tokens.map_or(TextCell::NotTokens, TextCell::Tokens)))
 }
 
 impl ListColumn {
@@ -430,9 +431,23 @@ fn describe(leaf: &ColumnDescriptor) -> String {
 
 /// Runs the decoder. A damaged or hostile file may make it panic; that is an error of the file. What was being read
 /// is not touched again afterwards.
-fn guarded<T>(decode: impl FnOnce() -> ParquetResult<T>) -> Result<T, String> {
-    match catch_unwind(AssertUnwindSafe(decode)) {
-        Ok(result) => result.map_err(|error| error.to_string()),
-        Err(_) => Err("the decoder stopped at it".to_owned()),
+fn guarded<T>(decode: impl FnOnce() -> ParquetResult<T>) -> ParquetResult<T> {
+    catch_unwind(AssertUnwindSafe(decode))
+        .unwrap_or_else(|_| Err(ParquetError::General("the decoder stopped at it".to_owned())))
+}
+
+/// The budget that ran out, if that is what the error is.
+fn spent(error: &ParquetError) -> Option<Spent> {
+    match error {
+        ParquetError::External(inner) => inner.downcast_ref().copied(),
+        _ => None,
+    }
+}
+
+/// What is wrong, without the crate's own heading.
+fn told(error: &ParquetError) -> String {
+    match error {
+        ParquetError::General(reason) => reason.clone(),
+        error => error.to_string(),
     }
 }
