@@ -130,6 +130,7 @@ pub(super) async fn keys(State(app): Shared, tenant: Named<TenantId>) -> Answer 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct KeyOrder {
+    /// Checked by the store to be one.
     role: String,
     /// Unix seconds.
     expires_s: Option<u64>,
@@ -252,6 +253,7 @@ pub(super) async fn create_role(
     new: Body<NewRole>,
 ) -> Answer {
     let new = body(new)?;
+    scopes_bounded(&new.scopes)?;
     answer(StatusCode::CREATED, app.store.create_role(&new.name, &new.scopes, caller.actor()).await?)
 }
 
@@ -267,7 +269,17 @@ pub(super) async fn set_role(
     role: Named<String>,
     scopes: Body<RoleScopes>,
 ) -> Answer {
-    answer(StatusCode::OK, app.store.set_role(&named(role)?, &body(scopes)?.scopes, caller.actor()).await?)
+    let scopes = body(scopes)?.scopes;
+    scopes_bounded(&scopes)?;
+    answer(StatusCode::OK, app.store.set_role(&named(role)?, &scopes, caller.actor()).await?)
+}
+
+/// Each scope once at most is what a role is.
+fn scopes_bounded(scopes: &[Scope]) -> Result<(), ApiError> {
+    if scopes.len() <= Scope::ALL.len() {
+        return Ok(());
+    }
+    Err(ApiError::bad_request("invalid_request", format!("scopes may have {} entries", Scope::ALL.len())))
 }
 
 pub(super) async fn delete_role(
