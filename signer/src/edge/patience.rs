@@ -17,13 +17,9 @@ use tokio::time::{Instant, Sleep, sleep_until};
 /// The least average rate of a request's body, bytes a second: a bad mobile line makes it; and at the most that 256
 /// connections of one address can hold up, they pay 4 MiB a second for it.
 const BODY_RATE: u32 = 16 * 1024;
-/// The patience for it: a line that is lost for a while and found again.
-const BODY_PATIENCE: Duration = Duration::from_secs(30);
 /// The least average rate at which answers are taken while more is to be sent. Lower than that of bodies: a client may compute
 /// between two pieces of a download, and an answer that waits costs 16 KiB and what the kernel keeps.
 const ANSWER_RATE: u32 = 4 * 1024;
-/// The patience for it.
-const ANSWER_PATIENCE: Duration = Duration::from_secs(60);
 
 #[derive(Debug)]
 struct Patience {
@@ -67,8 +63,8 @@ pub(super) struct PatientStream<S> {
 }
 
 impl<S> PatientStream<S> {
-    pub(super) fn new(stream: S) -> Self {
-        Self { stream, patience: Patience::new(ANSWER_RATE, ANSWER_PATIENCE) }
+    pub(super) fn new(stream: S, patience: Duration) -> Self {
+        Self { stream, patience: Patience::new(ANSWER_RATE, patience) }
     }
 
     /// What came of a write, or the end of the patience.
@@ -139,8 +135,8 @@ pub(super) struct PatientBody<B> {
 }
 
 impl<B> PatientBody<B> {
-    pub(super) fn new(body: B) -> Self {
-        Self { body, patience: Patience::new(BODY_RATE, BODY_PATIENCE) }
+    pub(super) fn new(body: B, patience: Duration) -> Self {
+        Self { body, patience: Patience::new(BODY_RATE, patience) }
     }
 }
 

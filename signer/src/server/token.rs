@@ -19,6 +19,9 @@ use crate::mint::{ACCESS_LIFETIME_S, AccessRequest};
 use crate::time::unix_now;
 use crate::wire::TokenResponse;
 
+/// Longest list of scopes: several times as long as one with all of them.
+const SCOPE_LEN_MAX: usize = 512;
+
 /// The form. Unknown parameters are ignored and repeated ones refused, both as RFC 6749 (3.2) asks.
 #[derive(Deserialize)]
 pub(super) struct TokenForm {
@@ -87,6 +90,9 @@ pub(super) fn filled(parameter: Option<&str>) -> Option<&str> {
 /// The scopes asked for, if the role has them all; all of the role's if none are named.
 fn narrowed(role: &[Scope], asked: Option<&str>) -> Result<Vec<Scope>, ApiError> {
     let Some(asked) = asked else { return Ok(role.to_vec()) };
+    if asked.len() > SCOPE_LEN_MAX {
+        return Err(ApiError::bad_request("invalid_scope", format!("scope may have {SCOPE_LEN_MAX} characters")));
+    }
     let mut scopes = Vec::new();
     for name in asked.split(' ').filter(|name| !name.is_empty()) {
         let refused = || ApiError::bad_request("invalid_scope", "a scope is unknown, or this API key's role lacks it");

@@ -381,7 +381,7 @@ pub(super) async fn insert(
     actor: &str,
 ) -> Result<ApiKey, StoreError> {
     if !is_kid(&new.role) {
-        return Err(StoreError::NoRole("of that name".to_owned()));
+        return Err(StoreError::NoRole("of such a name".to_owned()));
     }
     if new.expires_s.is_some_and(|at| at > EXPIRES_S_MAX) {
         return Err(StoreError::BadSetting("a key ends in the year 9999 at the latest".to_owned()));
