@@ -68,20 +68,15 @@ impl<S> PatientStream<S> {
     }
 
     /// What came of a write, or the end of the patience.
-    fn judge<T>(
-        &mut self,
-        outcome: Poll<io::Result<T>>,
-        bytes: impl FnOnce(&T) -> usize,
-        context: &mut Context<'_>,
-    ) -> Poll<io::Result<T>> {
+    fn judge(&mut self, outcome: Poll<io::Result<usize>>, context: &mut Context<'_>) -> Poll<io::Result<usize>> {
         match outcome {
             Poll::Pending => {
                 ready!(self.patience.spend(context));
                 Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the client does not take its answer")))
             }
-            Poll::Ready(outcome) => {
-                self.patience.earn(outcome.as_ref().map_or(0, bytes));
-                Poll::Ready(outcome)
+            Poll::Ready(written) => {
+                self.patience.earn(written.as_ref().map_or(0, |bytes| *bytes));
+                Poll::Ready(written)
             }
         }
     }
@@ -100,7 +95,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for PatientStream<S> {
 impl<S: AsyncWrite + Unpin> AsyncWrite for PatientStream<S> {
     fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let outcome = Pin::new(&mut self.stream).poll_write(context, bytes);
-        self.judge(outcome, |written| *written, context)
+        self.judge(outcome, context)
     }
 
     fn poll_write_vectored(
@@ -109,21 +104,20 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for PatientStream<S> {
         pieces: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let outcome = Pin::new(&mut self.stream).poll_write_vectored(context, pieces);
-        self.judge(outcome, |written| *written, context)
+        self.judge(outcome, context)
     }
 
     fn is_write_vectored(&self) -> bool {
         self.stream.is_write_vectored()
     }
 
+    // Of TCP neither waits.
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let outcome = Pin::new(&mut self.stream).poll_flush(context);
-        self.judge(outcome, |()| 0, context)
+        Pin::new(&mut self.stream).poll_flush(context)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let outcome = Pin::new(&mut self.stream).poll_shutdown(context);
-        self.judge(outcome, |()| 0, context)
+        Pin::new(&mut self.stream).poll_shutdown(context)
     }
 }
 
