@@ -9,24 +9,30 @@ use serde::de::{Error as _, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::cidr::Cidr;
-pub use crate::ids::{Digest, IdError, JobId, RunId, TenantId};
+pub use crate::ids::{Digest, IdError, JobId, RevokedName, RunId, TenantId};
 
-/// Audience of an access token: the gateway, the signer, and the worker's synchronous path.
+/// Audience of an access token: the gateway and the signer.
 pub const ACCESS_AUDIENCE: &str = "vecmill-api";
 /// Audience of a submission token: the signer alone.
 pub const SUBMISSION_AUDIENCE: &str = "vecmill-signer";
+/// Audience of an embed token: the worker's synchronous path, and nobody else.
+pub const EMBED_AUDIENCE: &str = "vecmill-embed";
 /// Audience of a job grant: the workers.
 pub const GRANT_AUDIENCE: &str = "vecmill-workers";
 /// `typ` of an access token (RFC 9068). Keeping the two types apart keeps one from being used as the other.
 pub const ACCESS_TYPE: &str = "at+jwt";
 /// `typ` of a submission token.
 pub const SUBMISSION_TYPE: &str = "submission+jwt";
+/// `typ` of an embed token.
+pub const EMBED_TYPE: &str = "embed+jwt";
 /// `typ` of a job grant.
 pub const GRANT_TYPE: &str = "job-grant+jwt";
 /// Audience of the statement of revocations: whoever verifies tokens.
 pub const REVOCATIONS_AUDIENCE: &str = "vecmill-verifiers";
 /// `typ` of the statement of revocations.
-pub const REVOCATIONS_TYPE: &str = "revocations+jwt";
+pub const REVOCATIONS_TYPE: &str = "revocations-2+jwt";
+/// `typ` of the statement as it was before names in it became digests.
+pub const OLD_REVOCATIONS_TYPE: &str = "revocations+jwt";
 
 /// One thing a holder of an access token may do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -120,6 +126,9 @@ pub struct Limits {
     pub queued_tokens: u64,
     /// Jobs under way at once.
     pub concurrent_jobs: u64,
+    /// Bytes that may lie on S3; none is no limit. Left out then: programs of before limits had it read such a token.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stored_bytes: Option<u64>,
 }
 
 /// The claims of an access token: minutes long, for one tenant, with scopes. And of a submission token, which lives for a day
@@ -156,6 +165,48 @@ pub struct AccessClaims {
     /// Where the token may be shown from, by the address of the socket; anywhere if there are none.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub sources: Vec<Cidr>,
+    /// Of a submission token, the `jti` of the access token that it was made with: void with it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub parent: Option<String>,
+    /// The tenant's revocation epoch when the token was minted. A token of an earlier epoch than the tenant's is void.
+    pub epoch: u64,
+}
+
+/// The claims of an embed token: it has the texts of one model computed at once, for a minute and a half, and opens nothing
+/// else. It lies in the queue of synchronous requests, so whoever reads that queue can do this much and no more.
+///
+/// Unknown and repeated claims are refused, as in [`AccessClaims`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EmbedClaims {
+    /// The signer's issuer name.
+    pub iss: String,
+    /// The tenant.
+    pub sub: TenantId,
+    /// Always [`EMBED_AUDIENCE`].
+    pub aud: String,
+    /// This token's own id: 32 lowercase hex characters.
+    pub jti: String,
+    /// Issued at, Unix seconds.
+    pub iat: u64,
+    /// Not valid before, Unix seconds.
+    pub nbf: u64,
+    /// Not valid from this moment on, Unix seconds.
+    pub exp: u64,
+    /// The one model that may be used.
+    pub model: String,
+    /// Longest vectors that the tenant may have.
+    pub dimensions_max: u32,
+    /// Id of the API key that asked. Not a secret.
+    pub client_id: String,
+    /// Address of the socket that asked, where there was one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub client_addr: Option<String>,
+    /// The `jti` of the access token that it was made with: void with it.
+    pub parent: String,
+    /// The tenant's quota when the token was minted.
+    #[serde(deserialize_with = "object")]
+    pub limits: Limits,
     /// The tenant's revocation epoch when the token was minted. A token of an earlier epoch than the tenant's is void.
     pub epoch: u64,
 }
@@ -209,7 +260,8 @@ pub struct GrantClaims {
 }
 
 /// What is no longer good, signed, so that nobody on the way can add to it or take from it. It holds what can still
-/// matter: an entry drops out once every token it concerns has expired.
+/// matter: an entry drops out once every token it concerns has expired. Anybody may read it, so what it names is named by
+/// digest: who has a token can tell that it is meant, and nobody else whom the signer serves.
 ///
 /// Unknown and repeated claims are refused, as in [`AccessClaims`].
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -228,26 +280,37 @@ pub struct RevocationClaims {
     pub kids: Vec<String>,
     /// Signing keys that were withdrawn: whatever they signed, whenever, is void.
     pub withdrawn_kids: Vec<String>,
-    /// API keys whose tokens and grants are void.
-    pub keys: Vec<String>,
-    /// Access tokens that are void, by `jti`.
-    pub tokens: Vec<String>,
-    /// Jobs whose grants are void.
-    pub jobs: Vec<RevokedJob>,
-    /// Tenants whose tokens and grants of an earlier epoch than this are void.
-    pub tenants: BTreeMap<TenantId, u64>,
+    /// API keys whose tokens and grants are void, and tokens that are void, with what was made with them.
+    pub names: Vec<RevokedName>,
+    /// Jobs whose grants issued at this second or before are void; the job may be submitted again.
+    pub jobs: Vec<(RevokedName, u64)>,
+    /// Tenants whose tokens and grants of an earlier epoch than the first number are void, and access and embed tokens issued
+    /// at the second of the second number or before.
+    pub tenants: BTreeMap<RevokedName, (u64, u64)>,
+}
+
+/// The statement as verifiers of before [`RevocationClaims`] read it, with names in it. Served to them during an upgrade, where it
+/// is asked for.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub(crate) struct OldRevocationClaims {
+    pub(crate) iss: String,
+    pub(crate) aud: String,
+    pub(crate) iat: u64,
+    pub(crate) seq: u64,
+    pub(crate) kids: Vec<String>,
+    pub(crate) withdrawn_kids: Vec<String>,
+    pub(crate) keys: Vec<String>,
+    pub(crate) tokens: Vec<String>,
+    pub(crate) jobs: Vec<OldRevokedJob>,
+    pub(crate) tenants: BTreeMap<TenantId, u64>,
 }
 
 /// A job whose grants are void. Job ids are chosen by clients, so the tenant belongs to the name.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct RevokedJob {
-    /// The tenant.
-    pub tenant: TenantId,
-    /// The job.
-    pub job: JobId,
-    /// Grants issued at this second or before are void; the job may be submitted again.
-    pub until: u64,
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub(crate) struct OldRevokedJob {
+    pub(crate) tenant: TenantId,
+    pub(crate) job: JobId,
+    pub(crate) until: u64,
 }
 
 /// Limits from a JSON object only. serde would also read them from a list, by position: a second way to write the same
@@ -315,6 +378,7 @@ mod fuzz {
                     tokens_per_day: limits[3],
                     queued_tokens: limits[4],
                     concurrent_jobs: limits[5],
+                    stored_bytes: limits[0].is_multiple_of(2).then_some(limits[5]),
                 },
                 epoch: iat,
             })
@@ -364,6 +428,7 @@ mod fuzz {
         fn any_text_is_claims_or_not(text in prop_oneof![".{0,200}", json().prop_map(|value| value.to_string())]) {
             let _ = serde_json::from_str::<GrantClaims>(&text);
             let _ = serde_json::from_str::<AccessClaims>(&text);
+            let _ = serde_json::from_str::<EmbedClaims>(&text);
             let _ = serde_json::from_str::<RevocationClaims>(&text);
         }
     }
@@ -371,7 +436,7 @@ mod fuzz {
     proptest! {
         #[test]
         fn statements_survive_the_wire(seq: u64, iat: u64, names in prop::collection::vec(".{0,20}", 0..5), epoch: u64) {
-            let tenant = TenantId::try_from("acme".to_owned()).expect("a name");
+            let digests = names.iter().map(|name| RevokedName::of_key(name));
             let claims = RevocationClaims {
                 iss: names.concat(),
                 aud: REVOCATIONS_AUDIENCE.to_owned(),
@@ -379,10 +444,9 @@ mod fuzz {
                 seq,
                 kids: names.clone(),
                 withdrawn_kids: names.clone(),
-                keys: names.clone(),
-                tokens: names,
-                jobs: vec![RevokedJob { tenant: tenant.clone(), job: JobId::from_digest(&[7; 32]), until: iat }],
-                tenants: BTreeMap::from([(tenant, epoch)]),
+                names: digests.clone().collect(),
+                jobs: digests.clone().map(|digest| (digest, iat)).collect(),
+                tenants: digests.map(|digest| (digest, (epoch, iat))).collect(),
             };
             let text = serde_json::to_string(&claims).expect("JSON");
             prop_assert_eq!(serde_json::from_str::<RevocationClaims>(&text).expect("claims"), claims);
@@ -400,9 +464,10 @@ mod fuzz {
                 "queued_tokens": 5, "concurrent_jobs": 6,
             },
         });
-        assert!(serde_json::from_value::<GrantClaims>(claims.clone()).is_ok());
+        let read = serde_json::from_value::<GrantClaims>(claims.clone()).expect("from before there was a limit on S3");
+        assert_eq!(serde_json::to_value(read).expect("JSON"), claims, "without the limit nothing is said of it");
         let mut by_position = claims;
-        by_position["limits"] = json!([1, 2, 3, 4, 5, 6]);
+        by_position["limits"] = json!([1, 2, 3, 4, 5, 6, 7]);
         assert!(serde_json::from_value::<GrantClaims>(by_position).is_err());
     }
 }

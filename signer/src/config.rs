@@ -8,7 +8,7 @@ use clap::{Args, ValueEnum};
 
 use crate::cidr::Cidr;
 use crate::claims::{DEFAULT_ISSUER, DEFAULT_LANES};
-use crate::edge::{self, ServerTls};
+use crate::edge::{self, Bounds, ServerTls};
 use crate::store::Database;
 
 /// Most lanes: each is a queue on every broker.
@@ -110,6 +110,9 @@ pub struct ServeArgs {
     /// failed logins themselves
     #[arg(long, env = "VECMILL_SIGNER_GATEWAYS", value_name = "RANGES", value_delimiter = ',')]
     pub gateways: Vec<Cidr>,
+    /// Connections at once
+    #[command(flatten)]
+    pub bounds: Bounds,
     /// Issuer name in every token; workers and gateways must be told the same
     #[arg(long, env = "VECMILL_SIGNER_ISSUER", value_name = "NAME", default_value = DEFAULT_ISSUER)]
     pub issuer: String,
@@ -119,6 +122,10 @@ pub struct ServeArgs {
     /// PEM file (PKCS#8) of an Ed25519 key to sign with, instead of one that the database holds under the master key
     #[arg(long, env = "VECMILL_SIGNER_SIGNING_KEY_FILE", value_name = "FILE")]
     pub signing_key_file: Option<PathBuf>,
+    /// Serve what is revoked also as programs of before read it, with names of tenants, keys and jobs in it for anybody: while they
+    /// are upgraded, and no longer
+    #[arg(long, env = "VECMILL_SIGNER_OLD_REVOCATIONS")]
+    pub old_revocations: bool,
     /// Number of queue lanes; the queue topology must have as many
     #[arg(long, env = "VECMILL_SIGNER_LANES", value_name = "NUMBER", default_value_t = DEFAULT_LANES.to_string())]
     pub lanes: String,
@@ -147,10 +154,14 @@ pub struct Config {
     pub signing_key_file: Option<PathBuf>,
     /// Number of queue lanes.
     pub lanes: u32,
+    /// Whether what is revoked is served also as programs of before read it.
+    pub old_revocations: bool,
     /// Where gateways are.
     pub gateways: Vec<Cidr>,
     /// The listener's certificate.
     pub tls: Option<ServerTls>,
+    /// Connections at once.
+    pub bounds: Bounds,
     /// Failed logins a minute, for each address and for each API key.
     pub failed_logins_per_minute: u32,
 }
@@ -236,8 +247,10 @@ impl Config {
                 public_url,
                 signing_key_file: args.signing_key_file.clone(),
                 lanes,
+                old_revocations: args.old_revocations,
                 gateways: args.gateways.clone(),
                 tls,
+                bounds: args.bounds,
                 failed_logins_per_minute: args.failed_logins_per_minute,
             }),
             _ => Err(ConfigError(mistakes)),
@@ -256,11 +269,13 @@ mod tests {
             tls_key_file: None,
             tls_client_ca_file: None,
             insecure_listen: false,
+            bounds: Bounds::default(),
             failed_logins_per_minute: FAILED_LOGINS_PER_MINUTE,
             issuer: "signer".to_owned(),
             public_url: None,
             signing_key_file: None,
             lanes: "16".to_owned(),
+            old_revocations: false,
             gateways: Vec::new(),
             log: "info".to_owned(),
             log_format: LogFormat::Text,

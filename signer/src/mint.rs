@@ -6,8 +6,9 @@ use serde::Serialize;
 
 use crate::cidr::Cidr;
 use crate::claims::{
-    ACCESS_AUDIENCE, ACCESS_TYPE, AccessClaims, GRANT_AUDIENCE, GRANT_TYPE, GrantClaims, JobId, Limits,
-    REVOCATIONS_AUDIENCE, REVOCATIONS_TYPE, RevocationClaims, SUBMISSION_AUDIENCE, SUBMISSION_TYPE, Scope, TenantId,
+    ACCESS_AUDIENCE, ACCESS_TYPE, AccessClaims, EMBED_AUDIENCE, EMBED_TYPE, EmbedClaims, GRANT_AUDIENCE, GRANT_TYPE,
+    GrantClaims, JobId, Limits, OLD_REVOCATIONS_TYPE, OldRevocationClaims, REVOCATIONS_AUDIENCE, REVOCATIONS_TYPE,
+    RevocationClaims, SUBMISSION_AUDIENCE, SUBMISSION_TYPE, Scope, TenantId,
 };
 pub use crate::keys::{KeyError, KeySet, SigningKey};
 use crate::time::unix_now;
@@ -19,6 +20,10 @@ pub const ACCESS_LIFETIME_S: u64 = 300;
 /// How long a submission token lives: corpora take minutes to be cut into chunks, and a service that can't be mended in a day
 /// has told so long before.
 pub const SUBMISSION_LIFETIME_S: u64 = 24 * 3600;
+
+/// How long an embed token lives: a request for embeddings is answered within 30 s, and one that is made again for the same
+/// caller need not ask the signer again.
+pub const EMBED_LIFETIME_S: u64 = 90;
 
 /// Whom an access token is for.
 #[derive(Debug, Clone)]
@@ -35,6 +40,29 @@ pub struct AccessRequest {
     pub limits: Limits,
     /// Where the tenant's requests may come from; empty for anywhere.
     pub sources: Vec<Cidr>,
+    /// The access token that a submission token is made with, by its `jti`.
+    pub parent: Option<String>,
+    /// Revocation epoch of the tenant.
+    pub epoch: u64,
+}
+
+/// Whom an embed token is for.
+#[derive(Debug, Clone)]
+pub struct EmbedRequest {
+    /// The tenant, from a verified access token.
+    pub tenant: TenantId,
+    /// The one model that may be used.
+    pub model: String,
+    /// Longest vectors that the tenant may have.
+    pub dimensions_max: u32,
+    /// The API key behind that access token.
+    pub key_id: String,
+    /// Address of the socket that asks.
+    pub client_addr: Option<String>,
+    /// That access token, by its `jti`.
+    pub parent: String,
+    /// Quota of the tenant.
+    pub limits: Limits,
     /// Revocation epoch of the tenant.
     pub epoch: u64,
 }
@@ -89,27 +117,43 @@ impl Minter {
 
     /// Signs an access token that lives [`ACCESS_LIFETIME_S`].
     pub fn mint_access(&self, request: AccessRequest) -> Result<(String, AccessClaims), MintError> {
-        let claims = self.access_claims(request, ACCESS_AUDIENCE, ACCESS_LIFETIME_S)?;
+        self.mint_access_at(request, unix_now())
+    }
+
+    /// The same, issued at a stated time: that from before the database was asked. So what is revoked after it was asked was
+    /// issued before.
+    pub(crate) fn mint_access_at(&self, request: AccessRequest, now: u64) -> Result<(String, AccessClaims), MintError> {
+        let claims = self.access_claims(request, ACCESS_AUDIENCE, ACCESS_LIFETIME_S, now)?;
         Ok((self.sign(ACCESS_TYPE, &claims)?, claims))
     }
 
     /// Signs a submission token that lives [`SUBMISSION_LIFETIME_S`]; its one scope is `jobs:submit`, whatever is asked for.
     pub fn mint_submission(&self, request: AccessRequest) -> Result<(String, AccessClaims), MintError> {
+        self.mint_submission_at(request, unix_now())
+    }
+
+    pub(crate) fn mint_submission_at(
+        &self,
+        request: AccessRequest,
+        now: u64,
+    ) -> Result<(String, AccessClaims), MintError> {
         let request = AccessRequest { scopes: vec![Scope::JobsSubmit], ..request };
-        let claims = self.access_claims(request, SUBMISSION_AUDIENCE, SUBMISSION_LIFETIME_S)?;
+        let claims = self.access_claims(request, SUBMISSION_AUDIENCE, SUBMISSION_LIFETIME_S, now)?;
         Ok((self.sign(SUBMISSION_TYPE, &claims)?, claims))
     }
 
-    fn access_claims(&self, request: AccessRequest, audience: &str, lives_s: u64) -> Result<AccessClaims, MintError> {
-        let now = unix_now();
-        let mut id = [0; 32];
-        rand::fill(&mut id).map_err(|_| MintError)?;
+    fn access_claims(
+        &self,
+        request: AccessRequest,
+        audience: &str,
+        lives_s: u64,
+        now: u64,
+    ) -> Result<AccessClaims, MintError> {
         Ok(AccessClaims {
             iss: self.issuer.clone(),
             sub: request.tenant,
             aud: audience.to_owned(),
-            // The same shape as a job's id: 128 random bits in hex.
-            jti: JobId::from_digest(&id).into(),
+            jti: token_id()?,
             iat: now,
             nbf: now,
             exp: now + lives_s,
@@ -118,13 +162,48 @@ impl Minter {
             client_addr: request.client_addr,
             limits: request.limits,
             sources: request.sources,
+            parent: request.parent,
             epoch: request.epoch,
         })
     }
 
+    /// Signs an embed token that lives [`EMBED_LIFETIME_S`].
+    pub fn mint_embed(&self, request: EmbedRequest) -> Result<(String, EmbedClaims), MintError> {
+        self.mint_embed_at(request, unix_now())
+    }
+
+    pub(crate) fn mint_embed_at(&self, request: EmbedRequest, now: u64) -> Result<(String, EmbedClaims), MintError> {
+        let claims = EmbedClaims {
+            iss: self.issuer.clone(),
+            sub: request.tenant,
+            aud: EMBED_AUDIENCE.to_owned(),
+            jti: token_id()?,
+            iat: now,
+            nbf: now,
+            exp: now + EMBED_LIFETIME_S,
+            model: request.model,
+            dimensions_max: request.dimensions_max,
+            client_id: request.key_id,
+            client_addr: request.client_addr,
+            parent: request.parent,
+            limits: request.limits,
+            epoch: request.epoch,
+        };
+        Ok((self.sign(EMBED_TYPE, &claims)?, claims))
+    }
+
     /// Signs a grant for the job in `request` that lives `window_s`.
     pub fn mint_grant(&self, grantee: Grantee, request: GrantRequest) -> Result<(String, GrantClaims), MintError> {
-        let now = unix_now();
+        self.mint_grant_at(grantee, request, unix_now())
+    }
+
+    /// The same, issued at a stated time: that at which the policy database recorded it.
+    pub(crate) fn mint_grant_at(
+        &self,
+        grantee: Grantee,
+        request: GrantRequest,
+        now: u64,
+    ) -> Result<(String, GrantClaims), MintError> {
         let claims = GrantClaims {
             iss: self.issuer.clone(),
             sub: grantee.tenant,
@@ -159,12 +238,30 @@ impl Minter {
         self.sign(REVOCATIONS_TYPE, &ours)
     }
 
+    /// The same for verifiers of before.
+    pub(crate) fn mint_old_revocations(&self, claims: OldRevocationClaims) -> Result<String, MintError> {
+        let ours = OldRevocationClaims {
+            iss: self.issuer.clone(),
+            aud: REVOCATIONS_AUDIENCE.to_owned(),
+            iat: unix_now(),
+            ..claims
+        };
+        self.sign(OLD_REVOCATIONS_TYPE, &ours)
+    }
+
     fn sign(&self, typ: &str, claims: &impl Serialize) -> Result<String, MintError> {
         let mut header = Header::new(Algorithm::EdDSA);
         header.typ = Some(typ.to_owned());
         header.kid = Some(self.key.kid().to_owned());
         encode(&header, claims, self.key.encoding()).map_err(|_| MintError)
     }
+}
+
+/// A token's own id, of the same shape as a job's: 128 random bits in hex.
+fn token_id() -> Result<String, MintError> {
+    let mut id = [0; 32];
+    rand::fill(&mut id).map_err(|_| MintError)?;
+    Ok(JobId::from_digest(&id).into())
 }
 
 /// Chooses jsonwebtoken's crypto by name. Left to itself it guesses from cargo features, and panics at first use once any

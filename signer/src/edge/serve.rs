@@ -4,8 +4,7 @@ use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
 use std::pin::pin;
-use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::Router;
 use axum::body::Body;
@@ -15,6 +14,7 @@ use axum::http::header::{
     X_FRAME_OPTIONS,
 };
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Request};
+use clap::{Args, value_parser};
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
@@ -22,15 +22,14 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::{GracefulShutdown, Watcher};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
-use tokio::sync::Semaphore;
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 use tower_service::Service as _;
 
-use super::ServerTls;
+use super::patience::{PatientBody, PatientStream};
+use super::places::{Place, Places};
+use super::{Pace, ServerTls};
 
-/// Connections at once: each costs a descriptor and some 30 KiB. More wait in the kernel's queue.
-const CONNECTIONS_MAX: usize = 1024;
 /// Time for a TLS handshake: three round trips, and some for a busy machine.
 const HANDSHAKE_MAX: Duration = Duration::from_secs(10);
 /// Time for a request's head, and the longest that a connection may idle between two.
@@ -54,16 +53,54 @@ const HEADERS: [(HeaderName, &str); 5] = [
 /// A year. Over TLS only.
 const HSTS: &str = "max-age=31536000";
 
+/// How much of the network a program takes at once. Flattened into the settings of each program that listens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Args)]
+pub struct Bounds {
+    /// Connections at once, of all addresses together; the next takes one of the address that has the most, or is closed
+    // Each costs a descriptor and some 30 KiB.
+    #[arg(long, env = "VECMILL_CONNECTIONS", value_name = "N", default_value_t = Self::default().connections, value_parser = value_parser!(u32).range(1..=100_000))]
+    pub connections: u32,
+    /// Connections at once of one address, of IPv6 of one /64; the next is closed at once. A proxy in front is one address
+    // A quarter, and more than any client opens by itself.
+    #[arg(long, env = "VECMILL_CONNECTIONS_PER_ADDRESS", value_name = "N", default_value_t = Self::default().connections_per_address, value_parser = value_parser!(u32).range(1..=100_000))]
+    pub connections_per_address: u32,
+    /// How long a client is waited for that sends a body at less than 16 KiB a second.
+    // A line that is lost for a while and found again. No setting: tests have less time.
+    #[arg(skip = Self::default().body_patience)]
+    pub body_patience: Duration,
+    /// How long a client is waited for that takes answers at less than 4 KiB a second.
+    // Longer: it may compute between two pieces of a download.
+    #[arg(skip = Self::default().answer_patience)]
+    pub answer_patience: Duration,
+}
+
+impl Default for Bounds {
+    fn default() -> Self {
+        Self {
+            connections: 1024,
+            connections_per_address: 256,
+            body_patience: Duration::from_secs(30),
+            answer_patience: Duration::from_secs(60),
+        }
+    }
+}
+
 /// Serves `routes` until `shutdown` resolves; then finishes what is under way, for `drain_max` at most. Handlers find the
 /// peer's address as `ConnectInfo<SocketAddr>`.
+///
+/// What one connection can hold: its place, a head of 16 KiB and what is written to it of 16 KiB, a handshake for 10 s, a head or
+/// nothing for 15 s, a body and answers for as long as they go on at a rate (`patience`). What a handler takes of a body
+/// is the handler's to bound.
 pub async fn serve(
     listener: TcpListener,
     tls: Option<ServerTls>,
     routes: Router,
+    bounds: Bounds,
     shutdown: impl Future<Output = ()>,
     drain_max: Duration,
 ) -> io::Result<()> {
-    let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    let places = Places::new(bounds.connections, bounds.connections_per_address);
+    let refused = Pace::default();
     let open = GracefulShutdown::new();
     let mut shutdown = pin!(shutdown);
     let mut following = pin!(async {
@@ -74,28 +111,40 @@ pub async fn serve(
     });
     loop {
         let accepted = tokio::select! {
-            accepted = accept(&listener, &places) => accepted,
+            accepted = listener.accept() => accepted,
             () = &mut following => continue,
             () = &mut shutdown => break,
         };
-        let Ok((stream, peer, place)) = accepted else {
+        let Ok((stream, peer)) = accepted else {
             tokio::time::sleep(ACCEPT_AGAIN).await;
+            continue;
+        };
+        let Some(place) = places.take(peer.ip()) else {
+            if let Some(unsaid) = refused.line(Instant::now()) {
+                tracing::warn!(
+                    client_addr = %peer.ip(), unsaid,
+                    "a connection was closed: its address has as many as it may (--connections-per-address, --connections)"
+                );
+            }
             continue;
         };
         let (routes, tls, watcher) = (routes.clone(), tls.as_ref().map(ServerTls::config), open.watcher());
         tokio::spawn(async move {
-            // Until the connection ends.
-            let _place = place;
             // Answers are small and wanted at once.
             let _ = stream.set_nodelay(true);
-            match tls {
-                None => converse(stream, peer, routes, false, watcher).await,
-                Some(config) => match timeout(HANDSHAKE_MAX, TlsAcceptor::from(config).accept(stream)).await {
-                    Ok(Ok(stream)) => converse(stream, peer, routes, true, watcher).await,
-                    Ok(Err(error)) => tracing::info!(client_addr = %peer.ip(), %error, "a TLS handshake failed"),
-                    Err(_) => tracing::info!(client_addr = %peer.ip(), "a TLS handshake took too long"),
-                },
-            }
+            let stream = PatientStream::new(stream, bounds.answer_patience);
+            let conversation = async {
+                match tls {
+                    None => converse(stream, peer, routes, None, bounds, watcher).await,
+                    Some(config) => match timeout(HANDSHAKE_MAX, TlsAcceptor::from(config).accept(stream)).await {
+                        Ok(Ok(stream)) => converse(stream, peer, routes, Some(HSTS), bounds, watcher).await,
+                        // At the level at which nobody's flood fills the log.
+                        Ok(Err(error)) => tracing::debug!(client_addr = %peer.ip(), %error, "a TLS handshake failed"),
+                        Err(_) => tracing::debug!(client_addr = %peer.ip(), "a TLS handshake took too long"),
+                    },
+                }
+            };
+            held(place, conversation).await;
         });
     }
     drop(listener);
@@ -104,31 +153,35 @@ pub async fn serve(
     Ok(())
 }
 
-type Place = tokio::sync::OwnedSemaphorePermit;
-
-async fn accept(
-    listener: &TcpListener,
-    places: &Arc<Semaphore>,
-) -> io::Result<(tokio::net::TcpStream, SocketAddr, Place)> {
-    let place = Arc::clone(places).acquire_owned().await.map_err(io::Error::other)?;
-    let (stream, peer) = listener.accept().await?;
-    Ok((stream, peer, place))
+/// A connection to its end, or until its place goes to another.
+async fn held(place: Place, conversation: impl Future<Output = ()>) {
+    tokio::select! {
+        () = conversation => {}
+        () = place.cut() => {}
+    }
 }
 
 /// One connection, request by request.
-async fn converse<S>(stream: S, peer: SocketAddr, routes: Router, secure: bool, watcher: Watcher)
-where
+async fn converse<S>(
+    stream: S,
+    peer: SocketAddr,
+    routes: Router,
+    hsts: Option<&'static str>,
+    bounds: Bounds,
+    watcher: Watcher,
+) where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let answer = service_fn(move |mut request: Request<Incoming>| {
         request.extensions_mut().insert(ConnectInfo(peer));
         let mut routes = routes.clone();
         async move {
-            let mut response = match routes.call(request.map(Body::new)).await {
-                Ok(response) => response,
-                Err(never) => match never {},
-            };
-            guard(response.headers_mut(), secure);
+            let mut response =
+                match routes.call(request.map(|body| Body::new(PatientBody::new(body, bounds.body_patience)))).await {
+                    Ok(response) => response,
+                    Err(never) => match never {},
+                };
+            guard(response.headers_mut(), hsts);
             Ok::<_, Infallible>(response)
         }
     });
@@ -142,11 +195,11 @@ where
     let _ = watcher.watch(connection).await;
 }
 
-fn guard(headers: &mut HeaderMap, secure: bool) {
+fn guard(headers: &mut HeaderMap, hsts: Option<&'static str>) {
     for (name, value) in HEADERS {
         headers.entry(name).or_insert(HeaderValue::from_static(value));
     }
-    if secure {
-        headers.insert(STRICT_TRANSPORT_SECURITY, HeaderValue::from_static(HSTS));
+    if let Some(hsts) = hsts {
+        headers.insert(STRICT_TRANSPORT_SECURITY, HeaderValue::from_static(hsts));
     }
 }

@@ -8,7 +8,7 @@ use axum::http::Method;
 use axum::middleware::from_fn_with_state;
 use axum::routing::{MethodRouter, delete, get, patch, post};
 
-use super::{App, admin, auth, grants, oauth, open, submissions, token};
+use super::{App, admin, auth, embed_tokens, grants, oauth, open, submissions, token};
 use crate::claims::Scope;
 
 /// Who may use a route.
@@ -37,13 +37,15 @@ fn routes() -> Vec<Route> {
     vec![
         on(Method::GET, "/.well-known/jwks.json", Open, get(open::jwks)),
         on(Method::GET, "/.well-known/oauth-authorization-server", Open, get(open::metadata)),
-        on(Method::GET, "/v1/revocations", Open, get(open::revocations)),
+        on(Method::GET, "/v1/revocations/2", Open, get(open::revocations)),
+        on(Method::GET, "/v1/revocations", Open, get(open::old_revocations)),
         on(Method::GET, "/healthz", Open, get(open::healthz)),
         on(Method::GET, "/readyz", Open, get(open::readyz)),
         on(Method::POST, "/oauth/token", Client, post(token::token)),
         on(Method::POST, "/oauth/introspect", Client, post(oauth::introspect)),
         on(Method::POST, "/oauth/revoke", Client, post(oauth::revoke)),
         on(Method::POST, "/v1/submissions", Access::Scope(Scope::JobsSubmit), post(submissions::submission)),
+        on(Method::POST, "/v1/embed-tokens", Access::Scope(Scope::Embed), post(embed_tokens::embed_token)),
         on(Method::POST, "/v1/grants", Access::Submission, post(grants::grant)),
         on(Method::GET, "/v1/admin/tenants", Operator, get(admin::tenants)),
         on(Method::POST, "/v1/admin/tenants", Operator, post(admin::create_tenant)),
@@ -74,6 +76,10 @@ fn routes() -> Vec<Route> {
 pub fn route_table() -> Vec<(Method, &'static str, Access)> {
     routes().into_iter().map(|(method, path, access, _)| (method, path, access)).collect()
 }
+
+/// Routes that answer from memory, or nearly so, and that the whole service rests on: they wait behind nothing.
+pub(super) const UNBOUNDED: [&str; 5] =
+    ["/.well-known/jwks.json", "/v1/revocations/2", "/v1/revocations", "/healthz", "/readyz"];
 
 /// The routes with their checks.
 pub(super) fn mounted(app: &Arc<App>) -> Router<Arc<App>> {

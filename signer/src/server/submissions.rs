@@ -28,10 +28,12 @@ pub(super) async fn submission(
         limits: access.limits(),
         // Shown by the gateway; where its caller may be was asked when the batch was made.
         sources: Vec::new(),
+        parent: Some(access.token_id().to_owned()),
         epoch: access.epoch(),
     };
     let live = app.current.live();
-    let (submission, claims) = live.minter()?.mint_submission(request).map_err(|error| ApiError::internal(&error))?;
+    let (submission, claims) =
+        live.minter()?.mint_submission_at(request, caller.at_s).map_err(|error| ApiError::internal(&error))?;
     tracing::info!(tenant = %claims.sub, key_id = claims.client_id, token_id = claims.jti, "submission token minted");
     let body = Submission { submission, tenant: claims.sub, expires_at: claims.exp };
     Ok(([(CACHE_CONTROL, "no-store")], Json(body)))
