@@ -12,7 +12,7 @@ use utoipa::{ToResponse, ToSchema};
 use vecmill_signer::client::ClientError;
 
 use super::limits::Standing;
-use crate::contract::{EmbedRefusal, RefusalKind};
+use crate::contract::{EmbedRefusal, InputFault, RefusalKind};
 use crate::life::LedgerError;
 use crate::redis::AskError;
 use crate::status::StatusError;
@@ -98,6 +98,12 @@ impl ApiError {
     pub(super) fn method_not_allowed() -> Self {
         let sentence = "this address takes another HTTP method";
         Self::new(StatusCode::METHOD_NOT_ALLOWED, "invalid_request_error", "method_not_allowed", sentence)
+    }
+
+    /// 408: the body took too long.
+    pub(super) fn late(message: impl Into<String>) -> Self {
+        let refusal = Self::new(StatusCode::REQUEST_TIMEOUT, "invalid_request_error", "request_timeout", message);
+        Self { retry_after_ms: Some(1_000), ..refusal }
     }
 
     /// 413.
@@ -218,6 +224,18 @@ impl From<EmbedRefusal> for ApiError {
         };
         let retry_after_ms = answer.retry_after_ms.and(retry_after_ms.or(answer.retry_after_ms));
         Self { param: param.or(answer.param), retry_after_ms, ..answer }
+    }
+}
+
+/// What is wrong with the inputs, and with which.
+impl From<InputFault> for ApiError {
+    fn from(fault: InputFault) -> Self {
+        let (code, at) = match &fault {
+            InputFault::Shape | InputFault::Count(_) => ("invalid_input", "input".to_owned()),
+            InputFault::Entry(index, _) => ("invalid_input", format!("input.{index}")),
+            InputFault::Tokens(_) => return Self::invalid("too_many_tokens", None, fault.to_string()),
+        };
+        Self::invalid(code, Some(&at), fault.to_string())
     }
 }
 
