@@ -104,7 +104,11 @@ mod tests {
                 held.extend(shares.take(holder, 1));
             }
         }
-        assert!(held.iter().all(|held| held.len().abs_diff(64) <= 1), "{:?}", held.iter().map(Vec::len).collect::<Vec<_>>());
+        assert!(
+            held.iter().all(|held| held.len().abs_diff(64) <= 1),
+            "{:?}",
+            held.iter().map(Vec::len).collect::<Vec<_>>()
+        );
         assert!(!all(&shares, "new").is_empty());
     }
 

@@ -390,10 +390,7 @@ mod tests {
         assert_eq!(read(&json!("\u{e9}\n\"")), Ok(vec![text("\u{e9}\n\"")]));
         assert_eq!(read(&json!(["a", "b"])), Ok(vec![text("a"), text("b")]));
         assert_eq!(read(&json!([1, 2])), Ok(vec![EmbedInput::Tokens(vec![1, 2])]));
-        assert_eq!(
-            read(&json!([[1], [2, 3]])),
-            Ok(vec![EmbedInput::Tokens(vec![1]), EmbedInput::Tokens(vec![2, 3])])
-        );
+        assert_eq!(read(&json!([[1], [2, 3]])), Ok(vec![EmbedInput::Tokens(vec![1]), EmbedInput::Tokens(vec![2, 3])]));
         assert_eq!(read(&json!(["a", [1]])), Ok(vec![text("a"), EmbedInput::Tokens(vec![1])]));
         let ids = EMBED_TOKENS_MAX as usize;
         for (wrong, fault) in [

@@ -328,7 +328,11 @@ mod tests {
         for _ in 0..520 {
             let a = scene.answer_one();
             // Whoever is served asks again.
-            let cost = match &*a { "a" => 100, "b" => 10_000, _ => 1_000 };
+            let cost = match &*a {
+                "a" => 100,
+                "b" => 10_000,
+                _ => 1_000,
+            };
             _ = scene.arrive(&a, cost);
         }
         let parts = ["a", "b", "c"].map(|tenant| scene.under_way(tenant));

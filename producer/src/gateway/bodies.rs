@@ -93,9 +93,9 @@ impl Bodies {
             let sentence = "too many bodies of this tenant are on their way at once; ask again";
             return Err(ApiError::unavailable("overloaded", sentence));
         };
-        let bytes = timeout(ARRIVES_WITHIN, whole(body, most)).await.map_err(|_| {
-            ApiError::late(format!("the body did not come within {} s", ARRIVES_WITHIN.as_secs()))
-        })??;
+        let bytes = timeout(ARRIVES_WITHIN, whole(body, most))
+            .await
+            .map_err(|_| ApiError::late(format!("the body did not come within {} s", ARRIVES_WITHIN.as_secs())))??;
         Ok((Request::from_parts(parts, Body::from(bytes)), Some(memory)))
     }
 }

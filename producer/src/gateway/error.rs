@@ -49,7 +49,7 @@ pub(super) struct ErrorDetail {
 }
 
 /// One refusal.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct ApiError {
     status: StatusCode,
     kind: &'static str,
@@ -82,6 +82,16 @@ impl ApiError {
     /// 403: the credentials are good, but not for this.
     pub(super) fn forbidden(code: &str, message: impl Into<String>) -> Self {
         Self::new(StatusCode::FORBIDDEN, "permission_error", code, message)
+    }
+
+    /// Whether the answer is 403.
+    pub(super) fn is_forbidden(&self) -> bool {
+        self.status == StatusCode::FORBIDDEN
+    }
+
+    /// Whether the same may do in a moment.
+    pub(super) fn is_transient(&self) -> bool {
+        self.status == StatusCode::SERVICE_UNAVAILABLE || self.status == StatusCode::TOO_MANY_REQUESTS
     }
 
     /// 404.
