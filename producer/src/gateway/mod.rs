@@ -16,6 +16,8 @@ mod routes;
 mod settings;
 mod shared;
 mod storage;
+mod stored;
+mod transfers;
 mod usage;
 mod webhooks;
 mod workers;
