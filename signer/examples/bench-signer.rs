@@ -65,6 +65,7 @@ fn request() -> AccessRequest {
         client_addr: Some("192.0.2.1".to_owned()),
         limits: TenantSettings::default().limits,
         sources: Vec::new(),
+        parent: None,
         epoch: 0,
     }
 }
@@ -143,7 +144,9 @@ async fn serve(dir: &Path, address: &str) {
     let verifier = Verifier::new(ISSUER.to_owned(), Keys::Fixed(keys));
     let routes = Router::new().route("/", get(check)).with_state(verifier);
     let listener = TcpListener::bind(address).await.expect("the address is free");
-    edge::serve(listener, None, routes, std::future::pending(), Duration::ZERO).await.expect("served");
+    edge::serve(listener, None, routes, edge::Bounds::default(), std::future::pending(), Duration::ZERO)
+        .await
+        .expect("served");
 }
 
 async fn check(State(verifier): State<Verifier>, headers: HeaderMap) -> (StatusCode, &'static str) {
@@ -177,6 +180,7 @@ async fn keys(time: Duration, connections: usize) {
                 lanes: 16,
                 tls: None,
                 gateways: Vec::new(),
+                bounds: edge::Bounds::default(),
                 failed_logins_per_minute: 30,
             };
             let app = App::open(&config).await.expect("an app");

@@ -11,16 +11,20 @@ use serde::{Deserialize, Deserializer, Serialize};
 use crate::cidr::Cidr;
 pub use crate::ids::{Digest, IdError, JobId, RunId, TenantId};
 
-/// Audience of an access token: the gateway, the signer, and the worker's synchronous path.
+/// Audience of an access token: the gateway and the signer.
 pub const ACCESS_AUDIENCE: &str = "vecmill-api";
 /// Audience of a submission token: the signer alone.
 pub const SUBMISSION_AUDIENCE: &str = "vecmill-signer";
+/// Audience of an embed token: the worker's synchronous path, and nobody else.
+pub const EMBED_AUDIENCE: &str = "vecmill-embed";
 /// Audience of a job grant: the workers.
 pub const GRANT_AUDIENCE: &str = "vecmill-workers";
 /// `typ` of an access token (RFC 9068). Keeping the two types apart keeps one from being used as the other.
 pub const ACCESS_TYPE: &str = "at+jwt";
 /// `typ` of a submission token.
 pub const SUBMISSION_TYPE: &str = "submission+jwt";
+/// `typ` of an embed token.
+pub const EMBED_TYPE: &str = "embed+jwt";
 /// `typ` of a job grant.
 pub const GRANT_TYPE: &str = "job-grant+jwt";
 /// Audience of the statement of revocations: whoever verifies tokens.
@@ -120,6 +124,9 @@ pub struct Limits {
     pub queued_tokens: u64,
     /// Jobs under way at once.
     pub concurrent_jobs: u64,
+    /// Bytes that may lie on S3; none is no limit. Left out then: programs of before limits had it read such a token.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stored_bytes: Option<u64>,
 }
 
 /// The claims of an access token: minutes long, for one tenant, with scopes. And of a submission token, which lives for a day
@@ -156,6 +163,48 @@ pub struct AccessClaims {
     /// Where the token may be shown from, by the address of the socket; anywhere if there are none.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub sources: Vec<Cidr>,
+    /// Of a submission token, the `jti` of the access token that it was made with: void with it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub parent: Option<String>,
+    /// The tenant's revocation epoch when the token was minted. A token of an earlier epoch than the tenant's is void.
+    pub epoch: u64,
+}
+
+/// The claims of an embed token: it has the texts of one model computed at once, for a minute and a half, and opens nothing
+/// else. It lies in the queue of synchronous requests, so whoever reads that queue can do this much and no more.
+///
+/// Unknown and repeated claims are refused, as in [`AccessClaims`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EmbedClaims {
+    /// The signer's issuer name.
+    pub iss: String,
+    /// The tenant.
+    pub sub: TenantId,
+    /// Always [`EMBED_AUDIENCE`].
+    pub aud: String,
+    /// This token's own id: 32 lowercase hex characters.
+    pub jti: String,
+    /// Issued at, Unix seconds.
+    pub iat: u64,
+    /// Not valid before, Unix seconds.
+    pub nbf: u64,
+    /// Not valid from this moment on, Unix seconds.
+    pub exp: u64,
+    /// The one model that may be used.
+    pub model: String,
+    /// Longest vectors that the tenant may have.
+    pub dimensions_max: u32,
+    /// Id of the API key that asked. Not a secret.
+    pub client_id: String,
+    /// Address of the socket that asked, where there was one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub client_addr: Option<String>,
+    /// The `jti` of the access token that it was made with: void with it.
+    pub parent: String,
+    /// The tenant's quota when the token was minted.
+    #[serde(deserialize_with = "object")]
+    pub limits: Limits,
     /// The tenant's revocation epoch when the token was minted. A token of an earlier epoch than the tenant's is void.
     pub epoch: u64,
 }
@@ -315,6 +364,7 @@ mod fuzz {
                     tokens_per_day: limits[3],
                     queued_tokens: limits[4],
                     concurrent_jobs: limits[5],
+                    stored_bytes: limits[0].is_multiple_of(2).then_some(limits[5]),
                 },
                 epoch: iat,
             })
@@ -364,6 +414,7 @@ mod fuzz {
         fn any_text_is_claims_or_not(text in prop_oneof![".{0,200}", json().prop_map(|value| value.to_string())]) {
             let _ = serde_json::from_str::<GrantClaims>(&text);
             let _ = serde_json::from_str::<AccessClaims>(&text);
+            let _ = serde_json::from_str::<EmbedClaims>(&text);
             let _ = serde_json::from_str::<RevocationClaims>(&text);
         }
     }
@@ -400,9 +451,10 @@ mod fuzz {
                 "queued_tokens": 5, "concurrent_jobs": 6,
             },
         });
-        assert!(serde_json::from_value::<GrantClaims>(claims.clone()).is_ok());
+        let read = serde_json::from_value::<GrantClaims>(claims.clone()).expect("from before there was a limit on S3");
+        assert_eq!(serde_json::to_value(read).expect("JSON"), claims, "without the limit nothing is said of it");
         let mut by_position = claims;
-        by_position["limits"] = json!([1, 2, 3, 4, 5, 6]);
+        by_position["limits"] = json!([1, 2, 3, 4, 5, 6, 7]);
         assert!(serde_json::from_value::<GrantClaims>(by_position).is_err());
     }
 }

@@ -13,7 +13,7 @@ use crate::edge::{self, ClientTls};
 use crate::http;
 pub use crate::http::AddressError;
 use crate::time::unix_now;
-use crate::wire::{ErrorBody, Submission, TokenResponse};
+use crate::wire::{EmbedOrder, EmbedTokenResponse, ErrorBody, Submission, TokenResponse};
 pub use crate::wire::{GrantRequest, JobGrant};
 
 /// Tries of one request in all. A signer that restarts is back within them; a signer that is down is soon reported.
@@ -41,6 +41,28 @@ impl fmt::Debug for AccessToken {
             .field("tenant", &self.tenant)
             .field("scopes", &self.scopes)
             .field("expires_at", &self.expires_at)
+            .finish()
+    }
+}
+
+/// An embed token, fresh from the signer: what a synchronous request carries to a worker. `Debug` hides it, and it is wiped
+/// when dropped.
+#[derive(Clone)]
+pub struct EmbedToken {
+    /// The token itself. Secret.
+    pub token: Zeroizing<String>,
+    /// When it expires, Unix seconds by the signer's clock.
+    pub expires_at: u64,
+    /// Longest vectors that the tenant may have.
+    pub dimensions_max: u32,
+}
+
+impl fmt::Debug for EmbedToken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("EmbedToken")
+            .field("token", &"[redacted]")
+            .field("expires_at", &self.expires_at)
+            .field("dimensions_max", &self.dimensions_max)
             .finish()
     }
 }
@@ -158,6 +180,20 @@ impl SignerClient {
             tenant: answer.tenant,
             scopes: vec![Scope::JobsSubmit],
             expires_at: answer.expires_at,
+        })
+    }
+
+    /// Exchanges an access token with scope `embed` for an embed token: what a synchronous request for vectors of `model`
+    /// carries to a worker.
+    pub async fn embed_token(&self, access: &AccessToken, model: &str) -> Result<EmbedToken, ClientError> {
+        let url = http::join(&self.base, "v1/embed-tokens");
+        let order = EmbedOrder { model: model.to_owned() };
+        let request = || self.http.post(url.clone()).bearer_auth(access.token.as_str()).json(&order);
+        let answer: EmbedTokenResponse = self.send(request).await?;
+        Ok(EmbedToken {
+            token: Zeroizing::new(answer.embed_token),
+            expires_at: answer.expires_at,
+            dimensions_max: answer.dimensions_max,
         })
     }
 

@@ -8,7 +8,7 @@ use clap::{Args, ValueEnum};
 
 use crate::cidr::Cidr;
 use crate::claims::{DEFAULT_ISSUER, DEFAULT_LANES};
-use crate::edge::{self, ServerTls};
+use crate::edge::{self, Bounds, ServerTls};
 use crate::store::Database;
 
 /// Most lanes: each is a queue on every broker.
@@ -110,6 +110,9 @@ pub struct ServeArgs {
     /// failed logins themselves
     #[arg(long, env = "VECMILL_SIGNER_GATEWAYS", value_name = "RANGES", value_delimiter = ',')]
     pub gateways: Vec<Cidr>,
+    /// Connections at once
+    #[command(flatten)]
+    pub bounds: Bounds,
     /// Issuer name in every token; workers and gateways must be told the same
     #[arg(long, env = "VECMILL_SIGNER_ISSUER", value_name = "NAME", default_value = DEFAULT_ISSUER)]
     pub issuer: String,
@@ -151,6 +154,8 @@ pub struct Config {
     pub gateways: Vec<Cidr>,
     /// The listener's certificate.
     pub tls: Option<ServerTls>,
+    /// Connections at once.
+    pub bounds: Bounds,
     /// Failed logins a minute, for each address and for each API key.
     pub failed_logins_per_minute: u32,
 }
@@ -238,6 +243,7 @@ impl Config {
                 lanes,
                 gateways: args.gateways.clone(),
                 tls,
+                bounds: args.bounds,
                 failed_logins_per_minute: args.failed_logins_per_minute,
             }),
             _ => Err(ConfigError(mistakes)),
@@ -256,6 +262,7 @@ mod tests {
             tls_key_file: None,
             tls_client_ca_file: None,
             insecure_listen: false,
+            bounds: Bounds::default(),
             failed_logins_per_minute: FAILED_LOGINS_PER_MINUTE,
             issuer: "signer".to_owned(),
             public_url: None,

@@ -15,7 +15,7 @@ use rustls::crypto::{CryptoProvider, aws_lc_rs};
 
 pub use client_tls::{ClientTls, ClientTlsArgs, ClientTlsError};
 pub use failed_logins::FailedLogins;
-pub use serve::serve;
+pub use serve::{Bounds, serve};
 pub use server_tls::{ServerTls, ServerTlsError};
 pub use trouble::explain;
 

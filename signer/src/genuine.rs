@@ -1,4 +1,4 @@
-//! Access tokens found genuine: a client shows the same one for minutes, and its signature is most of what a check costs.
+//! Access and embed tokens found genuine: a client shows the same one for minutes, and its signature is most of what a check costs.
 //!
 //! What is remembered is what can't change: that this key signed this token, and what it says. Whether the key is still
 //! one of ours, the times, and what has been revoked are asked at every sight of it.
@@ -8,16 +8,21 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use sha2::{Digest as _, Sha256};
 
-use crate::claims::AccessClaims;
 use crate::keys::PublicKey;
 
 /// Tokens remembered, each about 1 KiB. Only what the signer minted gets in, so nobody can fill it with inventions; full,
 /// it is emptied, which costs each token one more check of its signature.
 const TOKENS_MAX: usize = 10_000;
 
-/// Clones share what they know.
-#[derive(Debug, Clone, Default)]
-pub(crate) struct Genuine(Arc<Mutex<HashMap<Print, Arc<AccessClaims>>>>);
+/// What tokens of one kind say. Clones share what they know.
+#[derive(Debug, Clone)]
+pub(crate) struct Genuine<C>(Arc<Mutex<HashMap<Print, Arc<C>>>>);
+
+impl<C> Default for Genuine<C> {
+    fn default() -> Self {
+        Self(Arc::default())
+    }
+}
 
 /// A key and a token of it, as a digest: a list of tokens would be one of secrets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -29,12 +34,12 @@ impl Print {
     }
 }
 
-impl Genuine {
-    pub(crate) fn get(&self, print: &Print) -> Option<Arc<AccessClaims>> {
+impl<C> Genuine<C> {
+    pub(crate) fn get(&self, print: &Print) -> Option<Arc<C>> {
         self.known().get(print).cloned()
     }
 
-    pub(crate) fn insert(&self, print: Print, claims: Arc<AccessClaims>) {
+    pub(crate) fn insert(&self, print: Print, claims: Arc<C>) {
         let mut known = self.known();
         if known.len() >= TOKENS_MAX {
             known.clear();
@@ -42,7 +47,7 @@ impl Genuine {
         known.insert(print, claims);
     }
 
-    fn known(&self) -> MutexGuard<'_, HashMap<Print, Arc<AccessClaims>>> {
+    fn known(&self) -> MutexGuard<'_, HashMap<Print, Arc<C>>> {
         // Entries are whole or absent, so the map is sound even after a panic elsewhere.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -51,6 +56,7 @@ impl Genuine {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::claims::AccessClaims;
 
     fn claims() -> Arc<AccessClaims> {
         let claims = serde_json::json!({

@@ -6,8 +6,9 @@ use serde::Serialize;
 
 use crate::cidr::Cidr;
 use crate::claims::{
-    ACCESS_AUDIENCE, ACCESS_TYPE, AccessClaims, GRANT_AUDIENCE, GRANT_TYPE, GrantClaims, JobId, Limits,
-    REVOCATIONS_AUDIENCE, REVOCATIONS_TYPE, RevocationClaims, SUBMISSION_AUDIENCE, SUBMISSION_TYPE, Scope, TenantId,
+    ACCESS_AUDIENCE, ACCESS_TYPE, AccessClaims, EMBED_AUDIENCE, EMBED_TYPE, EmbedClaims, GRANT_AUDIENCE, GRANT_TYPE,
+    GrantClaims, JobId, Limits, REVOCATIONS_AUDIENCE, REVOCATIONS_TYPE, RevocationClaims, SUBMISSION_AUDIENCE,
+    SUBMISSION_TYPE, Scope, TenantId,
 };
 pub use crate::keys::{KeyError, KeySet, SigningKey};
 use crate::time::unix_now;
@@ -19,6 +20,10 @@ pub const ACCESS_LIFETIME_S: u64 = 300;
 /// How long a submission token lives: corpora take minutes to be cut into chunks, and a service that can't be mended in a day
 /// has told so long before.
 pub const SUBMISSION_LIFETIME_S: u64 = 24 * 3600;
+
+/// How long an embed token lives: a request for embeddings is answered within 30 s, and one that is made again for the same
+/// caller need not ask the signer again.
+pub const EMBED_LIFETIME_S: u64 = 90;
 
 /// Whom an access token is for.
 #[derive(Debug, Clone)]
@@ -35,6 +40,29 @@ pub struct AccessRequest {
     pub limits: Limits,
     /// Where the tenant's requests may come from; empty for anywhere.
     pub sources: Vec<Cidr>,
+    /// The access token that a submission token is made with, by its `jti`.
+    pub parent: Option<String>,
+    /// Revocation epoch of the tenant.
+    pub epoch: u64,
+}
+
+/// Whom an embed token is for.
+#[derive(Debug, Clone)]
+pub struct EmbedRequest {
+    /// The tenant, from a verified access token.
+    pub tenant: TenantId,
+    /// The one model that may be used.
+    pub model: String,
+    /// Longest vectors that the tenant may have.
+    pub dimensions_max: u32,
+    /// The API key behind that access token.
+    pub key_id: String,
+    /// Address of the socket that asks.
+    pub client_addr: Option<String>,
+    /// That access token, by its `jti`.
+    pub parent: String,
+    /// Quota of the tenant.
+    pub limits: Limits,
     /// Revocation epoch of the tenant.
     pub epoch: u64,
 }
@@ -102,14 +130,11 @@ impl Minter {
 
     fn access_claims(&self, request: AccessRequest, audience: &str, lives_s: u64) -> Result<AccessClaims, MintError> {
         let now = unix_now();
-        let mut id = [0; 32];
-        rand::fill(&mut id).map_err(|_| MintError)?;
         Ok(AccessClaims {
             iss: self.issuer.clone(),
             sub: request.tenant,
             aud: audience.to_owned(),
-            // The same shape as a job's id: 128 random bits in hex.
-            jti: JobId::from_digest(&id).into(),
+            jti: token_id()?,
             iat: now,
             nbf: now,
             exp: now + lives_s,
@@ -118,8 +143,31 @@ impl Minter {
             client_addr: request.client_addr,
             limits: request.limits,
             sources: request.sources,
+            parent: request.parent,
             epoch: request.epoch,
         })
+    }
+
+    /// Signs an embed token that lives [`EMBED_LIFETIME_S`].
+    pub fn mint_embed(&self, request: EmbedRequest) -> Result<(String, EmbedClaims), MintError> {
+        let now = unix_now();
+        let claims = EmbedClaims {
+            iss: self.issuer.clone(),
+            sub: request.tenant,
+            aud: EMBED_AUDIENCE.to_owned(),
+            jti: token_id()?,
+            iat: now,
+            nbf: now,
+            exp: now + EMBED_LIFETIME_S,
+            model: request.model,
+            dimensions_max: request.dimensions_max,
+            client_id: request.key_id,
+            client_addr: request.client_addr,
+            parent: request.parent,
+            limits: request.limits,
+            epoch: request.epoch,
+        };
+        Ok((self.sign(EMBED_TYPE, &claims)?, claims))
     }
 
     /// Signs a grant for the job in `request` that lives `window_s`.
@@ -165,6 +213,13 @@ impl Minter {
         header.kid = Some(self.key.kid().to_owned());
         encode(&header, claims, self.key.encoding()).map_err(|_| MintError)
     }
+}
+
+/// A token's own id, of the same shape as a job's: 128 random bits in hex.
+fn token_id() -> Result<String, MintError> {
+    let mut id = [0; 32];
+    rand::fill(&mut id).map_err(|_| MintError)?;
+    Ok(JobId::from_digest(&id).into())
 }
 
 /// Chooses jsonwebtoken's crypto by name. Left to itself it guesses from cargo features, and panics at first use once any

@@ -40,10 +40,7 @@ impl Denial {
 
 /// Whether a tenant with `settings` may have the grant it asks for.
 pub(crate) fn check(settings: &TenantSettings, request: &GrantRequest) -> Result<(), Denial> {
-    if !settings.models.contains(&request.model) {
-        let allowed = if settings.models.is_empty() { "none".to_owned() } else { settings.models.join(", ") };
-        return Err(Denial::Model { allowed });
-    }
+    may_use(settings, &request.model)?;
     let max = dimensions_max(&request.model);
     if !(DIMENSIONS_MIN..=max).contains(&request.dimensions) {
         return Err(Denial::Dimensions { asked: request.dimensions, max });
@@ -61,6 +58,15 @@ pub(crate) fn check(settings: &TenantSettings, request: &GrantRequest) -> Result
         return Err(Denial::Window { asked: request.window_s, max: settings.window_s_max });
     }
     Ok(())
+}
+
+/// Whether a tenant with `settings` may use `model`.
+pub(crate) fn may_use(settings: &TenantSettings, model: &str) -> Result<(), Denial> {
+    if settings.models.iter().any(|allowed| allowed == model) {
+        return Ok(());
+    }
+    let allowed = if settings.models.is_empty() { "none".to_owned() } else { settings.models.join(", ") };
+    Err(Denial::Model { allowed })
 }
 
 /// The queue lane of a tenant: its own while there are lanes enough, a shared one by hash beyond that. Either way it

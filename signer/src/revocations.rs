@@ -41,7 +41,11 @@ pub(crate) struct Subject<'a> {
 
 /// A token's own name.
 pub(crate) enum Name<'a> {
-    Token(&'a str),
+    /// Its `jti`, and that of the token it was made with.
+    Token {
+        id: &'a str,
+        parent: Option<&'a str>,
+    },
     Job(&'a JobId),
 }
 
@@ -210,12 +214,14 @@ impl Known {
             return Err(Refusal::KeyRevoked);
         }
         match subject.name {
-            Name::Token(id) if self.tokens.contains(id) => Err(Refusal::TokenRevoked),
+            Name::Token { id, parent } => {
+                let revoked = [Some(id), parent].into_iter().flatten().any(|id| self.tokens.contains(id));
+                if revoked { Err(Refusal::TokenRevoked) } else { Ok(()) }
+            }
             Name::Job(job) => {
                 let until = self.jobs.get(&(subject.tenant.clone(), job.clone()));
                 if until.is_some_and(|until| subject.issued_at <= *until) { Err(Refusal::JobRevoked) } else { Ok(()) }
             }
-            Name::Token(_) => Ok(()),
         }
     }
 
@@ -245,6 +251,10 @@ mod tests {
         name.parse().expect("a name")
     }
 
+    fn token(id: &str) -> Name<'_> {
+        Name::Token { id, parent: None }
+    }
+
     #[test]
     fn each_kind_of_revocation_hits_what_it_names_and_nothing_else() {
         let (acme, globex) = (tenant("acme"), tenant("globex"));
@@ -260,14 +270,16 @@ mod tests {
         let judge = |tenant: &TenantId, key_id: &str, epoch: u64, issued_at: u64, name: Name<'_>| {
             known.judge(&Subject { kid: "k", tenant, key_id, epoch, issued_at, name }).err()
         };
-        assert_eq!(judge(&acme, "key1", 0, 99, Name::Token("t2")), Some(Refusal::KeyRevoked));
-        assert_eq!(judge(&acme, "key2", 0, 99, Name::Token("t1")), Some(Refusal::TokenRevoked));
-        assert_eq!(judge(&acme, "key2", 0, 99, Name::Token("t2")), None);
+        assert_eq!(judge(&acme, "key1", 0, 99, token("t2")), Some(Refusal::KeyRevoked));
+        assert_eq!(judge(&acme, "key2", 0, 99, token("t1")), Some(Refusal::TokenRevoked));
+        let made_with_it = Name::Token { id: "t2", parent: Some("t1") };
+        assert_eq!(judge(&acme, "key2", 0, 99, made_with_it), Some(Refusal::TokenRevoked));
+        assert_eq!(judge(&acme, "key2", 0, 99, token("t2")), None);
         assert_eq!(judge(&acme, "key2", 0, 50, Name::Job(&job)), Some(Refusal::JobRevoked));
         assert_eq!(judge(&acme, "key2", 0, 51, Name::Job(&job)), None, "submitted again afterwards");
         assert_eq!(judge(&acme, "key2", 0, 50, Name::Job(&other_job)), None);
         assert_eq!(judge(&globex, "key2", 3, 50, Name::Job(&job)), None, "another tenant's job of the same name");
-        assert_eq!(judge(&globex, "key2", 2, 50, Name::Token("t2")), Some(Refusal::TenantCutOff));
+        assert_eq!(judge(&globex, "key2", 2, 50, token("t2")), Some(Refusal::TenantCutOff));
     }
 
     #[test]

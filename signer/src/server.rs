@@ -4,6 +4,7 @@ mod admin;
 mod auth;
 mod authorization;
 mod current;
+mod embed_tokens;
 mod error;
 mod grants;
 mod oauth;
@@ -58,6 +59,7 @@ pub struct App {
     failed_logins: FailedLogins,
     gateways: Vec<Cidr>,
     tls: Option<ServerTls>,
+    bounds: edge::Bounds,
 }
 
 impl App {
@@ -84,6 +86,7 @@ impl App {
             failed_logins: FailedLogins::new(config.failed_logins_per_minute),
             gateways: config.gateways.clone(),
             tls: config.tls.clone(),
+            bounds: config.bounds,
         })
     }
 
@@ -114,7 +117,8 @@ pub async fn serve(
         shutdown.await;
         tracing::info!("shutting down");
     };
-    let served = edge::serve(listener, app.tls.clone(), router(Arc::clone(&app)), shutdown, DRAIN_MAX).await;
+    let served =
+        edge::serve(listener, app.tls.clone(), router(Arc::clone(&app)), app.bounds, shutdown, DRAIN_MAX).await;
     app.close().await;
     served
 }

@@ -29,8 +29,8 @@ pub(crate) use events::EVENTS_MAX;
 pub use events::{AuditEvent, AuditFilter};
 pub use roles::Role;
 pub use signing_keys::{Held, SigningKeyInfo, SigningKeyState};
+pub use tenants::{Ceiling, SettingsPatch, Tenant, TenantSettings};
 pub(crate) use tenants::{DIMENSIONS_MAX, WINDOW_S_MIN};
-pub use tenants::{SettingsPatch, Tenant, TenantSettings};
 
 use crate::time::unix_now;
 use crate::vault::VaultError;

@@ -13,15 +13,16 @@ use jsonwebtoken::{Algorithm, DecodingKey, Validation, decode};
 use serde::de::DeserializeOwned;
 
 use crate::claims::{
-    ACCESS_AUDIENCE, ACCESS_TYPE, AccessClaims, Digest, GRANT_AUDIENCE, GRANT_TYPE, GrantClaims, JobId, Limits,
-    REVOCATIONS_AUDIENCE, RevocationClaims, RunId, SUBMISSION_AUDIENCE, SUBMISSION_TYPE, Scope, TenantId,
+    ACCESS_AUDIENCE, ACCESS_TYPE, AccessClaims, Digest, EMBED_AUDIENCE, EMBED_TYPE, EmbedClaims, GRANT_AUDIENCE,
+    GRANT_TYPE, GrantClaims, JobId, Limits, REVOCATIONS_AUDIENCE, RevocationClaims, RunId, SUBMISSION_AUDIENCE,
+    SUBMISSION_TYPE, Scope, TenantId,
 };
 use crate::genuine::{Genuine, Print};
 use crate::header::{is_kid, kid_of};
 pub use crate::http::AddressError;
 pub use crate::keys::KeySet;
 use crate::keys::PublicKey;
-use crate::mint::{SUBMISSION_LIFETIME_S, install_crypto};
+use crate::mint::{EMBED_LIFETIME_S, SUBMISSION_LIFETIME_S, install_crypto};
 pub use crate::refusal::Refusal;
 pub use crate::remote_keys::RemoteKeys;
 use crate::revocations::{Feed, Name, Subject};
@@ -56,7 +57,8 @@ pub struct Verifier {
     issuer: String,
     keys: Keys,
     feed: Option<Feed>,
-    genuine: Genuine,
+    genuine: Genuine<AccessClaims>,
+    genuine_embed: Genuine<EmbedClaims>,
 }
 
 impl Verifier {
@@ -67,7 +69,7 @@ impl Verifier {
             Keys::Fixed(_) => None,
             Keys::Remote(remote) => Some(Feed::new(issuer.clone(), remote.clone(), STALENESS_MAX)),
         };
-        Self { issuer, keys, feed, genuine: Genuine::default() }
+        Self { issuer, keys, feed, genuine: Genuine::default(), genuine_embed: Genuine::default() }
     }
 
     /// The same with another bound than [`STALENESS_MAX`] on the age of the statement of revocations.
@@ -103,6 +105,29 @@ impl Verifier {
         Ok(VerifiedSubmission(submission))
     }
 
+    /// Checks an embed token against the clock: what a worker's synchronous path takes.
+    pub async fn embed(&self, token: &str) -> Result<VerifiedEmbed, Refusal> {
+        self.embed_at(token, unix_now()).await
+    }
+
+    /// Checks an embed token as of a stated time, Unix seconds.
+    pub async fn embed_at(&self, token: &str, now: u64) -> Result<VerifiedEmbed, Refusal> {
+        let (kid, key) = self.key_for(token, EMBED_TYPE).await?;
+        let claims = self.genuine(&self.genuine_embed, token, &key, EMBED_AUDIENCE, |claims: &EmbedClaims| {
+            self.check(&claims.iss, &claims.aud, EMBED_AUDIENCE)?;
+            let named = is_token_id(&claims.jti) && is_token_id(&claims.parent) && is_kid(&claims.client_id);
+            if named && !claims.model.is_empty() && claims.dimensions_max > 0 {
+                Ok(())
+            } else {
+                Err(Refusal::BadClaims)
+            }
+        })?;
+        Times { iat: claims.iat, nbf: claims.nbf, exp: claims.exp }.check(EMBED_LIFETIME_S, now)?;
+        let embed = VerifiedEmbed { kid, claims };
+        self.judge(&embed.subject())?;
+        Ok(embed)
+    }
+
     async fn access_of(
         &self,
         token: &str,
@@ -112,7 +137,16 @@ impl Verifier {
         now: u64,
     ) -> Result<VerifiedAccess, Refusal> {
         let (kid, key) = self.key_for(token, typ).await?;
-        let claims = self.genuine_access(token, &key, audience)?;
+        let claims = self.genuine(&self.genuine, token, &key, audience, |claims: &AccessClaims| {
+            self.check(&claims.iss, &claims.aud, audience)?;
+            // Only what is made with an access token has a parent.
+            let parent = claims.parent.as_deref().is_none_or(|parent| typ == SUBMISSION_TYPE && is_token_id(parent));
+            if is_token_id(&claims.jti) && is_kid(&claims.client_id) && parent {
+                Ok(())
+            } else {
+                Err(Refusal::BadClaims)
+            }
+        })?;
         Times { iat: claims.iat, nbf: claims.nbf, exp: claims.exp }.check(lifetime_s_max, now)?;
         let access = VerifiedAccess { kid, claims };
         self.judge(&access.subject())?;
@@ -121,18 +155,22 @@ impl Verifier {
 
     /// What a token says that `key` signed: everything that is the same at every sight of it. Its type is in what was signed,
     /// so one that is remembered was remembered under this audience.
-    fn genuine_access(&self, token: &str, key: &PublicKey, audience: &str) -> Result<Arc<AccessClaims>, Refusal> {
+    fn genuine<C: DeserializeOwned>(
+        &self,
+        known: &Genuine<C>,
+        token: &str,
+        key: &PublicKey,
+        audience: &str,
+        check: impl FnOnce(&C) -> Result<(), Refusal>,
+    ) -> Result<Arc<C>, Refusal> {
         let print = Print::of(key, token);
-        if let Some(claims) = self.genuine.get(&print) {
+        if let Some(claims) = known.get(&print) {
             return Ok(claims);
         }
-        let claims: AccessClaims = self.checked(token, key, audience)?;
-        self.check(&claims.iss, &claims.aud, audience)?;
-        if claims.jti.parse::<JobId>().is_err() || !is_kid(&claims.client_id) {
-            return Err(Refusal::BadClaims);
-        }
+        let claims: C = self.checked(token, key, audience)?;
+        check(&claims)?;
         let claims = Arc::new(claims);
-        self.genuine.insert(print, Arc::clone(&claims));
+        known.insert(print, Arc::clone(&claims));
         Ok(claims)
     }
 
@@ -240,6 +278,11 @@ impl Verifier {
     }
 }
 
+/// Whether `text` has the shape of a token's own id, which is that of a job's.
+fn is_token_id(text: &str) -> bool {
+    text.parse::<JobId>().is_ok()
+}
+
 /// The library's error as one of ours.
 fn refusal(error: jsonwebtoken::errors::Error) -> Refusal {
     match error.kind() {
@@ -327,7 +370,7 @@ impl VerifiedAccess {
             key_id: &self.claims.client_id,
             epoch: self.claims.epoch,
             issued_at: self.claims.iat,
-            name: Name::Token(&self.claims.jti),
+            name: Name::Token { id: &self.claims.jti, parent: self.claims.parent.as_deref() },
         }
     }
 
@@ -395,6 +438,76 @@ impl VerifiedSubmission {
     /// Who may ask, with `jobs:submit` for its one scope.
     pub(crate) fn into_access(self) -> VerifiedAccess {
         self.0
+    }
+}
+
+/// An embed token that passed every check: it may have texts computed at once, and nothing else.
+#[derive(Debug, Clone)]
+pub struct VerifiedEmbed {
+    kid: String,
+    claims: Arc<EmbedClaims>,
+}
+
+impl VerifiedEmbed {
+    fn subject(&self) -> Subject<'_> {
+        Subject {
+            kid: &self.kid,
+            tenant: &self.claims.sub,
+            key_id: &self.claims.client_id,
+            epoch: self.claims.epoch,
+            issued_at: self.claims.iat,
+            name: Name::Token { id: &self.claims.jti, parent: Some(&self.claims.parent) },
+        }
+    }
+
+    /// The tenant.
+    pub fn tenant(&self) -> &TenantId {
+        &self.claims.sub
+    }
+
+    /// The API key behind the token.
+    pub fn key_id(&self) -> &str {
+        &self.claims.client_id
+    }
+
+    /// Address of the socket that asked for the token.
+    pub fn client_addr(&self) -> Option<&str> {
+        self.claims.client_addr.as_deref()
+    }
+
+    /// The one model that may be used.
+    pub fn model(&self) -> &str {
+        &self.claims.model
+    }
+
+    /// Longest vectors that the tenant may have.
+    pub fn dimensions_max(&self) -> u32 {
+        self.claims.dimensions_max
+    }
+
+    /// Quota of the tenant.
+    pub fn limits(&self) -> Limits {
+        self.claims.limits
+    }
+
+    /// Revocation epoch of the tenant at minting.
+    pub fn epoch(&self) -> u64 {
+        self.claims.epoch
+    }
+
+    /// The token's own id.
+    pub fn token_id(&self) -> &str {
+        &self.claims.jti
+    }
+
+    /// When it was issued, Unix seconds.
+    pub fn issued_at(&self) -> u64 {
+        self.claims.iat
+    }
+
+    /// When it expires, Unix seconds.
+    pub fn expires_at(&self) -> u64 {
+        self.claims.exp
     }
 }
 

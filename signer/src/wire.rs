@@ -63,6 +63,23 @@ pub(crate) struct Submission {
     pub(crate) expires_at: u64,
 }
 
+/// Asks for an embed token: `POST /v1/embed-tokens`.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct EmbedOrder {
+    pub(crate) model: String,
+}
+
+/// What `POST /v1/embed-tokens` answers.
+#[derive(Serialize, Deserialize)]
+pub(crate) struct EmbedTokenResponse {
+    pub(crate) embed_token: String,
+    pub(crate) tenant: TenantId,
+    /// Unix seconds.
+    pub(crate) expires_at: u64,
+    pub(crate) dimensions_max: u32,
+}
+
 /// What `POST /oauth/token` answers (RFC 6749, 5.1), with the tenant added.
 #[derive(Serialize, Deserialize)]
 pub(crate) struct TokenResponse {

@@ -10,7 +10,7 @@ use std::{
 use axum::{Router, extract::State, http::StatusCode, response::IntoResponse, routing::get};
 use tokio::sync::watch;
 use tracing::{info, warn};
-use vecmill_signer::edge::{self, ServerTls};
+use vecmill_signer::edge::{self, Bounds, ServerTls};
 
 use crate::{delivery::stopped, metrics::Metrics};
 
@@ -73,6 +73,7 @@ impl Health {
 pub async fn serve(
     listen: SocketAddr,
     tls: Option<ServerTls>,
+    bounds: Bounds,
     health: Arc<Health>,
     metrics: Arc<Metrics>,
     mut stop: watch::Receiver<bool>,
@@ -96,7 +97,7 @@ pub async fn serve(
         .route("/metrics", get(move || std::future::ready(exposition(&metrics))))
         .with_state(health);
     let listener = tokio::net::TcpListener::bind(listen).await?;
-    edge::serve(listener, tls, routes, async move { stopped(&mut stop).await }, DRAIN_MAX).await
+    edge::serve(listener, tls, routes, bounds, async move { stopped(&mut stop).await }, DRAIN_MAX).await
 }
 
 fn exposition(metrics: &Metrics) -> impl IntoResponse + use<> {

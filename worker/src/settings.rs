@@ -5,7 +5,7 @@ use std::{net::SocketAddr, path::PathBuf, time::Duration};
 use vecmill_producer::{store::StoreSettings, topology::BrokerSettings};
 use vecmill_signer::{
     claims::DEFAULT_ISSUER,
-    edge::{self, ClientTlsArgs, ServerTls},
+    edge::{self, Bounds, ClientTlsArgs, ServerTls},
     secret::secret,
     verify::{Keys, RemoteKeys, STALENESS_MAX, Verifier},
 };
@@ -41,6 +41,8 @@ pub struct Settings {
     /// Allow plain HTTP at an address that other machines can reach
     #[arg(long, env = "VECMILL_WORKER_INSECURE_LISTEN")]
     insecure_listen: bool,
+    #[command(flatten)]
+    bounds: Bounds,
     /// Name of this worker in audit records and on the broker; by default the host's name and the process id
     #[arg(long, env = "VECMILL_WORKER_NAME", value_name = "NAME")]
     name: Option<String>,
@@ -70,6 +72,7 @@ pub struct Config {
     pub(crate) drain: Duration,
     pub(crate) listen: SocketAddr,
     pub(crate) listen_tls: Option<ServerTls>,
+    pub(crate) bounds: Bounds,
     pub(crate) name: String,
     pub(crate) verifier: Verifier,
     /// Two: one for charges, one for asking whether it is there.
@@ -138,6 +141,7 @@ impl Settings {
                 drain: Duration::from_secs(self.drain_s),
                 listen,
                 listen_tls: listen_tls.flatten(),
+                bounds: self.bounds,
                 name: self.name.unwrap_or_else(default_name),
                 verifier: Verifier::new(self.issuer, Keys::Remote(keys))
                     .with_staleness_max(Duration::from_secs(self.revocations_max_age_s)),

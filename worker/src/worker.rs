@@ -43,8 +43,14 @@ pub async fn run(config: Config, stop: watch::Receiver<bool>) -> anyhow::Result<
     let (health, metrics) = (Arc::new(Health::default()), Arc::new(Metrics::default()));
     let listen = config.listen;
     // First, so that /healthz answers while the model loads.
-    let served =
-        tokio::spawn(health::serve(listen, config.listen_tls.clone(), health.clone(), metrics.clone(), stop.clone()));
+    let served = tokio::spawn(health::serve(
+        listen,
+        config.listen_tls.clone(),
+        config.bounds,
+        health.clone(),
+        metrics.clone(),
+        stop.clone(),
+    ));
 
     let source = config.model.clone();
     let mut stopping = stop.clone();

@@ -216,7 +216,7 @@ async fn listen(config: Config) -> std::io::Result<()> {
         shutdown.await;
         tracing::info!("shutting down");
     };
-    edge::serve(listener, config.listen_tls, router(app), shutdown, DRAIN_MAX).await
+    edge::serve(listener, config.listen_tls, router(app), config.bounds, shutdown, DRAIN_MAX).await
 }
 
 fn router(app: Arc<App>) -> Router {

@@ -7,7 +7,7 @@ use std::time::Duration;
 use clap::{Args, value_parser};
 use vecmill_signer::cidr::Cidr;
 use vecmill_signer::claims::DEFAULT_ISSUER;
-use vecmill_signer::edge::{self, ClientTls, ClientTlsArgs, ServerTls};
+use vecmill_signer::edge::{self, Bounds, ClientTls, ClientTlsArgs, ServerTls};
 use vecmill_signer::secret::secret;
 use vecmill_signer::verify::{Keys, RemoteKeys, STALENESS_MAX, Verifier};
 use zeroize::Zeroizing;
@@ -38,6 +38,8 @@ pub(super) struct Settings {
     /// Allow plain HTTP at an address that other machines can reach: API keys travel in it
     #[arg(long, env = "VECMILL_GATEWAY_INSECURE_LISTEN")]
     insecure_listen: bool,
+    #[command(flatten)]
+    bounds: Bounds,
     /// The model that the workers serve
     #[arg(long, env = "VECMILL_MODEL", value_name = "NAME", default_value = "Qwen/Qwen3-Embedding-4B")]
     model: String,
@@ -87,6 +89,7 @@ pub(super) struct Settings {
 pub(super) struct Config {
     pub(super) listen: SocketAddr,
     pub(super) listen_tls: Option<ServerTls>,
+    pub(super) bounds: Bounds,
     pub(super) model: String,
     pub(super) answer_within: Duration,
     pub(super) in_flight: u32,
@@ -161,6 +164,7 @@ impl Settings {
                 Ok(Config {
                     listen,
                     listen_tls,
+                    bounds: self.bounds,
                     model: self.model,
                     answer_within: Duration::from_secs(self.answer_within_s),
                     in_flight: self.in_flight,

@@ -154,6 +154,7 @@ fn described(tenant: &Tenant) -> String {
         ("tokens-per-day", limits.tokens_per_day.to_string()),
         ("queued-tokens", limits.queued_tokens.to_string()),
         ("concurrent-jobs", limits.concurrent_jobs.to_string()),
+        ("stored-bytes", limits.stored_bytes.map_or("none".to_owned(), |bytes| bytes.to_string())),
         ("rows-per-job", settings.rows_per_job.to_string()),
         ("dimensions-max", settings.dimensions_max.to_string()),
         ("window-s-max", settings.window_s_max.to_string()),

@@ -15,6 +15,7 @@ use axum::http::header::{
     X_FRAME_OPTIONS,
 };
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Request};
+use clap::{Args, value_parser};
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
@@ -29,8 +30,6 @@ use tower_service::Service as _;
 
 use super::ServerTls;
 
-/// Connections at once: each costs a descriptor and some 30 KiB. More wait in the kernel's queue.
-const CONNECTIONS_MAX: usize = 1024;
 /// Time for a TLS handshake: three round trips, and some for a busy machine.
 const HANDSHAKE_MAX: Duration = Duration::from_secs(10);
 /// Time for a request's head, and the longest that a connection may idle between two.
@@ -54,16 +53,36 @@ const HEADERS: [(HeaderName, &str); 5] = [
 /// A year. Over TLS only.
 const HSTS: &str = "max-age=31536000";
 
+/// How much of the network a program takes at once. Flattened into the settings of each program that listens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Args)]
+pub struct Bounds {
+    /// Connections at once, of all addresses together; more wait until one ends
+    // Each costs a descriptor and some 30 KiB.
+    #[arg(long, env = "VECMILL_CONNECTIONS", value_name = "N", default_value_t = Self::default().connections, value_parser = value_parser!(u32).range(1..=100_000))]
+    pub connections: u32,
+    /// Connections at once of one address, of IPv6 of one /64; the next is closed at once. A proxy in front is one address
+    // A quarter: it takes several addresses to keep everybody else out, and no honest client has as many.
+    #[arg(long, env = "VECMILL_CONNECTIONS_PER_ADDRESS", value_name = "N", default_value_t = Self::default().connections_per_address, value_parser = value_parser!(u32).range(1..=100_000))]
+    pub connections_per_address: u32,
+}
+
+impl Default for Bounds {
+    fn default() -> Self {
+        Self { connections: 1024, connections_per_address: 256 }
+    }
+}
+
 /// Serves `routes` until `shutdown` resolves; then finishes what is under way, for `drain_max` at most. Handlers find the
 /// peer's address as `ConnectInfo<SocketAddr>`.
 pub async fn serve(
     listener: TcpListener,
     tls: Option<ServerTls>,
     routes: Router,
+    bounds: Bounds,
     shutdown: impl Future<Output = ()>,
     drain_max: Duration,
 ) -> io::Result<()> {
-    let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    let places = Arc::new(Semaphore::new(bounds.connections as usize));
     let open = GracefulShutdown::new();
     let mut shutdown = pin!(shutdown);
     let mut following = pin!(async {

@@ -8,7 +8,7 @@ use axum::http::Method;
 use axum::middleware::from_fn_with_state;
 use axum::routing::{MethodRouter, delete, get, patch, post};
 
-use super::{App, admin, auth, grants, oauth, open, submissions, token};
+use super::{App, admin, auth, embed_tokens, grants, oauth, open, submissions, token};
 use crate::claims::Scope;
 
 /// Who may use a route.
@@ -44,6 +44,7 @@ fn routes() -> Vec<Route> {
         on(Method::POST, "/oauth/introspect", Client, post(oauth::introspect)),
         on(Method::POST, "/oauth/revoke", Client, post(oauth::revoke)),
         on(Method::POST, "/v1/submissions", Access::Scope(Scope::JobsSubmit), post(submissions::submission)),
+        on(Method::POST, "/v1/embed-tokens", Access::Scope(Scope::Embed), post(embed_tokens::embed_token)),
         on(Method::POST, "/v1/grants", Access::Submission, post(grants::grant)),
         on(Method::GET, "/v1/admin/tenants", Operator, get(admin::tenants)),
         on(Method::POST, "/v1/admin/tenants", Operator, post(admin::create_tenant)),

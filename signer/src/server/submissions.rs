@@ -28,6 +28,7 @@ pub(super) async fn submission(
         limits: access.limits(),
         // Shown by the gateway; where its caller may be was asked when the batch was made.
         sources: Vec::new(),
+        parent: Some(access.token_id().to_owned()),
         epoch: access.epoch(),
     };
     let live = app.current.live();

@@ -56,6 +56,7 @@ pub(super) async fn token(
         client_addr: Some(peer.ip().to_string()),
         limits: key.limits,
         sources: key.sources,
+        parent: None,
         epoch: key.epoch,
     };
     let live = app.current.live();

@@ -132,6 +132,7 @@ struct StoredRow {
     tokens_per_day: i64,
     queued_tokens: i64,
     concurrent_jobs: i64,
+    stored_bytes: Option<i64>,
     sources: String,
 }
 
@@ -157,7 +158,7 @@ impl Store {
         let row: Option<StoredRow> = sqlx::query_as(
             "SELECT k.id, k.tenant, k.role, k.created_s, k.expires_s, k.revoked_s, k.last_used_s, k.grants_until_s,
              k.digest, r.scopes, t.status, t.operator, t.epoch, t.requests_per_minute, t.tokens_per_minute,
-             t.tokens_burst, t.tokens_per_day, t.queued_tokens, t.concurrent_jobs,
+             t.tokens_burst, t.tokens_per_day, t.queued_tokens, t.concurrent_jobs, t.stored_bytes,
              coalesce((SELECT string_agg(s.cidr, ',') FROM tenant_sources s WHERE s.tenant = t.id), '') AS sources
              FROM api_keys k JOIN roles r ON r.name = k.role JOIN tenants t ON t.id = k.tenant WHERE k.id = $1",
         )
@@ -179,6 +180,7 @@ impl Store {
                 tokens_per_day: count(row.tokens_per_day)?,
                 queued_tokens: count(row.queued_tokens)?,
                 concurrent_jobs: count(row.concurrent_jobs)?,
+                stored_bytes: row.stored_bytes.map(count).transpose()?,
             },
             sources: sources.collect::<Result<_, _>>().map_err(|_| StoreError::Corrupt("a source address"))?,
             info: row.info.into_info()?,

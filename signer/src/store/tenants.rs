@@ -23,6 +23,10 @@ const LIST_LEN_MAX: usize = 64;
 /// Longest name of a model: the hub's are under 100 characters.
 const MODEL_LEN_MAX: usize = 200;
 
+/// Bytes on S3 of a tenant where nothing else is said, 1 TiB: the first large corpus with its vectors, and no more than an
+/// operator who looks at a bill once a month would pay for by mistake.
+const STORED_BYTES: u64 = 1 << 40;
+
 /// What an operator sets for a tenant.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct TenantSettings {
@@ -55,6 +59,7 @@ impl Default for TenantSettings {
                 tokens_per_day: 50_000_000_000,
                 queued_tokens: 100_000_000_000,
                 concurrent_jobs: 100,
+                stored_bytes: Some(STORED_BYTES),
             },
             rows_per_job: 100_000_000,
             dimensions_max: DIMENSIONS_MAX,
@@ -75,6 +80,29 @@ impl<T: FromStr> FromStr for List<T> {
     fn from_str(text: &str) -> Result<Self, T::Err> {
         let entries = text.split(',').map(str::trim).filter(|entry| !entry.is_empty());
         entries.map(str::parse).collect::<Result<_, _>>().map(Self)
+    }
+}
+
+/// A number, or none for no limit: written as `none` on the command line and as null in JSON.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Ceiling(pub Option<u64>);
+
+impl FromStr for Ceiling {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if text == "none" {
+            return Ok(Self(None));
+        }
+        text.parse().map(|number| Self(Some(number))).map_err(|_| "it is a number, or none for no limit".to_owned())
+    }
+}
+
+impl Ceiling {
+    /// serde reads null as a field that is left out; here it is a value.
+    fn given<'de, D: serde::Deserializer<'de>>(value: D) -> Result<Option<Self>, D::Error> {
+        Self::deserialize(value).map(Some)
     }
 }
 
@@ -103,6 +131,10 @@ pub struct SettingsPatch {
     /// Jobs under way at once [default: 100]
     #[arg(long, env = "VECMILL_SIGNER_CONCURRENT_JOBS", value_name = "NUMBER")]
     pub concurrent_jobs: Option<u64>,
+    /// Bytes that may lie on S3, or none for no limit [default: 1099511627776]
+    #[arg(long, env = "VECMILL_SIGNER_STORED_BYTES", value_name = "BYTES")]
+    #[serde(default, deserialize_with = "Ceiling::given", skip_serializing_if = "Option::is_none")]
+    pub stored_bytes: Option<Ceiling>,
     /// Most rows in one job [default: 100000000]
     #[arg(long, env = "VECMILL_SIGNER_ROWS_PER_JOB", value_name = "NUMBER")]
     pub rows_per_job: Option<u64>,
@@ -132,6 +164,7 @@ impl SettingsPatch {
         set(&mut limits.tokens_per_day, self.tokens_per_day);
         set(&mut limits.queued_tokens, self.queued_tokens);
         set(&mut limits.concurrent_jobs, self.concurrent_jobs);
+        set(&mut limits.stored_bytes, self.stored_bytes.map(|Ceiling(bytes)| bytes));
         set(&mut settings.rows_per_job, self.rows_per_job);
         set(&mut settings.dimensions_max, self.dimensions_max);
         set(&mut settings.window_s_max, self.window_s_max);
@@ -154,6 +187,8 @@ impl TenantSettings {
             ("tokens-per-day", limits.tokens_per_day),
             ("queued-tokens", limits.queued_tokens),
             ("concurrent-jobs", limits.concurrent_jobs),
+            // No limit is not zero.
+            ("stored-bytes", limits.stored_bytes.unwrap_or(u64::MAX)),
             ("rows-per-job", self.rows_per_job),
         ];
         if let Some((name, _)) = counts.into_iter().find(|(_, count)| *count == 0) {
@@ -211,6 +246,7 @@ struct Row {
     tokens_per_day: i64,
     queued_tokens: i64,
     concurrent_jobs: i64,
+    stored_bytes: Option<i64>,
     rows_per_job: i64,
     dimensions_max: i64,
     window_s_max: i64,
@@ -234,6 +270,7 @@ impl Row {
                     tokens_per_day: count(self.tokens_per_day)?,
                     queued_tokens: count(self.queued_tokens)?,
                     concurrent_jobs: count(self.concurrent_jobs)?,
+                    stored_bytes: self.stored_bytes.map(count).transpose()?,
                 },
                 rows_per_job: count(self.rows_per_job)?,
                 dimensions_max: u32::try_from(self.dimensions_max).map_err(|_| StoreError::Corrupt("a length"))?,
@@ -280,8 +317,8 @@ impl Store {
         let limits = &settings.limits;
         sqlx::query(
             "UPDATE tenants SET requests_per_minute = $1, tokens_per_minute = $2, tokens_burst = $3, tokens_per_day = $4,
-             queued_tokens = $5, concurrent_jobs = $6, rows_per_job = $7, dimensions_max = $8, window_s_max = $9
-             WHERE id = $10",
+             queued_tokens = $5, concurrent_jobs = $6, rows_per_job = $7, dimensions_max = $8, window_s_max = $9,
+             stored_bytes = $10 WHERE id = $11",
         )
         .bind(column(limits.requests_per_minute))
         .bind(column(limits.tokens_per_minute))
@@ -292,6 +329,7 @@ impl Store {
         .bind(column(settings.rows_per_job))
         .bind(i64::from(settings.dimensions_max))
         .bind(column(settings.window_s_max))
+        .bind(limits.stored_bytes.map(column))
         .bind(id.as_str())
         .execute(&mut *transaction)
         .await?;
@@ -377,8 +415,8 @@ pub(super) async fn insert(
     let limits = &settings.limits;
     let inserted = sqlx::query(
         "INSERT INTO tenants (id, operator, requests_per_minute, tokens_per_minute, tokens_burst, tokens_per_day,
-         queued_tokens, concurrent_jobs, rows_per_job, dimensions_max, window_s_max, created_s, ordinal)
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12,
+         queued_tokens, concurrent_jobs, rows_per_job, dimensions_max, window_s_max, stored_bytes, created_s, ordinal)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13,
          (SELECT coalesce(max(ordinal) + 1, 0) FROM tenants))",
     )
     .bind(id.as_str())
@@ -392,6 +430,7 @@ pub(super) async fn insert(
     .bind(column(settings.rows_per_job))
     .bind(i64::from(settings.dimensions_max))
     .bind(column(settings.window_s_max))
+    .bind(limits.stored_bytes.map(column))
     .bind(column(unix_now()))
     .execute(&mut *connection)
     .await;

@@ -50,7 +50,12 @@ async fn tenants_limits_keys_and_roles() {
         assert!(told.contains("at least one"), "{told}");
         refused(&home, &["limit", "set", "globex", "--sources", "192.0.2.1/24"], 2);
         assert!(refused(&home, &["limit", "show", "nobody"], 1).contains("no tenant nobody"));
+        assert_eq!(set["limits"]["stored_bytes"], 1_u64 << 40);
+        let set = home.json(&["limit", "set", "globex", "--stored-bytes", "none"]);
+        assert!(set["limits"].get("stored_bytes").is_none(), "{set}");
+        refused(&home, &["limit", "set", "globex", "--stored-bytes", "many"], 2);
         let shown = table(&home, &["limit", "show", "globex"]);
+        assert!(shown.contains("stored-bytes         none\n"), "{shown}");
         assert!(shown.contains("concurrent-jobs      7\n") && shown.contains("192.0.2.0/24, ::1/128"), "{shown}");
 
         home.json(&["role", "create", "embedder", "--scopes", "embed,jobs:read"]);
@@ -94,6 +99,7 @@ async fn tenants_limits_keys_and_roles() {
             actions,
             [
                 "tenant.create",
+                "limit.set",
                 "limit.set",
                 "key.create",
                 "key.create",

@@ -5,6 +5,7 @@ mod attacks;
 mod backup;
 mod bootstrap;
 mod commands;
+mod embed;
 mod kills;
 mod matrix;
 mod mounted_key;

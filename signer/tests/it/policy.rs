@@ -61,10 +61,21 @@ async fn tenants_and_limits() {
             changed.sources.iter().map(ToString::to_string).collect::<Vec<_>>(),
             ["192.0.2.0/24", "2001:db8::/32"]
         );
+        assert_eq!(changed.limits.stored_bytes, Some(1 << 40), "a new tenant has a limit");
+        for (given, then) in [(json!(5), Some(5)), (json!(null), None)] {
+            let set = store.set_limits(&globex, patch(json!({"stored_bytes": given})), "me").await.expect("changed");
+            assert_eq!(set.settings.limits.stored_bytes, then);
+            store.set_limits(&globex, patch(json!({})), "me").await.expect("nothing changed");
+            let stored = store.tenant(&globex).await.expect("a database").expect("there");
+            assert_eq!(stored.settings.limits.stored_bytes, then, "what is left out stays");
+        }
+        let back = patch(json!({"stored_bytes": 1_u64 << 40}));
+        store.set_limits(&globex, back, "me").await.expect("changed");
         assert_eq!(changed.limits.concurrent_jobs, TenantSettings::default().limits.concurrent_jobs, "the rest stays");
 
         for wrong in [
             json!({"tokens_per_day": 0}),
+            json!({"stored_bytes": 0}),
             json!({"dimensions_max": 4097}),
             json!({"window_s_max": 59}),
             json!({"models": ["a b"]}),
@@ -87,7 +98,7 @@ async fn tenants_and_limits() {
         let actions: Vec<_> = done.iter().map(|(action, _)| action.as_str()).collect();
         assert_eq!(
             actions,
-            ["limit.set", "tenant.suspend", "tenant.resume", "tenant.void-tokens"],
+            [&["limit.set"; 6][..], &["tenant.suspend", "tenant.resume", "tenant.void-tokens"]].concat(),
             "refusals leave no trace"
         );
         let filter = AuditFilter { tenant: Some(globex.clone()), before_seq: Some(since + 2), limit: 10 };

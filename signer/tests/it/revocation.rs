@@ -15,7 +15,7 @@ use vecmill_signer::verify::{Keys, Refusal, RemoteKeys, Verifier};
 use crate::support::{Forger, ISSUER, NOW, Signer, access_claims, eventually, header, http, job, with};
 
 /// Verifiers ask every 2 s, and a signer looks at its database twice a second. The rest is room for a busy machine.
-const SECONDS: Duration = Duration::from_secs(8);
+pub(crate) const SECONDS: Duration = Duration::from_secs(8);
 
 fn verifier(url: &str) -> Verifier {
     Verifier::new(ISSUER.to_owned(), Keys::Remote(RemoteKeys::new(url).expect("an address")))

@@ -22,6 +22,7 @@ use tokio::task::JoinHandle;
 use vecmill_signer::claims::{Digest, JobId, TenantId};
 use vecmill_signer::client::{ApiKey, GrantRequest, SignerClient};
 use vecmill_signer::config::{Config, FAILED_LOGINS_PER_MINUTE};
+use vecmill_signer::edge::Bounds;
 use vecmill_signer::keys::KeySet;
 use vecmill_signer::server::{self, App};
 use vecmill_signer::store::{Bootstrapped, Database, FirstTenant, NewKey, Store, TenantSettings};
@@ -109,7 +110,15 @@ pub(crate) fn access_claims() -> Value {
 
 pub(crate) fn submission_claims() -> Value {
     let claims = with(with(access_claims(), "aud", json!("vecmill-signer")), "scope", json!("jobs:submit"));
-    with(claims, "exp", json!(NOW + 86_400))
+    with(with(claims, "exp", json!(NOW + 86_400)), "parent", json!("ef".repeat(16)))
+}
+
+pub(crate) fn embed_claims() -> Value {
+    json!({
+        "iss": ISSUER, "sub": "acme", "aud": "vecmill-embed", "jti": "ab".repeat(16),
+        "iat": NOW, "nbf": NOW, "exp": NOW + 90, "model": "vecmill/mini", "dimensions_max": 64, "client_id": "key1",
+        "parent": "cd".repeat(16), "limits": limits(), "epoch": 0,
+    })
 }
 
 pub(crate) fn grant_claims() -> Value {
@@ -430,6 +439,7 @@ async fn serve(home: &Home, listen: &str) -> (SocketAddr, oneshot::Sender<()>, J
         signing_key_file: None,
         tls: None,
         gateways: Vec::new(),
+        bounds: Bounds::default(),
         failed_logins_per_minute: FAILED_LOGINS_PER_MINUTE,
     };
     let app = App::open(&config).await.expect("an app");

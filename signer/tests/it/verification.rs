@@ -25,6 +25,7 @@ const LIMITS: Limits = Limits {
     tokens_per_day: 4,
     queued_tokens: 5,
     concurrent_jobs: 6,
+    stored_bytes: None,
 };
 
 #[tokio::test]
@@ -58,6 +59,7 @@ async fn minted_tokens_pass_and_only_as_what_they_are() {
             client_addr: Some("192.0.2.1".to_owned()),
             limits: LIMITS,
             sources: vec!["192.0.2.0/24".parse().expect("a range")],
+            parent: None,
             epoch: 7,
         })
         .expect("signed");

@@ -175,6 +175,7 @@ impl Local {
                 tokens_per_day: u64::MAX,
                 queued_tokens: u64::MAX,
                 concurrent_jobs: u64::MAX,
+                stored_bytes: None,
             },
             epoch: SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs(),
         };

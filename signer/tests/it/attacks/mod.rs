@@ -17,7 +17,7 @@ use vecmill_signer::store::{NewKey, TenantSettings};
 use vecmill_signer::verify::{Keys, Verifier};
 
 use self::table::{Bench, Kind};
-use crate::support::{ISSUER, NOW, Signer, access_claims, grant_claims, http, submission_claims, with};
+use crate::support::{ISSUER, NOW, Signer, access_claims, embed_claims, grant_claims, http, submission_claims, with};
 
 const SEED: u8 = 9;
 /// Fewer would leave kinds of attack out; the table has several times as many.
@@ -26,10 +26,11 @@ const ATTACKS_MIN: usize = 60;
 type Endpoint = (&'static str, &'static str, fn() -> String);
 /// An endpoint behind each kind of check that a route's access can mean; the check itself is one piece of code before all
 /// of them, and the matrix of routes shows that none is without it.
-const ENDPOINTS: [Endpoint; 4] = [
+const ENDPOINTS: [Endpoint; 5] = [
     ("POST", "/v1/grants", grant_request),
     // One that renews itself would live for ever.
     ("POST", "/v1/submissions", String::new),
+    ("POST", "/v1/embed-tokens", || json!({"model": "vecmill/mini"}).to_string()),
     ("GET", "/v1/admin/tenants/acme", String::new),
     ("GET", "/v1/admin/signing-keys", String::new),
 ];
@@ -42,9 +43,10 @@ fn grant_request() -> String {
     .to_string()
 }
 
-fn benches(kid: &str) -> [(Kind, Bench); 3] {
+fn benches(kid: &str) -> [(Kind, Bench); 4] {
     [
         (Kind::Submission, Bench::new(Kind::Submission, SEED, kid, submission_claims(), access_claims())),
+        (Kind::Embed, Bench::new(Kind::Embed, SEED, kid, embed_claims(), access_claims())),
         (Kind::Access, Bench::new(Kind::Access, SEED, kid, access_claims(), grant_claims())),
         (Kind::Grant, Bench::new(Kind::Grant, SEED, kid, grant_claims(), access_claims())),
     ]
@@ -68,6 +70,7 @@ async fn passes(verifier: &Verifier, kind: Kind, token: &str) -> Result<(), Stri
     match kind {
         Kind::Access => verifier.access_at(token, NOW).await.map(drop),
         Kind::Submission => verifier.submission_at(token, NOW).await.map(drop),
+        Kind::Embed => verifier.embed_at(token, NOW).await.map(drop),
         Kind::Grant => verifier.grant_at(token, NOW).await.map(drop),
     }
     .map_err(|refusal| refusal.code().to_owned())
@@ -160,6 +163,7 @@ struct Target {
     kid: String,
     access: Value,
     submission: Value,
+    embed: Value,
     grant: Value,
 }
 
@@ -171,16 +175,18 @@ impl Target {
             let claims = with(with(claims, "iat", json!(now)), "nbf", json!(now));
             with(with(claims, "exp", json!(now + lives)), key, json!(signer.keys.admin.id()))
         };
-        let access_claims = || with(access_claims(), "scope", json!("jobs:submit jobs:read admin"));
+        let access_claims = || with(access_claims(), "scope", json!("jobs:submit jobs:read embed admin"));
         let (access, grant) = (live(access_claims(), 300, "client_id"), live(grant_claims(), 3600, "key_id"));
         let submission = live(submission_claims(), 86_400, "client_id");
-        Self { kid: published().1, access, submission, grant, signer }
+        let embed = live(embed_claims(), 90, "client_id");
+        Self { kid: published().1, access, submission, embed, grant, signer }
     }
 
     fn bench(&self, kind: Kind) -> Bench {
         let (claims, other) = match kind {
             Kind::Access => (&self.access, &self.grant),
             Kind::Submission => (&self.submission, &self.access),
+            Kind::Embed => (&self.embed, &self.access),
             Kind::Grant => (&self.grant, &self.access),
         };
         Bench::new(kind, SEED, &self.kid, claims.clone(), other.clone())
@@ -233,7 +239,7 @@ async fn each_endpoint_refuses_every_attack_in_the_same_words() {
         assert!(headers.contains("invalid_token"), "{headers}");
         let refusal = (headers, body);
         let mut wrong = Vec::new();
-        for kind in [Kind::Access, Kind::Submission, Kind::Grant] {
+        for kind in [Kind::Access, Kind::Submission, Kind::Embed, Kind::Grant] {
             let bench = target.bench(kind);
             let mut tokens = bench.attacks();
             if kind == Kind::Submission && endpoint.1 == "/v1/grants" {

@@ -18,7 +18,9 @@ pub enum Kind {
     Access,
     /// What the signer gives grants for, beside access tokens.
     Submission,
-    /// What workers take.
+    /// What workers take with a synchronous request.
+    Embed,
+    /// What workers take with a job's chunk.
     Grant,
 }
 
@@ -27,6 +29,7 @@ impl Kind {
         match self {
             Self::Access => "at+jwt",
             Self::Submission => "submission+jwt",
+            Self::Embed => "embed+jwt",
             Self::Grant => "job-grant+jwt",
         }
     }
@@ -34,7 +37,7 @@ impl Kind {
     fn other(self) -> Self {
         match self {
             Self::Access => Self::Grant,
-            Self::Grant | Self::Submission => Self::Access,
+            Self::Grant | Self::Submission | Self::Embed => Self::Access,
         }
     }
 }
@@ -409,8 +412,26 @@ impl Bench {
                 "client_id",
                 "client_addr",
                 "limits",
+                "sources",
+                "parent",
                 "epoch",
             ][..],
+            Kind::Embed => &[
+                "iss",
+                "sub",
+                "aud",
+                "jti",
+                "iat",
+                "nbf",
+                "exp",
+                "model",
+                "dimensions_max",
+                "client_id",
+                "client_addr",
+                "parent",
+                "limits",
+                "epoch",
+            ],
             Kind::Grant => &[
                 "iss",
                 "sub",
@@ -529,6 +550,27 @@ impl Bench {
         for key_id in ["", "a/b", "../key", "k\0", "\u{43a}ey1", "key id"] {
             cases.push(("", json!({ self.key_claim(): key_id })));
         }
+        if matches!(self.kind, Kind::Submission | Kind::Embed) {
+            for parent in ["", "x", "ABABABABABABABABABABABABABABABAB", "../../../../../../../../../../.."] {
+                cases.push(("", json!({ "parent": parent })));
+            }
+        }
+        if self.kind == Kind::Access {
+            cases.push(("a parent, which only what is made with it has", json!({ "parent": "ab".repeat(16) })));
+        }
+        if self.kind == Kind::Embed {
+            for (name, value) in [
+                ("model", json!("")),
+                ("dimensions_max", json!(0)),
+                ("dimensions_max", json!(-32)),
+                ("dimensions_max", json!(32.5)),
+                ("dimensions_max", json!(1_u64 << 32)),
+                ("scope", json!("embed")),
+            ] {
+                cases.push(("", json!({ name: value })));
+            }
+            cases.push(("a second longer than it may", json!({ "exp": now + 91 })));
+        }
         if self.kind == Kind::Submission {
             for scope in ["", "admin", "jobs:submit admin", "jobs:submit jobs:submit", "jobs:submit ", "JOBS:SUBMIT"] {
                 cases.push(("", json!({ "scope": scope })));
@@ -572,6 +614,8 @@ impl Bench {
             ("limits", limits(json!({ "tokens_per_minute": "1" }))),
             ("limits", limits(json!({ "tokens_per_day": -1 }))),
             ("limits", limits(json!({ "concurrent_jobs": 1e30 }))),
+            ("limits", limits(json!({ "stored_bytes": "1" }))),
+            ("limits", limits(json!({ "stored_bytes": -1 }))),
             ("limits", json!([1, 1])),
             ("limits", json!(in_order)),
         ] {
@@ -594,7 +638,7 @@ impl Bench {
     /// The claim that names the API key.
     fn key_claim(&self) -> &'static str {
         match self.kind {
-            Kind::Access | Kind::Submission => "client_id",
+            Kind::Access | Kind::Submission | Kind::Embed => "client_id",
             Kind::Grant => "key_id",
         }
     }

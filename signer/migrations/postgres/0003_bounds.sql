@@ -1,0 +1,4 @@
+-- Bounds on what a tenant may have.
+
+-- Bytes on S3; NULL is no limit, which is what tenants of before have.
+ALTER TABLE tenants ADD COLUMN stored_bytes BIGINT CHECK (stored_bytes > 0);
