@@ -281,7 +281,8 @@ impl Store {
         let Some(bytes) = self.get(key, bytes_max).await? else { return Ok(None) };
         serde_json::from_slice(&bytes).map(Some).map_err(|error| {
             // The library's own words quote values, which may be a tenant's text.
-            let message = format!("it is not the document that lies here ({:?} in line {})", error.classify(), error.line());
+            let message =
+                format!("it is not the document that lies here ({:?} in line {})", error.classify(), error.line());
             StoreError { not_understood: true, ..StoreError::other("understand", key, message) }
         })
     }
@@ -352,6 +353,15 @@ impl Store {
     pub async fn modified_s(&self, key: &str) -> Result<Option<f64>, StoreError> {
         match self.client.head_object().bucket(&self.bucket).key(key).send().await {
             Ok(found) => Ok(Some(found.last_modified().map(|time| time.as_secs_f64()).unwrap_or_default())),
+            Err(error) if error.as_service_error().is_some_and(|error| error.is_not_found()) => Ok(None),
+            Err(error) => Err(StoreError::new("look for", key, error)),
+        }
+    }
+
+    /// An object's length, or `None` where there is none.
+    pub async fn bytes(&self, key: &str) -> Result<Option<u64>, StoreError> {
+        match self.client.head_object().bucket(&self.bucket).key(key).send().await {
+            Ok(found) => Ok(Some(found.content_length().unwrap_or_default().unsigned_abs())),
             Err(error) if error.as_service_error().is_some_and(|error| error.is_not_found()) => Ok(None),
             Err(error) => Err(StoreError::new("look for", key, error)),
         }

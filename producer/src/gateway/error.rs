@@ -209,6 +209,7 @@ impl From<StatusError> for ApiError {
         match error {
             StatusError::Store(error) => error.into(),
             StatusError::Ledger(error) => error.into(),
+            error @ StatusError::Busy => Self::unavailable("overloaded", error.to_string()),
             error @ StatusError::Manifest(_) => {
                 tracing::error!(%error, "a job's manifest is not one");
                 Self::internal("bad_manifest", "the job's manifest can't be read: submit its corpus again")
