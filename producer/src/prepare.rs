@@ -63,6 +63,9 @@ pub struct Prepared {
     pub manifest: Manifest,
     /// SHA-256 of the manifest's bytes on S3.
     pub manifest_sha256: Digest,
+    /// Bytes of text in all chunks, 4 for each token id: what the job's tokens can be told from before anybody has counted
+    /// them, however small the corpus was compressed. An estimate for a manifest of before ([`Manifest::text_bytes`]).
+    pub text_bytes: u64,
 }
 
 impl Prepared {
@@ -178,7 +181,8 @@ pub async fn prepare_spooled(
     let prepared = |life: u32, bytes: &[u8]| {
         let (job, tenant, ledger, name) = (job.clone(), tenant.clone(), ledger.clone(), name.clone());
         let (manifest, manifest_sha256) = (Manifest::parse(bytes)?, Digest::of(bytes));
-        Ok::<_, PrepareError>(Prepared { job, tenant, life, ledger, name, manifest, manifest_sha256 })
+        let text_bytes = manifest.text_bytes();
+        Ok::<_, PrepareError>(Prepared { job, tenant, life, ledger, name, manifest, manifest_sha256, text_bytes })
     };
 
     if let Some(entry) = ledger.head().await?.filter(|entry| !entry.job.deleted)
@@ -230,6 +234,7 @@ pub async fn prepare_spooled(
         input,
         rows: cut.rows,
         rejected: cut.rejected,
+        text_bytes: Some(cut.text_bytes),
         chunks: cut.chunks,
     };
     let bytes = manifest.to_bytes();

@@ -43,6 +43,8 @@ pub struct Split {
     pub rows: u64,
     /// Rows that could not be used.
     pub rejected: u64,
+    /// Bytes of text in all chunks, 4 for each token id.
+    pub text_bytes: u64,
 }
 
 /// Why a corpus could not be cut.
@@ -148,13 +150,14 @@ fn close(writer: ChunkWriter, split: &mut Split, pieces: &mpsc::Sender<Piece>) -
     if split.chunks.len() == CHUNKS_MAX {
         return Err(SplitError::TooManyChunks);
     }
-    let rows = writer.rows();
+    let (rows, text_bytes) = (writer.rows(), writer.size_bytes());
     let object = writer.finish()?;
     // Cut bounds and zstd's worst case keep an object far below 4 GiB.
     let entry = ChunkEntry { rows, bytes: object.len() as u32, sha256: Digest::of(&object) };
     let number = split.chunks.len() as u32;
     split.chunks.push(entry);
     split.rows += u64::from(rows);
+    split.text_bytes += text_bytes as u64;
     Ok(pieces.blocking_send(Piece::Chunk { number, entry, object }).is_ok())
 }
 

@@ -138,12 +138,12 @@ mod tests {
     async fn order(waiting: &[(&'static str, Class)]) -> Vec<&'static str> {
         let turnstile = Turnstile::new(1);
         let first = turnstile.turn("first", Class::Bulk).await;
-        let (had, mut order) = tokio::sync::mpsc::unbounded_channel();
+        let (had, mut order) = tokio::sync::mpsc::channel(100);
         for &(tenant, class) in waiting {
             let (turnstile, had) = (turnstile.clone(), had.clone());
             let mut turn = Box::pin(async move {
                 let _turn = turnstile.turn(tenant, class).await;
-                had.send(tenant).expect("the test listens");
+                had.send(tenant).await.expect("the test listens");
             });
             // It stands in line from here on.
             assert!(futures_util::poll!(&mut turn).is_pending());

@@ -22,7 +22,7 @@ pub use embed::{
 };
 pub use inputs::{EmbedInput, EmbedInputs, InputFault, embed_cost};
 pub use layout::{JobKeys, chunk_of_key, entry_of_key, job_of_key, refusal_key, short, tenant_jobs_prefix};
-pub use manifest::{CHUNKS_MAX, ChunkEntry, Input, MANIFEST_BYTES_MAX, Manifest, ManifestError};
+pub use manifest::{CHUNKS_MAX, ChunkEntry, Input, MANIFEST_BYTES_MAX, Manifest, ManifestError, TEXT_PER_CHUNK_BYTE};
 pub use message::{ATTEMPT_HEADER, ChunkMessage, MESSAGE_BYTES_MAX, MessageError, REASON_HEADER, RUNG_HEADER};
 pub use outcome::{Cancelled, ChunkResult, DeadChunk, FinalManifest, Outcome, PartEntry, Paused, RowError, Submission};
 pub use spec::{Dtype, JobSpec, Precision, SpecError, Truncate};

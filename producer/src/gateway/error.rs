@@ -168,6 +168,13 @@ impl ApiError {
     }
 }
 
+impl ApiError {
+    /// Whether something that was stored is at fault: asking again gives the same, and a list shows the others.
+    pub(super) fn is_of_a_record(&self) -> bool {
+        self.status == StatusCode::INTERNAL_SERVER_ERROR
+    }
+}
+
 impl std::fmt::Display for ApiError {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{} [{}]", self.message, self.code)
@@ -188,6 +195,10 @@ impl From<AskError> for ApiError {
 /// S3 is away.
 impl From<StoreError> for ApiError {
     fn from(error: StoreError) -> Self {
+        if error.is_of_the_object() {
+            tracing::warn!(%error, "a stored object can't be read");
+            return Self::internal("unreadable_record", "what is stored of it can't be read");
+        }
         tracing::warn!(%error, "S3 failed");
         Self::unavailable("storage_unavailable", "the storage can't be asked at the moment; ask again")
     }
@@ -197,6 +208,10 @@ impl From<LedgerError> for ApiError {
     fn from(error: LedgerError) -> Self {
         match error {
             LedgerError::Store(error) => error.into(),
+            error @ LedgerError::Version(_) => {
+                tracing::warn!(%error, "a job's ledger can't be read");
+                Self::internal("unreadable_record", "what is stored of it was written by a later version")
+            }
             error => {
                 tracing::warn!(%error, "a job's ledger can't be used");
                 Self::unavailable("job_unavailable", "the job can't be looked at or changed at the moment; ask again")
@@ -210,6 +225,7 @@ impl From<StatusError> for ApiError {
         match error {
             StatusError::Store(error) => error.into(),
             StatusError::Ledger(error) => error.into(),
+            error @ StatusError::Busy => Self::unavailable("overloaded", error.to_string()),
             error @ StatusError::Manifest(_) => {
                 tracing::error!(%error, "a job's manifest is not one");
                 Self::internal("bad_manifest", "the job's manifest can't be read: submit its corpus again")

@@ -13,11 +13,14 @@ mod jobs;
 mod limits;
 mod models;
 mod openapi;
+mod outside;
 mod paging;
 mod routes;
 mod settings;
 mod shared;
 mod storage;
+mod stored;
+mod transfers;
 mod usage;
 mod webhooks;
 mod workers;
@@ -36,8 +39,9 @@ use axum::response::Response;
 use bytes::Bytes;
 use clap::{CommandFactory as _, Parser, Subcommand};
 use tokio::net::TcpListener;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::Semaphore;
 use tracing_subscriber::EnvFilter;
+use vecmill_signer::claims::{JobId, TenantId};
 use vecmill_signer::edge;
 use vecmill_signer::server::shutdown_signal;
 
@@ -50,9 +54,11 @@ use self::error::ApiError;
 use self::limits::RequestLimits;
 use self::settings::{Config, Settings};
 use self::shared::Shared;
+use self::transfers::Transfers;
 use self::webhooks::Webhooks;
 use self::workers::Workers;
 use crate::shares::Shares;
+use crate::status::{JobStatus, ManifestBudget, Watch};
 use crate::store::Store;
 use crate::topology::BrokerSettings;
 
@@ -130,12 +136,13 @@ struct App {
     /// What it takes and answers, written out once: anyone may ask for it.
     description: Bytes,
     /// Uploads, downloads and watches under way.
-    transfers: Arc<Semaphore>,
+    transfers: Transfers,
     file_bytes_max: u64,
     /// None where no key was given.
     webhooks: Option<Webhooks>,
     /// Whose batch is prepared next.
     turns: Turns,
+    manifests: ManifestBudget,
 }
 
 impl App {
@@ -147,10 +154,21 @@ impl App {
         })
     }
 
+    /// Looks at a job again and again, within what manifests may take of the gateway's memory.
+    fn watch(&self, tenant: &TenantId, job: &JobId) -> Watch {
+        Watch::new(self.store.clone(), tenant, job).within(&self.manifests, tenant)
+    }
+
+    /// Where a job stands.
+    async fn status(&self, tenant: &TenantId, job: &JobId) -> Result<JobStatus, ApiError> {
+        Ok(self.watch(tenant, job).look().await?)
+    }
+
     /// A place for what takes longer than a request: an upload, a download, a watch.
-    fn transfer(&self) -> Result<OwnedSemaphorePermit, ApiError> {
-        Arc::clone(&self.transfers).try_acquire_owned().map_err(|_| {
-            let sentence = "the gateway has all the uploads, downloads and watches it serves at once; ask again";
+    fn transfer(&self, tenant: &TenantId) -> Result<transfers::Place, ApiError> {
+        self.transfers.place(tenant).ok_or_else(|| {
+            let sentence = "the gateway has all the uploads, downloads and watches it serves at once, or the tenant its share of \
+                            them; ask again";
             ApiError::unavailable("overloaded", sentence)
         })
     }
@@ -222,18 +240,23 @@ async fn listen(config: Config) -> std::io::Result<()> {
         places: Shares::new(config.in_flight.into()),
         bodies: Bodies::new(config.body_bytes),
         probes: Semaphore::new(PROBES_MAX),
-        transfers: Arc::new(Semaphore::new(config.transfers as usize)),
+        transfers: Transfers::new(config.transfers as usize),
         file_bytes_max: config.file_bytes_max,
         webhooks: config.webhooks,
         turns: Turns::new(config.preparing as usize),
+        manifests: ManifestBudget::default(),
     });
     tokio::spawn(batches::run(Arc::clone(&app)));
     tokio::spawn(webhooks::run(Arc::clone(&app)));
+    tokio::spawn(stored::run(Arc::clone(&app)));
     let shutdown = async {
         shutdown.await;
         tracing::info!("shutting down");
     };
-    edge::serve(listener, config.listen_tls, router(app), config.bounds, shutdown, DRAIN_MAX).await
+    let served =
+        edge::serve(listener, config.listen_tls, router(Arc::clone(&app)), config.bounds, shutdown, DRAIN_MAX).await;
+    app.turns.close().await;
+    served
 }
 
 fn router(app: Arc<App>) -> Router {

@@ -108,16 +108,20 @@ async fn admitted(
     standing: Standing,
     request: Request,
     body: BodyLen,
-) -> Result<(Request, (Option<Share>, Share)), ApiError> {
+) -> Result<(Request, (Option<Share>, Option<Share>)), ApiError> {
     let tenant = caller.access.tenant().clone();
     let (mut request, memory) = app.bodies.read(tenant.as_str(), request, body).await?;
-    let place = app.places.take(tenant.as_str(), 1).ok_or_else(|| {
-        let sentence = "the gateway has all the requests of this tenant that it works on at once; ask again";
-        ApiError::unavailable("overloaded", sentence)
-    })?;
+    // An upload has a place of its own kind: it may take hours.
+    let place =
+        (body != BodyLen::Streamed).then(|| app.places.take(tenant.as_str(), 1).ok_or_else(full)).transpose()?;
     request.extensions_mut().insert(caller);
     request.extensions_mut().insert(standing);
     Ok((request, (memory, place)))
+}
+
+fn full() -> ApiError {
+    let sentence = "the gateway has all the requests of this tenant that it works on at once; ask again";
+    ApiError::unavailable("overloaded", sentence)
 }
 
 /// `GET /readyz`: whether credentials can be checked and workers asked.

@@ -5,13 +5,13 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, value_parser};
-use vecmill_signer::cidr::Cidr;
 use vecmill_signer::claims::DEFAULT_ISSUER;
 use vecmill_signer::edge::{self, Bounds, ClientTls, ClientTlsArgs, ServerTls};
 use vecmill_signer::secret::secret;
 use vecmill_signer::verify::{Keys, RemoteKeys, STALENESS_MAX, Verifier};
 use zeroize::Zeroizing;
 
+use super::outside::Allowed;
 use super::webhooks::Webhooks;
 use crate::redis::Redis;
 use crate::store::StoreSettings;
@@ -53,7 +53,7 @@ pub(super) struct Settings {
     /// Requests worked on at once, half of them at most of one tenant; the next is told to come back
     #[arg(long, env = "VECMILL_GATEWAY_IN_FLIGHT", value_name = "N", default_value_t = 512, value_parser = value_parser!(u32).range(1..=100_000))]
     in_flight: u32,
-    /// Uploads, downloads and watches at once; the next is told to come back. Each takes up to 16 MiB: a part of a file, and the
+    /// Uploads, downloads and watches at once, an eighth of them one tenant's; the next is told to come back. Each takes up to 16 MiB: a part of a file, and the
     /// one before it on its way
     #[arg(long, env = "VECMILL_GATEWAY_TRANSFERS", value_name = "N", default_value_t = 64, value_parser = value_parser!(u32).range(1..=100_000))]
     transfers: u32,
@@ -63,9 +63,9 @@ pub(super) struct Settings {
     /// Batches cut into chunks at once, one of each tenant, each of a file in the folder that TMPDIR names
     #[arg(long, env = "VECMILL_GATEWAY_PREPARING", value_name = "N", default_value_t = 4, value_parser = value_parser!(u32).range(1..=1_000))]
     preparing: u32,
-    /// Ranges of addresses beside the public Internet that webhooks may be posted to
-    #[arg(long, env = "VECMILL_GATEWAY_WEBHOOK_ALLOW", value_name = "CIDR,CIDR,..", value_delimiter = ',')]
-    webhook_allow: Vec<Cidr>,
+    /// Ranges of addresses, each with a port, beside the public Internet that webhooks may be posted to: 10.0.0.0/8:443,[fd00::]/8:8443
+    #[arg(long, env = "VECMILL_GATEWAY_WEBHOOK_ALLOW", value_name = "CIDR:PORT,..", value_delimiter = ',')]
+    webhook_allow: Vec<Allowed>,
     /// Failed logins a minute, for each address and for each API key, before the answer is 429
     #[arg(long, env = "VECMILL_GATEWAY_FAILED_LOGINS_PER_MINUTE", value_name = "N", default_value_t = 30, value_parser = value_parser!(u32).range(1..=1_000_000))]
     failed_logins_per_minute: u32,

@@ -7,9 +7,12 @@ use vecmill_signer::client::ClientError;
 
 use super::super::error::ApiError;
 use super::super::files::FileRecord;
+use super::super::shared::{Over, Reservation};
+use super::super::stored::{Room, of_upload};
 use super::super::{App, ids, storage};
 use super::pending::Pending;
 use super::record::{BAD_LINES_MAX, BadLine, BatchRecord, InputOptions, OutputOptions};
+use super::turns::long_enough;
 use crate::contract::{JobKeys, JobSpec, RowError};
 use crate::prepare::{Corpus, Event, PrepareError, Prepared, prepare};
 use crate::read::{BadRow, InputFormat, ReadOptions};
@@ -30,6 +33,12 @@ pub(super) enum Trouble {
     Passing(String),
     /// The tenant wants no more of it.
     Cancelled,
+    /// Its window is over.
+    Expired,
+    /// The gateway shuts down.
+    Closing,
+    /// It has had its time.
+    TooLong,
 }
 
 impl From<ApiError> for Trouble {
@@ -38,12 +47,14 @@ impl From<ApiError> for Trouble {
     }
 }
 
-/// Makes a job of a batch.
+/// Makes a job of a batch. While its file is read and cut it can be stopped, for the reason that `unwanted` gives: what was read
+/// by then is dropped, and its threads end. From its reservation on it goes on to its end, which is seconds away.
 pub(super) async fn attempt(
     app: &App,
     pending: &Pending,
     tenant: &TenantId,
     mut record: BatchRecord,
+    unwanted: impl Future<Output = Trouble>,
 ) -> Result<(), Trouble> {
     let signer = app.auth.signer_with(pending.token(tenant))?;
     let file = FileRecord::read(app, tenant, &record.input_file_id).await?.ok_or_else(|| Trouble::Failed {
@@ -51,19 +62,38 @@ pub(super) async fn attempt(
         message: "the input file was deleted before it was read".to_owned(),
         bad_lines: Vec::new(),
     })?;
-    let corpus = corpus(app, tenant, &mut record, &file).await?;
-    let spec = spec(app, &record);
-    spec.check().map_err(|error| failed("invalid_parameters", error.to_string()))?;
-    let prepared = prepared(app, tenant, &spec, &corpus).await?;
+    // What it will be cut into is about as long as its file; held before there is anything of it.
+    let room = Room { bytes: file.bytes, files: 0, ..of_upload(&record.id, 0) };
+    let taken = app.shared.stored().take(&app.shared, &app.store, tenant, pending.limits.stored_bytes, room).await;
+    taken.map_err(over)?;
+    let cutting = async {
+        let corpus = corpus(app, tenant, &mut record, &file).await?;
+        let spec = spec(app, &record);
+        spec.check().map_err(|error| failed("invalid_parameters", error.to_string()))?;
+        prepared(app, tenant, &spec, &corpus).await
+    };
+    let cut = tokio::select! {
+        cut = cutting => cut,
+        why = unwanted => Err(why),
+        () = tokio::time::sleep(long_enough(file.bytes)) => Err(Trouble::TooLong),
+    };
+    let prepared = match cut {
+        Ok(prepared) => prepared,
+        Err(trouble) => {
+            app.shared.stored().settle(tenant, &record.id, Some(0), 0, 0).await;
+            return Err(trouble);
+        }
+    };
     record.bad_lines = match prepared.manifest.rejected {
         0 => Vec::new(),
         _ => rejected(app, &prepared.keys()).await?,
     };
     let expires_at = ids::unix_s() + record.window_s;
-    app.shared.reserve(&app.store, tenant, pending.limits, &prepared, expires_at).await.map_err(|over| match over {
-        Ok(over) => failed("token_limit_exceeded", over),
-        Err(away) => Trouble::from(away),
-    })?;
+    let wanted = Reservation::of(&prepared, expires_at);
+    let reserved = app.shared.reserve(&app.store, tenant, pending.limits, wanted).await;
+    // Its chunks are in what the job holds.
+    app.shared.stored().settle(tenant, &record.id, Some(0), 0, 0).await;
+    reserved.map_err(over)?;
     if is_cancelled(app, tenant, &record.id).await? {
         give_back(app, tenant, &prepared).await?;
         return Err(Trouble::Cancelled);
@@ -100,9 +130,18 @@ pub(super) async fn attempt(
 async fn give_back(app: &App, tenant: &TenantId, prepared: &Prepared) -> Result<(), Trouble> {
     let head = prepared.ledger.head().await.map_err(ApiError::from)?;
     if head.is_none_or(|head| head.job.unfinished().is_none()) {
-        app.shared.give_back(tenant, &prepared.job).await;
+        app.shared.give_back(tenant, &prepared.job, true).await;
     }
     Ok(())
+}
+
+/// That the tenant is over a limit, as a batch's failure.
+fn over(no: Result<Over, ApiError>) -> Trouble {
+    match no {
+        Ok(Over { limit: "stored_bytes", sentence }) => failed("storage_limit_exceeded", sentence),
+        Ok(Over { sentence, .. }) => failed("token_limit_exceeded", sentence),
+        Err(away) => Trouble::from(away),
+    }
 }
 
 async fn is_cancelled(app: &App, tenant: &TenantId, id: &str) -> Result<bool, ApiError> {
@@ -228,11 +267,10 @@ async fn rejected(app: &App, keys: &JobKeys) -> Result<Vec<BadLine>, Trouble> {
             param: None,
         }));
         if lines.len() >= BAD_LINES_MAX {
-            lines.truncate(BAD_LINES_MAX);
             break;
         }
     }
-    Ok(lines)
+    Ok(BadLine::bounded(lines))
 }
 
 impl BadLine {
