@@ -34,7 +34,7 @@ use crate::{
 };
 
 /// Requests that a worker works on at once. Their rows share batches; with more, the last would wait longer here than at a
-/// worker that is idle.
+/// worker that is idle. With the longest of messages they are 256 MiB, and gateways send less than a second's work at once.
 const AT_ONCE: u16 = 32;
 /// What RabbitMQ makes of a direct reply-to: the one place that an answer is sent to. Any other name would have this worker write
 /// to a queue for who may not.

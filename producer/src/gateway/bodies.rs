@@ -15,8 +15,6 @@ use tokio::time::timeout;
 use super::error::ApiError;
 use crate::shares::{Share, Shares};
 
-/// Bodies on their way at once: half of a gateway's connections, so that there are others. One tenant has half of them.
-const ARRIVING_MAX: u64 = 512;
 /// Time for a body. The largest, at 2 Mbit/s.
 const ARRIVES_WITHIN: Duration = Duration::from_secs(30);
 /// Least that a body counts for: what else a request takes.
@@ -57,9 +55,10 @@ pub(super) struct Bodies {
 }
 
 impl Bodies {
-    /// So many bytes in all.
-    pub(super) fn new(bytes_max: u64) -> Self {
-        Self { memory: Shares::new(bytes_max), arriving: Shares::new(ARRIVING_MAX) }
+    /// So many bytes in all, at a gateway with so many connections. Half of these may be bodies on their way, so that there are
+    /// others, and of that half one tenant has half.
+    pub(super) fn new(bytes_max: u64, connections: u32) -> Self {
+        Self { memory: Shares::new(bytes_max), arriving: Shares::new(u64::from(connections / 2).max(1)) }
     }
 
     /// Memory for a tenant.

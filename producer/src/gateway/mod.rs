@@ -238,7 +238,7 @@ async fn listen(config: Config) -> std::io::Result<()> {
         model_dimensions: config.model_dimensions,
         answer_within: config.answer_within,
         places: Shares::new(config.in_flight.into()),
-        bodies: Bodies::new(config.body_bytes),
+        bodies: Bodies::new(config.body_bytes, config.bounds.connections),
         probes: Semaphore::new(PROBES_MAX),
         transfers: Transfers::new(config.transfers as usize),
         file_bytes_max: config.file_bytes_max,

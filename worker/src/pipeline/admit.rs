@@ -38,7 +38,7 @@ const FULL_WAIT: Duration = Duration::from_secs(2);
 const TEXT_PER_BYTE: usize = 8;
 
 /// Bytes of a number of a vector, on its way: as a hidden state, cut and normalized, and in a part.
-const BYTES_PER_VALUE: u64 = 3 * 4;
+pub(super) const BYTES_PER_VALUE: u64 = 3 * 4;
 
 const QUOTA_GONE: &str = "the quota's task has ended";
 

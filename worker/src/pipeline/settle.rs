@@ -10,6 +10,7 @@ use tracing::{debug, info, warn};
 use vecmill_producer::{
     contract::{DeadChunk, Manifest, Outcome as ChunkOutcome},
     life::Standing,
+    shares::Share,
     store::StoreError,
 };
 use vecmill_signer::claims::Digest;
@@ -123,7 +124,8 @@ impl Pipeline {
         let turn = self.turn(delivery, claim).await?;
         let computed = self.compute(claim, admitted).await;
         self.survived(turn, claim).await;
-        let encoded = computed?;
+        // The memory is held until all of it is written.
+        let (encoded, _memory) = computed?;
         // It may have been revoked while it was computed, or be of a run that counts no longer.
         self.check_revoked(claim)?;
         loop {
@@ -147,14 +149,14 @@ impl Pipeline {
     }
 
     /// From the chunk's object to the objects that are to be written.
-    async fn compute(&self, claim: &Claim, admitted: &Admitted) -> Result<Encoded, Stop> {
+    async fn compute(&self, claim: &Claim, admitted: &Admitted) -> Result<(Encoded, Share), Stop> {
         let of = (claim.grant.manifest_sha256(), claim.chunk);
         let known = self.counts.get(of);
         if let Some(tokens) = known {
             // It waited for quota: it is not fetched before it has it.
             self.charge(claim, admitted, tokens).await?;
         }
-        let _memory = self.memory_for(claim, admitted.entry)?;
+        let memory = self.memory_for(claim, admitted.entry)?;
         let rows = self.fetch(claim, admitted.entry).await?;
         let spec = &admitted.manifest.spec;
         let texts = Texts {
@@ -187,7 +189,7 @@ impl Pipeline {
         let finishing = Self::finish(tokenized, counts, hiddens, spec.dimensions as usize);
         let embedded =
             finishing.await.map_err(|_| Stop::Transient { reason: "finishing rows ended early".to_owned() })?;
-        self.encode(claim, admitted, embedded).await
+        Ok((self.encode(claim, admitted, embedded).await?, memory))
     }
 
     /// Has the run looked at, now that this chunk has ended.

@@ -9,7 +9,7 @@ use vecmill_producer::contract::{
 };
 use vecmill_signer::{edge, verify::VerifiedEmbed};
 
-use super::{Pipeline, embed::Texts};
+use super::{Pipeline, admit::BYTES_PER_VALUE, embed::Texts};
 use crate::{
     audit::{AuditRecord, Decision},
     kill_point::kill_point,
@@ -59,6 +59,11 @@ impl Pipeline {
     async fn embed_now(&self, request: EmbedRequest, begun: Instant) -> Result<EmbedAnswer, EmbedRefusal> {
         let access = self.authorize(&request).await?;
         let dimensions = self.check(&request, &access)?;
+        // Of the same memory as chunks: the words of a request are few, and their vectors are not.
+        let values = request.inputs.len() as u64 * self.parts.embedder.info().hidden as u64;
+        let _memory = self.memory.take(access.tenant().as_str(), values * BYTES_PER_VALUE).ok_or_else(|| {
+            away("overloaded", "the worker has all the requests and chunks of this tenant that it can hold; ask again")
+        })?;
         // Unaudited means unserved: the place in the audit comes before the work.
         let place = self.parts.request_audit.place().ok_or_else(|| {
             away("audit_unavailable", "the audit can't be written at the moment, and nothing is served without it")
