@@ -27,8 +27,9 @@ pub(super) const BATCHES_MAX: u64 = 100_000;
 const COUNTED_AGAIN_S: u64 = 6 * 3600;
 /// Between two looks for tenants whose count is old. Tenants are counted one after the other, by one gateway of all.
 const LOOK_EVERY: Duration = Duration::from_secs(300);
-/// A count that is so young is not made anew before a refusal: who asks again and again has S3 listed twice a minute.
-const FRESH_MS: u64 = 30_000;
+/// A count that is so young is not made anew before a refusal: who asks again and again has S3 listed every three seconds, one
+/// listing at a time.
+const FRESH_MS: u64 = 3_000;
 /// Longest wait of a request for a count. That of a tenant with a million objects takes longer and goes on without it.
 const WAIT_MAX: Duration = Duration::from_secs(10);
 /// Bytes of a row of a part beside its vector: its id, its tokens, their share of the file.
