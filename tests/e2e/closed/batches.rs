@@ -400,7 +400,7 @@ async fn a_form_s_header_ends_or_the_form_does() {
 async fn a_tenant_s_stalled_uploads_leave_others_their_places() {
     let cluster = Cluster::shared().await;
     let (a, b) = (admin(&cluster, "a", &[]), admin(&cluster, "b", &[]));
-    // Two places of sixteen are one tenant's.
+    // Eight places of sixteen are one tenant's.
     let gateway = cluster.gateway(&[("VECMILL_GATEWAY_TRANSFERS", "16".to_owned())]).await;
     let begun = "--b\r\nContent-Disposition: form-data; name=\"file\"; filename=\"f\"\r\n\r\nx";
     let mut stalled = Vec::new();

@@ -17,6 +17,7 @@ use vecmill_signer::claims::Digest;
 use super::{
     Pipeline,
     admit::{Admitted, Claim, Stop},
+    embed::Texts,
     write::Encoded,
 };
 use crate::{
@@ -139,6 +140,7 @@ impl Pipeline {
         }
         // The GPU's work is in hand: patience here saves doing it again.
         self.patiently(Need::Store, || self.write(claim, admitted, &encoded, begun)).await?;
+        self.spent(claim, admitted).await;
         self.end(claim, manifest).await?;
         debug!(job = %claim.grant.job(), chunk = claim.chunk, "chunk done");
         Ok(Ended::Embedded)
@@ -146,11 +148,33 @@ impl Pipeline {
 
     /// From the chunk's object to the objects that are to be written.
     async fn compute(&self, claim: &Claim, admitted: &Admitted) -> Result<Encoded, Stop> {
+        let of = (claim.grant.manifest_sha256(), claim.chunk);
+        let known = self.counts.get(of);
+        if let Some(tokens) = known {
+            // It waited for quota: it is not fetched before it has it.
+            self.charge(claim, admitted, tokens).await?;
+        }
+        let _memory = self.memory_for(claim, admitted.entry)?;
         let rows = self.fetch(claim, admitted.entry).await?;
         let spec = &admitted.manifest.spec;
-        let mut tokenized = self.tokenize(rows, spec.instruction.clone(), spec.truncate).await?;
+        let texts = Texts {
+            tenant: claim.grant.tenant().clone(),
+            class: Class::Bulk,
+            rows,
+            instruction: spec.instruction.clone(),
+            truncate: spec.truncate,
+            tokens_max: None,
+        };
+        let mut tokenized = self.tokenize(texts).await?;
         self.check_revoked(claim)?;
-        self.charge(claim, tokenized.total()).await?;
+        if known.is_none() {
+            let tokens = tokenized.total();
+            let charged = self.charge(claim, admitted, tokens).await;
+            if let Err(Stop::Later { .. }) = charged {
+                self.counts.keep(of, tokens);
+            }
+            charged?;
+        }
         let good = tokenized.take_good();
         let counts: Vec<u32> = good.iter().map(|tokens| tokens.len() as u32).collect();
         kill_point_of("before-embed", claim.grant.job().as_str());
