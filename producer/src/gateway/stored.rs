@@ -34,8 +34,8 @@ const FRESH_MS: u64 = 3_000;
 const WAIT_MAX: Duration = Duration::from_secs(10);
 /// Bytes of a row of a part beside its vector: its id, its tokens, their share of the file.
 const ROW_BYTES: u64 = 64;
-/// Room that an upload holds lapses so long after the gateway that took it has died.
-const UPLOAD_S: u64 = 24 * 3600;
+/// Room that an upload holds lapses so long after it was last asked for: a part to S3 takes minutes at the least rate.
+const UPLOAD_S: u64 = 3600;
 /// The name of the lease of who counts in the background.
 const LEASE: &str = "stored";
 
@@ -119,6 +119,8 @@ impl Stored {
             let fresh = counted_ms + FRESH_MS >= ids::unix_ms();
             if !counted_anew && (word == "uncounted" || !fresh) {
                 counted_anew = true;
+                // Jobs that have ended hold room that they filled or left: what they filled is listed next.
+                shared.count_anew(store, tenant).await.map_err(Err)?;
                 if self.counted_anew(shared, store, tenant, counted_ms).await {
                     continue;
                 }

@@ -585,7 +585,7 @@ async fn every_limit_holds_at_every_door() {
         let flags: &[&str] = match limit {
             Limit::Requests => &["--requests-per-minute", "1"],
             Limit::Tokens => &["--tokens-per-day", "1", "--tokens-burst", "1"],
-            Limit::QueuedTokens => &["--queued-tokens", "5000"],
+            Limit::QueuedTokens => &["--queued-tokens", "4000"],
             Limit::ConcurrentJobs => &["--concurrent-jobs", "1"],
             Limit::StoredBytes => &["--stored-bytes", "600000"],
         };
@@ -641,7 +641,10 @@ async fn every_limit_holds_at_every_door() {
                 .replace("{file_id}", "file-x")
                 .replace("{batch_id}", "batch_x");
             let (status, refused) = match (method.as_str(), path.as_str()) {
-                ("POST", "/v1/files") => upload(&gateway, &tenant, &vec![b'x'; 600_000]).await,
+                ("POST", "/v1/files") => {
+                    let bytes = if limit == Limit::StoredBytes { 600_000 } else { 10 };
+                    upload(&gateway, &tenant, &vec![b'x'; bytes]).await
+                }
                 ("POST", "/v1/batches") if !jobs.is_empty() => {
                     let batch = caller.batch(&file, json!({"output": {"dimensions": 63}})).await;
                     let failed = caller.reaches(&batch, "failed").await;

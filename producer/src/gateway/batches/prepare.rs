@@ -8,7 +8,7 @@ use vecmill_signer::client::ClientError;
 use super::super::error::ApiError;
 use super::super::files::FileRecord;
 use super::super::shared::{Over, Reservation};
-use super::super::stored::{Room, of_upload};
+use super::super::stored::Room;
 use super::super::{App, ids, storage};
 use super::pending::Pending;
 use super::record::{BAD_LINES_MAX, BadLine, BatchRecord, InputOptions, OutputOptions};
@@ -23,6 +23,8 @@ use crate::submit::{SubmitError, enter};
 
 /// Where chunks are cut, if the tenant does not say: as `vecmill submit` does.
 const CUT: Cut = Cut { chunk_rows: 1000, chunk_bytes: 256 << 10 };
+/// Seconds after the longest preparation that room for it lapses, where its gateway has died.
+const ROOM_AFTER_S: u64 = 600;
 /// Bytes of a block of rejected rows; the writer cuts far below.
 const REJECTED_BYTES_MAX: usize = 16 << 20;
 
@@ -64,7 +66,8 @@ pub(super) async fn attempt(
         bad_lines: Vec::new(),
     })?;
     // What it will be cut into is about as long as its file; held before there is anything of it.
-    let room = Room { bytes: file.bytes, files: 0, ..of_upload(&record.id, 0) };
+    let until = ids::unix_s() + long_enough(file.bytes).as_secs() + ROOM_AFTER_S;
+    let room = Room { name: &record.id, bytes: file.bytes, until, files: 0, batches: 0 };
     let taken = app.shared.stored().take(&app.shared, &app.store, tenant, pending.limits.stored_bytes, room).await;
     taken.map_err(over)?;
     let job = OnceLock::new();
