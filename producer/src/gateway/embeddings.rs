@@ -31,6 +31,8 @@ use crate::shares::Share;
 const SMALL_BYTES: usize = 64 << 10;
 /// Vectors that are written out at once: a millisecond or two.
 const WHOLE_BYTES: usize = 64 << 10;
+/// Most of a library's sentence that is passed on.
+const SENTENCE_BYTES: usize = 400;
 /// Longest name of a user, which is not used.
 const USER_BYTES_MAX: usize = 1024;
 
@@ -246,11 +248,9 @@ pub(super) fn parsed<T: DeserializeOwned>(body: Result<Bytes, BytesRejection>, w
     })?;
     serde_json::from_slice(&bytes).map_err(|error| {
         // The library's words name fields and types, never values, once what it quotes of them is cut off.
-        let told = error.to_string();
-        // A field's name may be as long as the body.
+        let told = beginning(&error);
         let param = told.split('`').nth(1).filter(|_| told.contains("field")).map(printable);
-        let told: String = unquoted(&told).chars().take(300).collect();
-        let sentence = format!("the body is not {what}: {told}");
+        let sentence = format!("the body is not {what}: {}", unquoted(&told));
         ApiError::invalid("invalid_body", param.as_deref(), sentence)
     })
 }
@@ -354,6 +354,22 @@ fn render_tail(text: &mut String, model: &str, tokens: &[u32]) {
     let total: u64 = tokens.iter().map(|&tokens| u64::from(tokens)).sum();
     let model = serde_json::to_string(model).unwrap_or_default();
     let _ = write!(text, "],\"model\":{model},\"usage\":{{\"prompt_tokens\":{total},\"total_tokens\":{total}}}}}");
+}
+
+/// A library's sentence, as far as anybody reads it: it may hold a field's name as long as the body.
+fn beginning(error: &serde_json::Error) -> String {
+    struct Short(String);
+    impl std::fmt::Write for Short {
+        fn write_str(&mut self, text: &str) -> std::fmt::Result {
+            let room = SENTENCE_BYTES.saturating_sub(self.0.len());
+            self.0.push_str(&text[..text.floor_char_boundary(room)]);
+            if text.len() > room { Err(std::fmt::Error) } else { Ok(()) }
+        }
+    }
+    let mut short = Short(String::new());
+    // An error is where it ends.
+    let _ = write!(short, "{error}");
+    short.0
 }
 
 /// A library's sentence without what it quotes of the caller's text.

@@ -54,10 +54,9 @@ use self::error::ApiError;
 use self::limits::RequestLimits;
 use self::settings::{Config, Settings};
 use self::shared::Shared;
-use self::transfers::Transfers;
 use self::webhooks::Webhooks;
 use self::workers::Workers;
-use crate::shares::Shares;
+use crate::shares::{Share, Shares};
 use crate::status::{JobStatus, ManifestBudget, Watch};
 use crate::store::Store;
 use crate::topology::BrokerSettings;
@@ -135,8 +134,8 @@ struct App {
     probes: Semaphore,
     /// What it takes and answers, written out once: anyone may ask for it.
     description: Bytes,
-    /// Uploads, downloads and watches under way.
-    transfers: Transfers,
+    /// Uploads, downloads and watches under way, by tenant.
+    transfers: Shares,
     file_bytes_max: u64,
     /// None where no key was given.
     webhooks: Option<Webhooks>,
@@ -165,8 +164,8 @@ impl App {
     }
 
     /// A place for what takes longer than a request: an upload, a download, a watch.
-    fn transfer(&self, tenant: &TenantId) -> Result<transfers::Place, ApiError> {
-        self.transfers.place(tenant).ok_or_else(|| {
+    fn transfer(&self, tenant: &TenantId) -> Result<Share, ApiError> {
+        self.transfers.take(tenant.as_str(), 1).ok_or_else(|| {
             let sentence = "the gateway has all the uploads, downloads and watches it serves at once, or the tenant its share of \
                             them; ask again";
             ApiError::unavailable("overloaded", sentence)
@@ -240,7 +239,7 @@ async fn listen(config: Config) -> std::io::Result<()> {
         places: Shares::new(config.in_flight.into()),
         bodies: Bodies::new(config.body_bytes, config.bounds.connections),
         probes: Semaphore::new(PROBES_MAX),
-        transfers: Transfers::new(config.transfers as usize),
+        transfers: Shares::new(config.transfers.into()),
         file_bytes_max: config.file_bytes_max,
         webhooks: config.webhooks,
         turns: Turns::new(config.preparing as usize),

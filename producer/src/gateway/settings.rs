@@ -53,7 +53,7 @@ pub(super) struct Settings {
     /// Requests worked on at once, half of them at most of one tenant; the next is told to come back
     #[arg(long, env = "VECMILL_GATEWAY_IN_FLIGHT", value_name = "N", default_value_t = 512, value_parser = value_parser!(u32).range(1..=100_000))]
     in_flight: u32,
-    /// Uploads, downloads and watches at once, an eighth of them one tenant's; the next is told to come back. Each takes up to 16 MiB: a part of a file, and the
+    /// Uploads, downloads and watches at once, half of what is free one tenant's; the next is told to come back. Each takes up to 16 MiB: a part of a file, and the
     /// one before it on its way
     #[arg(long, env = "VECMILL_GATEWAY_TRANSFERS", value_name = "N", default_value_t = 64, value_parser = value_parser!(u32).range(1..=100_000))]
     transfers: u32,

@@ -197,14 +197,7 @@ impl Shared {
         let Reservation { job, tokens, bytes, expires_at } = wanted;
         let name = name_of_job(job);
         let room = Room { name: &name, bytes, until: expires_at, files: 0, batches: 0 };
-        let before = match self.stored.take(self, store, tenant, limits.stored_bytes, room).await {
-            Err(Ok(_)) => {
-                // What jobs that have ended hold is on S3 by now, and less than was thought.
-                self.count_anew(store, tenant).await.map_err(Err)?;
-                self.stored.take(self, store, tenant, limits.stored_bytes, room).await?
-            }
-            taken => taken?,
-        };
+        let before = self.stored.take(self, store, tenant, limits.stored_bytes, room).await?;
         let mut asked = self.ask(tenant, limits, job, tokens, expires_at).await;
         if let Ok(Some(_)) = asked {
             // What has ended since is on S3, which nobody told Redis.
@@ -257,7 +250,7 @@ impl Shared {
     }
 
     /// Gives back what jobs have reserved that have ended, and of those that run what is done.
-    async fn count_anew(&self, store: &Store, tenant: &TenantId) -> Result<(), ApiError> {
+    pub(super) async fn count_anew(&self, store: &Store, tenant: &TenantId) -> Result<(), ApiError> {
         for (job, tokens, expires_at) in self.queued(tenant).await? {
             let Ok(job) = JobId::try_from(job) else { continue };
             let status = match JobStatus::read(store, tenant, &job).await.map_err(ApiError::from) {

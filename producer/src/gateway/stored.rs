@@ -27,14 +27,15 @@ pub(super) const BATCHES_MAX: u64 = 100_000;
 const COUNTED_AGAIN_S: u64 = 6 * 3600;
 /// Between two looks for tenants whose count is old. Tenants are counted one after the other, by one gateway of all.
 const LOOK_EVERY: Duration = Duration::from_secs(300);
-/// A count that is so young is not made anew before a refusal: who asks again and again has S3 listed twice a minute.
-const FRESH_MS: u64 = 30_000;
+/// A count that is so young is not made anew before a refusal: who asks again and again has S3 listed every three seconds, one
+/// listing at a time.
+const FRESH_MS: u64 = 3_000;
 /// Longest wait of a request for a count. That of a tenant with a million objects takes longer and goes on without it.
 const WAIT_MAX: Duration = Duration::from_secs(10);
 /// Bytes of a row of a part beside its vector: its id, its tokens, their share of the file.
 const ROW_BYTES: u64 = 64;
-/// Room that an upload holds lapses so long after the gateway that took it has died.
-const UPLOAD_S: u64 = 24 * 3600;
+/// Room that an upload holds lapses so long after it was last asked for: a part to S3 takes minutes at the least rate.
+const UPLOAD_S: u64 = 3600;
 /// The name of the lease of who counts in the background.
 const LEASE: &str = "stored";
 
@@ -118,6 +119,8 @@ impl Stored {
             let fresh = counted_ms + FRESH_MS >= ids::unix_ms();
             if !counted_anew && (word == "uncounted" || !fresh) {
                 counted_anew = true;
+                // Jobs that have ended hold room that they filled or left: what they filled is listed next.
+                shared.count_anew(store, tenant).await.map_err(Err)?;
                 if self.counted_anew(shared, store, tenant, counted_ms).await {
                     continue;
                 }

@@ -346,7 +346,7 @@ async fn tell_one(app: &App, tenant: &TenantId, key: &str) -> Result<(), ApiErro
 
 /// Brings what gateways of before have left to where it is looked for. There is no more of it once they are gone.
 async fn move_old(app: &App) -> Result<(), ApiError> {
-    for object in app.store.list_some(&storage::old_webhooks(), None, LISTED_MAX * 10).await? {
+    for object in app.store.list(&storage::old_webhooks(), None).await? {
         let key = object.key;
         let is_old = key.strip_prefix(&storage::webhooks()).is_some_and(|rest| !rest.contains('/'));
         if !is_old || app.shared.is_unreadable(&key) {

@@ -119,7 +119,8 @@ async fn large_requests_of_one_do_not_keep_another_out() {
         let (status, answer) = asked.await.unwrap();
         match status {
             200 => answered += 1,
-            503 => assert_eq!(answer["error"]["code"], "overloaded", "{answer}"),
+            // Over what the workers do in a part of its time, or in all of it.
+            503 => assert!(["overloaded", "timeout"].contains(&answer["error"]["code"].as_str().unwrap()), "{answer}"),
             _ => panic!("{status}: {answer}"),
         }
     }

@@ -20,13 +20,14 @@ use super::super::App;
 use super::super::embeddings::{self, Encoding};
 use super::super::error::ApiError;
 use super::super::files::What;
-use super::super::transfers::{Place, paid};
+use super::super::transfers::paid;
 use super::record::{BatchRecord, OutputFormat};
 use crate::contract::{
     DeadChunk, FinalManifest, JobKeys, MANIFEST_BYTES_MAX, Manifest, PartEntry, RowError, RunId, read_chunk,
 };
 use crate::life::{EndState, Ledger, read_summary};
 use crate::part::{OneFile, PartRows};
+use crate::shares::Share;
 use crate::status::JobStatus;
 use crate::store::Store;
 
@@ -46,7 +47,7 @@ pub(in super::super) async fn content(
     tenant: TenantId,
     record: BatchRecord,
     what: What,
-    place: Place,
+    place: Share,
 ) -> Result<Body, ApiError> {
     let source = Source::of(&app, &tenant, record).await?;
     let (pieces, taken) = mpsc::channel(PIECES_MAX);

@@ -1,20 +1,21 @@
 //! From a batch's file to a queued job: the same path as `vecmill submit` takes. Every step gives the same when it is done twice.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
-use vecmill_signer::claims::TenantId;
+use vecmill_signer::claims::{JobId, TenantId};
 use vecmill_signer::client::ClientError;
 
 use super::super::error::ApiError;
 use super::super::files::FileRecord;
 use super::super::shared::{Over, Reservation};
-use super::super::stored::{Room, of_upload};
+use super::super::stored::Room;
 use super::super::{App, ids, storage};
 use super::pending::Pending;
 use super::record::{BAD_LINES_MAX, BadLine, BatchRecord, InputOptions, OutputOptions};
 use super::turns::long_enough;
-use crate::contract::{JobKeys, JobSpec, RowError};
-use crate::prepare::{Corpus, Event, PrepareError, Prepared, prepare};
+use crate::contract::{Input, JobKeys, JobSpec, RowError};
+use crate::life::{Appended, Event as LifeEvent, Ledger, LedgerError, Moot};
+use crate::prepare::{Corpus, Event, PrepareError, Prepared, job_id, prepare};
 use crate::read::{BadRow, InputFormat, ReadOptions};
 use crate::source::{Source, SourceError};
 use crate::split::{Cut, SplitError};
@@ -22,6 +23,8 @@ use crate::submit::{SubmitError, enter};
 
 /// Where chunks are cut, if the tenant does not say: as `vecmill submit` does.
 const CUT: Cut = Cut { chunk_rows: 1000, chunk_bytes: 256 << 10 };
+/// Seconds after the longest preparation that room for it lapses, where its gateway has died.
+const ROOM_AFTER_S: u64 = 600;
 /// Bytes of a block of rejected rows; the writer cuts far below.
 const REJECTED_BYTES_MAX: usize = 16 << 20;
 
@@ -63,13 +66,19 @@ pub(super) async fn attempt(
         bad_lines: Vec::new(),
     })?;
     // What it will be cut into is about as long as its file; held before there is anything of it.
-    let room = Room { bytes: file.bytes, files: 0, ..of_upload(&record.id, 0) };
+    let until = ids::unix_s() + long_enough(file.bytes).as_secs() + ROOM_AFTER_S;
+    let room = Room { name: &record.id, bytes: file.bytes, until, files: 0, batches: 0 };
     let taken = app.shared.stored().take(&app.shared, &app.store, tenant, pending.limits.stored_bytes, room).await;
     taken.map_err(over)?;
+    let job = OnceLock::new();
     let cutting = async {
         let corpus = corpus(app, tenant, &mut record, &file).await?;
         let spec = spec(app, &record);
         spec.check().map_err(|error| failed("invalid_parameters", error.to_string()))?;
+        if let Some(sha256) = file.sha256 {
+            let input = Input { sha256, bytes: file.bytes, format: corpus.format };
+            _ = job.set(job_id(tenant, &spec, &input, &corpus.options, corpus.cut));
+        }
         prepared(app, tenant, &spec, &corpus).await
     };
     let cut = tokio::select! {
@@ -80,6 +89,9 @@ pub(super) async fn attempt(
     let prepared = match cut {
         Ok(prepared) => prepared,
         Err(trouble) => {
+            if let (Some(job), Trouble::Cancelled | Trouble::Expired | Trouble::TooLong) = (job.get(), &trouble) {
+                abandon(app, tenant, job).await;
+            }
             app.shared.stored().settle(tenant, &record.id, Some(0), 0, 0).await;
             return Err(trouble);
         }
@@ -124,6 +136,31 @@ pub(super) async fn attempt(
         super::leave(app, tenant, &prepared.job, &record.id).await?;
     }
     Ok(())
+}
+
+/// Removes what was cut of a corpus that is not cut to its end. Whoever cuts it beside, for another batch or a submission, sees that
+/// the life is over, and begins anew. A failure is for the log: what is left counts as the tenant's, and is cut over the next time.
+async fn abandon(app: &App, tenant: &TenantId, job: &JobId) {
+    let ledger = Ledger::new(app.store.clone(), tenant, job);
+    let abandoning = async {
+        let Some(head) = ledger.head().await?.filter(|head| !head.job.deleted) else { return Ok(()) };
+        // Complete, it is a job that others may have.
+        if head.job.run.is_some() || app.store.exists(&ledger.keys_of(head.job.at()).manifest()).await? {
+            return Ok(());
+        }
+        let life = head.job.life;
+        let abandoned = ledger.append(|head| match head {
+            Some(head) if head.job.life == life => Ok(LifeEvent::Abandon),
+            _ => Err(Moot::Superseded),
+        });
+        if let Appended::Written(_) = abandoned.await? {
+            ledger.remove(life).await?;
+        }
+        Ok::<(), LedgerError>(())
+    };
+    if let Err(error) = abandoning.await {
+        tracing::warn!(%tenant, %job, %error, "a corpus that was not cut to its end has left objects behind");
+    }
 }
 
 /// Gives back what was reserved for a job, unless it runs for somebody else.

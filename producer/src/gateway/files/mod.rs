@@ -18,9 +18,10 @@ use vecmill_signer::claims::{Digest, TenantId};
 
 use super::auth::Caller;
 use super::error::{ApiError, ErrorEnvelope};
-use super::transfers::{Place, paid};
+use super::transfers::paid;
 use super::{App, batches, ids, paging, storage};
 use crate::contract::CONTRACT_VERSION;
+use crate::shares::Share;
 use crate::store::ByteStream;
 
 /// How a file's id begins.
@@ -399,7 +400,7 @@ pub(super) fn named(filename: &str, body: Body) -> Response {
 }
 
 /// An object as a body. The place is held until its end.
-pub(super) fn streamed(bytes: ByteStream, place: Place) -> Body {
+pub(super) fn streamed(bytes: ByteStream, place: Share) -> Body {
     paid(
         stream::try_unfold(bytes, async |mut bytes| {
             Ok::<_, std::io::Error>(bytes.try_next().await.map_err(std::io::Error::other)?.map(|piece| (piece, bytes)))

@@ -12,7 +12,7 @@ use vecmill_signer::claims::{Digest, TenantId};
 use super::super::auth::Caller;
 use super::super::embeddings::printable;
 use super::super::error::{ApiError, ErrorEnvelope};
-use super::super::shared::refusal;
+use super::super::shared::{Over, refusal};
 use super::super::stored::of_upload;
 use super::super::{App, ids, storage};
 use super::form::{self, FormError, Reading};
@@ -26,6 +26,10 @@ const FIELD_BYTES_MAX: usize = 1024;
 const PARTS_MAX: usize = 4;
 /// Bytes for which room is taken at once, before they are stored: a part's to S3.
 const ROOM_BYTES: u64 = 8 << 20;
+/// Bytes that are read of an upload that is refused in its middle, and how long: a caller that has sent all hears why, where the
+/// connection would otherwise be closed under it.
+const DRAINED_BYTES_MAX: usize = 1 << 20;
+const DRAINED_WITHIN: Duration = Duration::from_secs(2);
 /// Longest time without a byte of an upload.
 const IDLE_MAX: Duration = Duration::from_secs(60);
 /// Seconds that a file may be kept: an hour to thirty days, as OpenAI has it.
@@ -70,7 +74,7 @@ pub(in super::super) async fn upload(
     let id = ids::new(PREFIX);
     let to = To { app: &app, tenant, limit: caller.access.limits().stored_bytes, id: &id };
     // Before a byte is taken: whoever has no room hears of it at once.
-    to.take(0).await?;
+    to.take(0).await.map_err(refusal)?;
     let mut given = Form::default();
     let read = given.read(&to, &mut form, &reading).await;
     let checked = read.and_then(|()| given.check());
@@ -114,11 +118,20 @@ struct To<'a> {
 
 impl To<'_> {
     /// Takes room for so many bytes in all.
-    async fn take(&self, bytes: u64) -> Result<(), ApiError> {
+    async fn take(&self, bytes: u64) -> Result<(), Result<Over, ApiError>> {
         let room = of_upload(self.id, bytes);
         let stored = self.app.shared.stored();
-        let taken = stored.take(&self.app.shared, &self.app.store, self.tenant, self.limit, room).await;
-        taken.map(drop).map_err(refusal)
+        stored.take(&self.app.shared, &self.app.store, self.tenant, self.limit, room).await.map(drop)
+    }
+
+    /// Takes room for the next pieces, so that not each has to ask; or for these bytes alone, where there is no more. Gives for
+    /// how many.
+    async fn take_more(&self, bytes: u64) -> Result<u64, ApiError> {
+        match self.take(bytes + ROOM_BYTES).await {
+            Ok(()) => Ok(bytes + ROOM_BYTES),
+            Err(Ok(_)) => self.take(bytes).await.map(|()| bytes).map_err(refusal),
+            Err(Err(away)) => Err(away),
+        }
     }
 }
 
@@ -204,6 +217,7 @@ async fn received(to: &To<'_>, mut field: Field<'_>) -> Result<(u64, Digest), Ap
     match streamed {
         Ok(()) => Ok(upload.finish().await?),
         Err(refusal) => {
+            _ = tokio::time::timeout(DRAINED_WITHIN, drain(&mut field)).await;
             if let Err(error) = upload.abort().await {
                 tracing::warn!(%error, "a part of an upload that failed is left on S3");
             }
@@ -221,12 +235,21 @@ async fn pieces(to: &To<'_>, field: &mut Field<'_>, upload: &mut Upload) -> Resu
             return Err(ApiError::too_large(format!("a file may have {} bytes here", app.file_bytes_max)));
         }
         if bytes > taken {
-            taken += ROOM_BYTES;
-            to.take(taken).await?;
+            taken = to.take_more(bytes).await?;
         }
         upload.push(&piece).await?;
     }
     Ok(())
+}
+
+async fn drain(field: &mut Field<'_>) {
+    let mut bytes = 0;
+    while let Ok(Some(piece)) = field.chunk().await {
+        bytes += piece.len();
+        if bytes > DRAINED_BYTES_MAX {
+            return;
+        }
+    }
 }
 
 async fn text(mut field: Field<'_>) -> Result<String, ApiError> {

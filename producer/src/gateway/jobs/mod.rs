@@ -23,11 +23,11 @@ use super::auth::Caller;
 use super::embeddings::parsed;
 use super::error::{ApiError, ErrorEnvelope};
 use super::shared::{Reservation, refusal};
-use super::transfers::Place;
 use super::{ids, paging};
 use crate::contract::{JobKeys, MANIFEST_BYTES_MAX, Manifest, tenant_jobs_prefix};
 use crate::control;
 use crate::life::Ledger;
+use crate::shares::Share;
 use crate::status::{JobState, JobStatus, StatusError, Watch, list_jobs};
 use crate::submit::{SubmitError, Submitted, repair};
 
@@ -240,7 +240,7 @@ fn statuses(
     app: Arc<App>,
     caller: Caller,
     watch: Watch,
-    place: Place,
+    place: Share,
 ) -> impl Stream<Item = Result<Event, Infallible>> {
     struct Watching {
         app: Arc<App>,
@@ -248,7 +248,7 @@ fn statuses(
         watch: Watch,
         last: Option<JobStatus>,
         until: Instant,
-        _place: Place,
+        _place: Share,
     }
     let until = Instant::now() + WATCH_MAX;
     let watching = Watching { app, caller, watch, last: None, until, _place: place };
