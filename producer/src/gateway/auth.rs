@@ -4,12 +4,13 @@
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use axum::http::HeaderMap;
 use axum::http::header::AUTHORIZATION;
 use sha2::{Digest as _, Sha256};
 use tokio::sync::Semaphore;
+use tokio::time::timeout;
 use vecmill_signer::claims::Scope;
 use vecmill_signer::client::{AccessToken, AddressError, ApiKey, ClientError, EmbedToken, SignerClient};
 use vecmill_signer::edge::{ClientTls, FailedLogins};
@@ -25,6 +26,8 @@ const LEFT_S_MIN: u64 = 90;
 
 /// A token with less than this left is used by nobody, also while the signer is away.
 const LEFT_S_LEAST: u64 = 5;
+/// Longest that a request waits for a new token while its old one is good.
+const RENEWED_WITHIN: Duration = Duration::from_secs(2);
 /// Keys of one address that are exchanged at the signer at once; the next wait for these. Enough for an office behind one
 /// address, and few enough that wrong keys from one address are no load for the signer.
 const EXCHANGES_OF_ADDRESS_MAX: usize = 8;
@@ -156,14 +159,20 @@ impl Auth {
             return Ok(token);
         }
         let places = self.exchanging(peer.ip());
+        if let Some(kept) = self.kept(&digest, LEFT_S_LEAST) {
+            // It still does: it is renewed if that can be had soon.
+            let Ok(_place) = places.try_acquire() else { return Ok(kept) };
+            return match timeout(RENEWED_WITHIN, self.exchange(key, digest, peer)).await {
+                Ok(Err(refusal)) if refusal.is_transient() => Ok(kept),
+                Ok(exchanged) => exchanged,
+                Err(_) => Ok(kept),
+            };
+        }
         let _place = places.acquire().await.map_err(|_| ApiError::unauthorized())?;
         // Whoever was before may have had the same key.
-        if let Some(token) = self.kept(&digest, LEFT_S_MIN) {
-            return Ok(token);
-        }
-        match self.exchange(key, digest, peer).await {
-            Err(refusal) if refusal.is_transient() => self.kept(&digest, LEFT_S_LEAST).ok_or(refusal),
-            exchanged => exchanged,
+        match self.kept(&digest, LEFT_S_MIN) {
+            Some(token) => Ok(token),
+            None => self.exchange(key, digest, peer).await,
         }
     }
 
