@@ -38,6 +38,11 @@ impl ApiKey {
         let mut id = [0; KEY_ID_LEN];
         rand::fill(&mut id)?;
         let id: String = id.iter().map(|byte| char::from(ALPHABET[usize::from(byte % 32)])).collect();
+        Self::with_id(&id)
+    }
+
+    /// A new secret under this id.
+    pub(crate) fn with_id(id: &str) -> Result<Self, aws_lc_rs::error::Unspecified> {
         let mut secret = Zeroizing::new([0; 32]);
         rand::fill(secret.as_mut())?;
         let mut whole = Zeroizing::new(format!("{PREFIX}{id}_"));

@@ -4,6 +4,9 @@
 
 mod client_tls;
 mod failed_logins;
+mod pace;
+mod patience;
+mod places;
 mod serve;
 mod server_tls;
 mod trouble;
@@ -15,6 +18,7 @@ use rustls::crypto::{CryptoProvider, aws_lc_rs};
 
 pub use client_tls::{ClientTls, ClientTlsArgs, ClientTlsError};
 pub use failed_logins::FailedLogins;
+pub use pace::Pace;
 pub use serve::{Bounds, serve};
 pub use server_tls::{ServerTls, ServerTlsError};
 pub use trouble::explain;
@@ -35,6 +39,14 @@ pub fn exposed(address: SocketAddr, has_tls: bool, insecure: bool, flag: &str, t
              something in front of it or a private network protects it"
         )
     })
+}
+
+/// The address as one that somebody can have only one of: of IPv6, the /64 that a subscriber gets.
+fn network(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V6(address) => IpAddr::V6((u128::from(address) & !u128::from(u64::MAX)).into()),
+        v4 @ IpAddr::V4(_) => v4,
+    }
 }
 
 /// Whether `host`, as it stands in a URL, is this machine.

@@ -191,7 +191,7 @@ impl Auth {
 
     /// Asks the signer for an access token.
     async fn exchange(&self, key: ApiKey, digest: [u8; 32], peer: SocketAddr) -> Result<Zeroizing<String>, ApiError> {
-        if let Some(wait_s) = self.failed_logins.wait_s(peer.ip(), key.id(), Instant::now()) {
+        if let Some(wait_s) = self.failed_logins.wait_s(peer.ip(), Some(&key), Instant::now()) {
             let sentence =
                 format!("too many logins from this address or with this API key have failed; wait {wait_s} s");
             return Err(ApiError::limited("too_many_failed_logins", sentence, wait_s * 1000));
@@ -200,12 +200,12 @@ impl Auth {
             .map_err(|_| ApiError::unavailable("signer_unavailable", "API keys can't be checked at the moment"))?;
         let token = client.access_token(&[]).await.map_err(|error| {
             if matches!(error, ClientError::Refused { status: 401, .. }) {
-                self.failed_logins.failed(peer.ip(), key.id(), Instant::now());
+                self.failed_logins.failed(peer.ip(), Some(&key), Instant::now());
                 tracing::warn!(key_id = key.id(), client_addr = %peer.ip(), "API key refused");
             }
             ApiError::from(error)
         })?;
-        self.failed_logins.worked(peer.ip(), key.id());
+        self.failed_logins.worked(&key, Instant::now());
         let mut tokens = self.tokens.lock().unwrap_or_else(PoisonError::into_inner);
         if tokens.len() >= TOKENS_MAX {
             let now = now_s();

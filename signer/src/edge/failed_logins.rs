@@ -2,16 +2,25 @@
 //!
 //! Nobody guesses 256 random bits; what a flood of guesses costs is the database's time and the log's room. Each address
 //! and each key id has so many failures at once and so many more a minute; beyond them the answer is 429 without a look
-//! at the database. A key that somebody else fails with still works from the address that it last worked from: knowing
-//! its id, which is no secret, must not be enough to lock its owner out.
+//! at the database.
+//!
+//! A flood must not lock out who shares its address, or whose key's id it names, which is no secret. So a key that has worked
+//! is known by a digest of its whole: shown again, from wherever, it does not wait. A flood costs others this much: where
+//! its address is theirs, or it names their key, a key that has not worked since this program started waits until the
+//! flood ends. And it costs us one SHA-256 a guess.
 
 use std::collections::HashMap;
 use std::hash::Hash;
 use std::net::IpAddr;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-/// Entries of each kind. Where there are more, the ones longest without a failure go first.
+use sha2::{Digest as _, Sha256};
+
+use super::network;
+use crate::api_key::ApiKey;
+
+/// Entries of each kind. Where there are more, the ones longest without a failure go first, and the keys longest without a login.
 const ENTRIES_MAX: usize = 10_000;
 const MINUTE: Duration = Duration::from_secs(60);
 
@@ -26,8 +35,15 @@ pub struct FailedLogins {
 struct Counts {
     addresses: HashMap<IpAddr, Bucket>,
     keys: HashMap<String, Bucket>,
-    /// Where each key last worked from.
-    homes: HashMap<String, IpAddr>,
+    /// Keys that have worked, by their ids.
+    established: HashMap<String, Established>,
+}
+
+/// The digest of a key that has worked, and when it last did. Of 256 random bits a digest gives nothing away.
+#[derive(Debug, Clone, Copy)]
+struct Established {
+    print: [u8; 32],
+    at: Instant,
 }
 
 /// Failures that have not been forgotten yet: `per_minute` of them are, each minute.
@@ -37,39 +53,54 @@ struct Bucket {
     at: Instant,
 }
 
+fn print(key: &ApiKey) -> [u8; 32] {
+    Sha256::digest(key.expose()).into()
+}
+
 impl FailedLogins {
     /// `per_minute` failures a minute, and as many at once.
     pub fn new(per_minute: u32) -> Self {
         Self { per_minute, counts: Mutex::default() }
     }
 
-    /// Seconds to wait before this address may try, or may try this key; `None` for none.
-    pub fn wait_s(&self, address: IpAddr, key_id: &str, now: Instant) -> Option<u64> {
-        let counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
-        let address = network(address);
-        let at_home = counts.homes.get(key_id) == Some(&address);
-        let of_address = counts.addresses.get(&address).map_or(0, |bucket| self.wait_of(bucket, now));
-        let of_key = counts.keys.get(key_id).filter(|_| !at_home).map_or(0, |bucket| self.wait_of(bucket, now));
+    /// Seconds to wait before `key`, or something that is no key, may be tried from this address; `None` for none.
+    pub fn wait_s(&self, address: IpAddr, key: Option<&ApiKey>, now: Instant) -> Option<u64> {
+        let counts = self.counts();
+        // Nobody but who has the key can show what is known: there is no secret to find out by the time this takes.
+        if key.is_some_and(|key| counts.established.get(key.id()).is_some_and(|known| known.print == print(key))) {
+            return None;
+        }
+        let of_address = counts.addresses.get(&network(address)).map_or(0, |bucket| self.wait_of(bucket, now));
+        let of_key = key.and_then(|key| counts.keys.get(key.id())).map_or(0, |bucket| self.wait_of(bucket, now));
         Some(of_address.max(of_key)).filter(|&wait_s| wait_s > 0)
     }
 
-    /// Counts a failure.
-    pub fn failed(&self, address: IpAddr, key_id: &str, now: Instant) {
-        let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
+    /// Counts a failure. A key that has worked and does no longer, for it was revoked, is one like any other from now on.
+    pub fn failed(&self, address: IpAddr, key: Option<&ApiKey>, now: Instant) {
+        let mut counts = self.counts();
         self.count(&mut counts.addresses, network(address), now);
-        if !key_id.is_empty() {
-            self.count(&mut counts.keys, key_id.to_owned(), now);
+        if let Some(key) = key {
+            self.count(&mut counts.keys, key.id().to_owned(), now);
+            let print = print(key);
+            if counts.established.get(key.id()).is_some_and(|known| known.print == print) {
+                counts.established.remove(key.id());
+            }
         }
     }
 
-    /// Remembers where a key worked from. It forgives nobody: one good key must not buy an address more guesses.
-    pub fn worked(&self, address: IpAddr, key_id: &str) {
-        let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
-        // Only genuine keys come here, so what is forgotten costs a key's owner a wait at worst.
-        if counts.homes.len() >= ENTRIES_MAX && !counts.homes.contains_key(key_id) {
-            counts.homes.clear();
+    /// Remembers that a key worked. It forgives nobody: one good key must not buy an address more guesses.
+    pub fn worked(&self, key: &ApiKey, now: Instant) {
+        let mut counts = self.counts();
+        let established = &mut counts.established;
+        if established.len() >= ENTRIES_MAX && !established.contains_key(key.id()) {
+            let oldest = established.iter().min_by_key(|(_, known)| known.at).map(|(id, _)| id.clone());
+            oldest.map(|id| established.remove(&id));
         }
-        counts.homes.insert(key_id.to_owned(), network(address));
+        established.insert(key.id().to_owned(), Established { print: print(key), at: now });
+    }
+
+    fn counts(&self) -> MutexGuard<'_, Counts> {
+        self.counts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn count<K: Hash + Eq + Clone>(&self, buckets: &mut HashMap<K, Bucket>, key: K, now: Instant) {
@@ -97,14 +128,6 @@ impl FailedLogins {
     }
 }
 
-/// The address as one that somebody can have only one of: of IPv6, the /64 that a subscriber gets.
-fn network(address: IpAddr) -> IpAddr {
-    match address.to_canonical() {
-        IpAddr::V6(address) => IpAddr::V6((u128::from(address) & !u128::from(u64::MAX)).into()),
-        v4 @ IpAddr::V4(_) => v4,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -112,42 +135,63 @@ mod tests {
     const HERE: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 1));
     const THERE: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 2));
 
-    #[test]
-    fn an_address_waits_after_its_failures_and_no_other_does() {
-        let (logins, now) = (FailedLogins::new(10), Instant::now());
-        for number in 0..10 {
-            assert_eq!(logins.wait_s(HERE, "k", now), None, "{number}");
-            logins.failed(HERE, &format!("k{number}"), now);
-        }
-        assert_eq!(logins.wait_s(HERE, "k", now), Some(6), "a tenth of a minute for one more");
-        assert_eq!(logins.wait_s(THERE, "k", now), None);
-        assert_eq!(logins.wait_s(HERE, "k", now + Duration::from_secs(6)), None);
-        logins.failed(HERE, "k", now + Duration::from_secs(6));
-        assert!(logins.wait_s(HERE, "k", now + Duration::from_secs(6)).is_some());
-        assert_eq!(logins.wait_s(HERE, "k", now + Duration::from_secs(90)), None);
+    fn key() -> ApiKey {
+        ApiKey::generate().expect("random source")
+    }
+
+    /// Another secret under the same id.
+    fn guess(key: &ApiKey) -> ApiKey {
+        ApiKey::with_id(key.id()).expect("random source")
     }
 
     #[test]
-    fn a_key_waits_everywhere_but_at_home() {
-        let (logins, now) = (FailedLogins::new(10), Instant::now());
-        for number in 0..10_u8 {
-            logins.failed(IpAddr::from([198, 51, 100, number]), "k", now);
+    fn an_address_waits_after_its_failures_and_no_other_does() {
+        let (logins, now, new) = (FailedLogins::new(10), Instant::now(), key());
+        for number in 0..10 {
+            assert_eq!(logins.wait_s(HERE, Some(&new), now), None, "{number}");
+            logins.failed(HERE, Some(&key()), now);
         }
-        assert!(logins.wait_s(HERE, "k", now).is_some());
-        assert_eq!(logins.wait_s(HERE, "other", now), None);
-        logins.worked(HERE, "k");
-        assert_eq!(logins.wait_s(HERE, "k", now), None, "its owner goes on");
-        assert!(logins.wait_s(THERE, "k", now).is_some());
+        assert_eq!(logins.wait_s(HERE, Some(&new), now), Some(6), "a tenth of a minute for one more");
+        assert_eq!(logins.wait_s(HERE, None, now), Some(6));
+        assert_eq!(logins.wait_s(THERE, Some(&new), now), None);
+        assert_eq!(logins.wait_s(HERE, Some(&new), now + Duration::from_secs(6)), None);
+        logins.failed(HERE, None, now + Duration::from_secs(6));
+        assert!(logins.wait_s(HERE, Some(&new), now + Duration::from_secs(6)).is_some());
+        assert_eq!(logins.wait_s(HERE, Some(&new), now + Duration::from_secs(90)), None);
+    }
+
+    #[test]
+    fn a_key_that_has_worked_goes_on_in_a_flood_and_no_guess_of_it_does() {
+        let (logins, now, good) = (FailedLogins::new(10), Instant::now(), key());
+        logins.worked(&good, now);
+        for number in 0..10_u8 {
+            logins.failed(HERE, Some(&guess(&good)), now);
+            logins.failed(IpAddr::from([198, 51, 100, number]), Some(&guess(&good)), now);
+        }
+        for address in [HERE, THERE] {
+            assert_eq!(logins.wait_s(address, Some(&good), now), None, "its owner goes on, from wherever");
+            assert!(logins.wait_s(address, Some(&guess(&good)), now).is_some(), "its id is not enough");
+        }
+        assert!(logins.wait_s(HERE, Some(&key()), now).is_some(), "one that is new waits where the flood comes from");
+        assert_eq!(logins.wait_s(THERE, Some(&key()), now), None);
+        // Revoked, it is refused once, and is a guess from then on.
+        logins.failed(THERE, Some(&good), now);
+        assert!(logins.wait_s(HERE, Some(&good), now).is_some());
     }
 
     #[test]
     fn memory_is_bounded_and_one_subscriber_is_one_address() {
         let (logins, now) = (FailedLogins::new(1), Instant::now());
         for number in 0..(ENTRIES_MAX as u32 + 100) {
-            logins.failed(IpAddr::from(number.to_be_bytes()), &format!("k{number}"), now);
+            let key = key();
+            logins.failed(IpAddr::from(number.to_be_bytes()), Some(&key), now);
+            logins.worked(&key, now + Duration::from_millis(number.into()));
         }
-        let counts = logins.counts.lock().expect("not poisoned");
+        let last = key();
+        logins.worked(&last, now + MINUTE);
+        let counts = logins.counts();
         assert!(counts.addresses.len() <= ENTRIES_MAX && counts.keys.len() <= ENTRIES_MAX);
+        assert!(counts.established.len() == ENTRIES_MAX && counts.established.contains_key(last.id()));
         drop(counts);
         let of = |text: &str| network(text.parse().expect("an address"));
         assert_eq!(of("2001:db8::1"), of("2001:db8::ffff:1"));

@@ -4,8 +4,7 @@ use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
 use std::pin::pin;
-use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::Router;
 use axum::body::Body;
@@ -23,12 +22,13 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::{GracefulShutdown, Watcher};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
-use tokio::sync::Semaphore;
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 use tower_service::Service as _;
 
-use super::ServerTls;
+use super::patience::{PatientBody, PatientStream};
+use super::places::{Place, Places};
+use super::{Pace, ServerTls};
 
 /// Time for a TLS handshake: three round trips, and some for a busy machine.
 const HANDSHAKE_MAX: Duration = Duration::from_secs(10);
@@ -56,12 +56,12 @@ const HSTS: &str = "max-age=31536000";
 /// How much of the network a program takes at once. Flattened into the settings of each program that listens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Args)]
 pub struct Bounds {
-    /// Connections at once, of all addresses together; more wait until one ends
+    /// Connections at once, of all addresses together; the next takes one of the address that has the most, or is closed
     // Each costs a descriptor and some 30 KiB.
     #[arg(long, env = "VECMILL_CONNECTIONS", value_name = "N", default_value_t = Self::default().connections, value_parser = value_parser!(u32).range(1..=100_000))]
     pub connections: u32,
     /// Connections at once of one address, of IPv6 of one /64; the next is closed at once. A proxy in front is one address
-    // A quarter: it takes several addresses to keep everybody else out, and no honest client has as many.
+    // A quarter, and more than any client opens by itself.
     #[arg(long, env = "VECMILL_CONNECTIONS_PER_ADDRESS", value_name = "N", default_value_t = Self::default().connections_per_address, value_parser = value_parser!(u32).range(1..=100_000))]
     pub connections_per_address: u32,
 }
@@ -74,6 +74,10 @@ impl Default for Bounds {
 
 /// Serves `routes` until `shutdown` resolves; then finishes what is under way, for `drain_max` at most. Handlers find the
 /// peer's address as `ConnectInfo<SocketAddr>`.
+///
+/// What one connection can hold: its place, a head of 16 KiB and what is written to it of 16 KiB, a handshake for 10 s, a head or
+/// nothing for 15 s, a body and answers for as long as they go on at a rate (`patience`). What a handler takes of a body
+/// is the handler's to bound.
 pub async fn serve(
     listener: TcpListener,
     tls: Option<ServerTls>,
@@ -82,7 +86,8 @@ pub async fn serve(
     shutdown: impl Future<Output = ()>,
     drain_max: Duration,
 ) -> io::Result<()> {
-    let places = Arc::new(Semaphore::new(bounds.connections as usize));
+    let places = Places::new(bounds.connections, bounds.connections_per_address);
+    let refused = Pace::default();
     let open = GracefulShutdown::new();
     let mut shutdown = pin!(shutdown);
     let mut following = pin!(async {
@@ -93,28 +98,40 @@ pub async fn serve(
     });
     loop {
         let accepted = tokio::select! {
-            accepted = accept(&listener, &places) => accepted,
+            accepted = listener.accept() => accepted,
             () = &mut following => continue,
             () = &mut shutdown => break,
         };
-        let Ok((stream, peer, place)) = accepted else {
+        let Ok((stream, peer)) = accepted else {
             tokio::time::sleep(ACCEPT_AGAIN).await;
+            continue;
+        };
+        let Some(place) = places.take(peer.ip()) else {
+            if let Some(unsaid) = refused.line(Instant::now()) {
+                tracing::warn!(
+                    client_addr = %peer.ip(), unsaid,
+                    "a connection was closed: its address has as many as it may (--connections-per-address, --connections)"
+                );
+            }
             continue;
         };
         let (routes, tls, watcher) = (routes.clone(), tls.as_ref().map(ServerTls::config), open.watcher());
         tokio::spawn(async move {
-            // Until the connection ends.
-            let _place = place;
             // Answers are small and wanted at once.
             let _ = stream.set_nodelay(true);
-            match tls {
-                None => converse(stream, peer, routes, false, watcher).await,
-                Some(config) => match timeout(HANDSHAKE_MAX, TlsAcceptor::from(config).accept(stream)).await {
-                    Ok(Ok(stream)) => converse(stream, peer, routes, true, watcher).await,
-                    Ok(Err(error)) => tracing::info!(client_addr = %peer.ip(), %error, "a TLS handshake failed"),
-                    Err(_) => tracing::info!(client_addr = %peer.ip(), "a TLS handshake took too long"),
-                },
-            }
+            let stream = PatientStream::new(stream);
+            let conversation = async {
+                match tls {
+                    None => converse(stream, peer, routes, false, watcher).await,
+                    Some(config) => match timeout(HANDSHAKE_MAX, TlsAcceptor::from(config).accept(stream)).await {
+                        Ok(Ok(stream)) => converse(stream, peer, routes, true, watcher).await,
+                        // At the level at which nobody's flood fills the log.
+                        Ok(Err(error)) => tracing::debug!(client_addr = %peer.ip(), %error, "a TLS handshake failed"),
+                        Err(_) => tracing::debug!(client_addr = %peer.ip(), "a TLS handshake took too long"),
+                    },
+                }
+            };
+            held(place, conversation).await;
         });
     }
     drop(listener);
@@ -123,15 +140,12 @@ pub async fn serve(
     Ok(())
 }
 
-type Place = tokio::sync::OwnedSemaphorePermit;
-
-async fn accept(
-    listener: &TcpListener,
-    places: &Arc<Semaphore>,
-) -> io::Result<(tokio::net::TcpStream, SocketAddr, Place)> {
-    let place = Arc::clone(places).acquire_owned().await.map_err(io::Error::other)?;
-    let (stream, peer) = listener.accept().await?;
-    Ok((stream, peer, place))
+/// A connection to its end, or until its place goes to another.
+async fn held(place: Place, conversation: impl Future<Output = ()>) {
+    tokio::select! {
+        () = conversation => {}
+        () = place.cut() => {}
+    }
 }
 
 /// One connection, request by request.
@@ -143,7 +157,7 @@ where
         request.extensions_mut().insert(ConnectInfo(peer));
         let mut routes = routes.clone();
         async move {
-            let mut response = match routes.call(request.map(Body::new)).await {
+            let mut response = match routes.call(request.map(|body| Body::new(PatientBody::new(body)))).await {
                 Ok(response) => response,
                 Err(never) => match never {},
             };

@@ -177,29 +177,33 @@ pub(super) fn credentials(
 
 /// The key, if it is genuine and may be used now.
 async fn authenticate(app: &App, credentials: &Credentials, peer: SocketAddr) -> Result<StoredKey, ApiError> {
-    let wait_s = app.failed_logins.wait_s(peer.ip(), &credentials.id, Instant::now());
+    let shown = shown_key(credentials);
+    let wait_s = app.failed_logins.wait_s(peer.ip(), shown.as_ref(), Instant::now());
     // Whoever fails at a gateway must not lock out everybody else there: it counts its callers' failures itself.
     if let Some(wait_s) = wait_s.filter(|_| !is_gateway(app, peer)) {
-        tracing::warn!(wait_s, client_addr = %peer.ip(), "login refused: too many have failed");
+        if let Some(unsaid) = app.log_of_floods.line(Instant::now()) {
+            tracing::warn!(wait_s, unsaid, client_addr = %peer.ip(), "login refused: too many have failed");
+        }
         return Err(ApiError::too_many_failures(wait_s));
     }
-    let refuse = |key_id: &str, reason: &'static str| {
-        app.failed_logins.failed(peer.ip(), key_id, Instant::now());
+    let refuse = |reason: &'static str| {
+        app.failed_logins.failed(peer.ip(), shown.as_ref(), Instant::now());
+        let key_id = shown.as_ref().map_or("", ApiKey::id);
         tracing::warn!(key_id, reason, client_addr = %peer.ip(), "API key refused");
         ApiError::invalid_client()
     };
-    let Some(shown) = shown_key(credentials) else { return Err(refuse("", "not an API key")) };
+    let Some(shown) = &shown else { return Err(refuse("not an API key")) };
     let stored = app.store.find_key(shown.id()).await?;
     // An unknown id goes the same way as a known one, so that time does not tell them apart.
     let expected = stored.as_ref().map_or([0; 32], |key| key.digest);
-    let genuine = bool::from(app.vault.digest(&shown).ct_eq(&expected));
+    let genuine = bool::from(app.vault.digest(shown).ct_eq(&expected));
     match stored {
-        None => Err(refuse(shown.id(), "unknown key")),
-        Some(_) if !genuine => Err(refuse(shown.id(), "wrong secret")),
+        None => Err(refuse("unknown key")),
+        Some(_) if !genuine => Err(refuse("wrong secret")),
         Some(key) => match key.barred(unix_now()) {
-            Some(reason) => Err(refuse(shown.id(), reason)),
+            Some(reason) => Err(refuse(reason)),
             None => {
-                app.failed_logins.worked(peer.ip(), shown.id());
+                app.failed_logins.worked(shown, Instant::now());
                 Ok(key)
             }
         },
