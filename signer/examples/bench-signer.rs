@@ -181,6 +181,7 @@ async fn keys(time: Duration, connections: usize) {
                 tls: None,
                 gateways: Vec::new(),
                 bounds: edge::Bounds::default(),
+                old_revocations: false,
                 failed_logins_per_minute: 30,
             };
             let app = App::open(&config).await.expect("an app");

@@ -9,7 +9,7 @@ use serde::de::{Error as _, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::cidr::Cidr;
-pub use crate::ids::{Digest, IdError, JobId, RunId, TenantId};
+pub use crate::ids::{Digest, IdError, JobId, RevokedName, RunId, TenantId};
 
 /// Audience of an access token: the gateway and the signer.
 pub const ACCESS_AUDIENCE: &str = "vecmill-api";
@@ -30,7 +30,9 @@ pub const GRANT_TYPE: &str = "job-grant+jwt";
 /// Audience of the statement of revocations: whoever verifies tokens.
 pub const REVOCATIONS_AUDIENCE: &str = "vecmill-verifiers";
 /// `typ` of the statement of revocations.
-pub const REVOCATIONS_TYPE: &str = "revocations+jwt";
+pub const REVOCATIONS_TYPE: &str = "revocations-2+jwt";
+/// `typ` of the statement as it was before names in it became digests.
+pub const OLD_REVOCATIONS_TYPE: &str = "revocations+jwt";
 
 /// One thing a holder of an access token may do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -258,7 +260,8 @@ pub struct GrantClaims {
 }
 
 /// What is no longer good, signed, so that nobody on the way can add to it or take from it. It holds what can still
-/// matter: an entry drops out once every token it concerns has expired.
+/// matter: an entry drops out once every token it concerns has expired. Anybody may read it, so what it names is named by
+/// digest: who has a token can tell that it is meant, and nobody else whom the signer serves.
 ///
 /// Unknown and repeated claims are refused, as in [`AccessClaims`].
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -277,26 +280,37 @@ pub struct RevocationClaims {
     pub kids: Vec<String>,
     /// Signing keys that were withdrawn: whatever they signed, whenever, is void.
     pub withdrawn_kids: Vec<String>,
-    /// API keys whose tokens and grants are void.
-    pub keys: Vec<String>,
-    /// Access tokens that are void, by `jti`.
-    pub tokens: Vec<String>,
-    /// Jobs whose grants are void.
-    pub jobs: Vec<RevokedJob>,
-    /// Tenants whose tokens and grants of an earlier epoch than this are void.
-    pub tenants: BTreeMap<TenantId, u64>,
+    /// API keys whose tokens and grants are void, and tokens that are void, with what was made with them.
+    pub names: Vec<RevokedName>,
+    /// Jobs whose grants issued at this second or before are void; the job may be submitted again.
+    pub jobs: Vec<(RevokedName, u64)>,
+    /// Tenants whose tokens and grants of an earlier epoch than the first number are void, and access and embed tokens issued
+    /// at the second of the second number or before.
+    pub tenants: BTreeMap<RevokedName, (u64, u64)>,
+}
+
+/// The statement as verifiers of before [`RevocationClaims`] read it, with names in it. Served to them during an upgrade, where it
+/// is asked for.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub(crate) struct OldRevocationClaims {
+    pub(crate) iss: String,
+    pub(crate) aud: String,
+    pub(crate) iat: u64,
+    pub(crate) seq: u64,
+    pub(crate) kids: Vec<String>,
+    pub(crate) withdrawn_kids: Vec<String>,
+    pub(crate) keys: Vec<String>,
+    pub(crate) tokens: Vec<String>,
+    pub(crate) jobs: Vec<OldRevokedJob>,
+    pub(crate) tenants: BTreeMap<TenantId, u64>,
 }
 
 /// A job whose grants are void. Job ids are chosen by clients, so the tenant belongs to the name.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct RevokedJob {
-    /// The tenant.
-    pub tenant: TenantId,
-    /// The job.
-    pub job: JobId,
-    /// Grants issued at this second or before are void; the job may be submitted again.
-    pub until: u64,
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub(crate) struct OldRevokedJob {
+    pub(crate) tenant: TenantId,
+    pub(crate) job: JobId,
+    pub(crate) until: u64,
 }
 
 /// Limits from a JSON object only. serde would also read them from a list, by position: a second way to write the same
@@ -422,7 +436,7 @@ mod fuzz {
     proptest! {
         #[test]
         fn statements_survive_the_wire(seq: u64, iat: u64, names in prop::collection::vec(".{0,20}", 0..5), epoch: u64) {
-            let tenant = TenantId::try_from("acme".to_owned()).expect("a name");
+            let digests = names.iter().map(|name| RevokedName::of_key(name));
             let claims = RevocationClaims {
                 iss: names.concat(),
                 aud: REVOCATIONS_AUDIENCE.to_owned(),
@@ -430,10 +444,9 @@ mod fuzz {
                 seq,
                 kids: names.clone(),
                 withdrawn_kids: names.clone(),
-                keys: names.clone(),
-                tokens: names,
-                jobs: vec![RevokedJob { tenant: tenant.clone(), job: JobId::from_digest(&[7; 32]), until: iat }],
-                tenants: BTreeMap::from([(tenant, epoch)]),
+                names: digests.clone().collect(),
+                jobs: digests.clone().map(|digest| (digest, iat)).collect(),
+                tenants: digests.map(|digest| (digest, (epoch, iat))).collect(),
             };
             let text = serde_json::to_string(&claims).expect("JSON");
             prop_assert_eq!(serde_json::from_str::<RevocationClaims>(&text).expect("claims"), claims);

@@ -122,6 +122,10 @@ pub struct ServeArgs {
     /// PEM file (PKCS#8) of an Ed25519 key to sign with, instead of one that the database holds under the master key
     #[arg(long, env = "VECMILL_SIGNER_SIGNING_KEY_FILE", value_name = "FILE")]
     pub signing_key_file: Option<PathBuf>,
+    /// Serve what is revoked also as programs of before read it, with names of tenants, keys and jobs in it for anybody: while they
+    /// are upgraded, and no longer
+    #[arg(long, env = "VECMILL_SIGNER_OLD_REVOCATIONS")]
+    pub old_revocations: bool,
     /// Number of queue lanes; the queue topology must have as many
     #[arg(long, env = "VECMILL_SIGNER_LANES", value_name = "NUMBER", default_value_t = DEFAULT_LANES.to_string())]
     pub lanes: String,
@@ -150,6 +154,8 @@ pub struct Config {
     pub signing_key_file: Option<PathBuf>,
     /// Number of queue lanes.
     pub lanes: u32,
+    /// Whether what is revoked is served also as programs of before read it.
+    pub old_revocations: bool,
     /// Where gateways are.
     pub gateways: Vec<Cidr>,
     /// The listener's certificate.
@@ -241,6 +247,7 @@ impl Config {
                 public_url,
                 signing_key_file: args.signing_key_file.clone(),
                 lanes,
+                old_revocations: args.old_revocations,
                 gateways: args.gateways.clone(),
                 tls,
                 bounds: args.bounds,
@@ -268,6 +275,7 @@ mod tests {
             public_url: None,
             signing_key_file: None,
             lanes: "16".to_owned(),
+            old_revocations: false,
             gateways: Vec::new(),
             log: "info".to_owned(),
             log_format: LogFormat::Text,

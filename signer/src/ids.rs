@@ -3,6 +3,8 @@
 use std::fmt;
 use std::str::FromStr;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
@@ -20,6 +22,9 @@ pub enum IdError {
     /// Not a job id.
     #[error("a job id is exactly 32 characters of 0-9 and a-f")]
     Job,
+    /// Not a name in a statement of revocations.
+    #[error("a revoked name is exactly 22 characters of base64url")]
+    RevokedName,
     /// Not a SHA-256 digest.
     #[error("a SHA-256 digest is exactly 64 characters of 0-9 and a-f")]
     Digest,
@@ -59,7 +64,78 @@ impl fmt::Display for RunId {
     }
 }
 
+/// What a statement of revocations calls something: 128 bits of a SHA-256 over its kind and name, in base64url. An API key's id,
+/// a token's and a job's can't be guessed; a tenant's name can, and who guesses it learns that its tokens were voided lately.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct RevokedName([u8; 16]);
+
+impl RevokedName {
+    /// Its characters.
+    pub(crate) const LEN: usize = 22;
+
+    /// Of an API key.
+    pub fn of_key(id: &str) -> Self {
+        Self::of("key", &[id])
+    }
+
+    /// Of an access, submission or embed token, by its `jti`.
+    pub fn of_token(id: &str) -> Self {
+        Self::of("token", &[id])
+    }
+
+    /// Of a job. Job ids are chosen by clients, so the tenant belongs to the name.
+    pub fn of_job(tenant: &TenantId, job: &JobId) -> Self {
+        Self::of("job", &[tenant.as_str(), job.as_str()])
+    }
+
+    /// Of a tenant.
+    pub fn of_tenant(tenant: &TenantId) -> Self {
+        Self::of("tenant", &[tenant.as_str()])
+    }
+
+    /// No part holds a zero byte, so two lists of parts are never one text.
+    fn of(kind: &str, parts: &[&str]) -> Self {
+        let mut hash = Sha256::new_with_prefix("vecmill revocation\0");
+        hash.update(kind);
+        for part in parts {
+            hash.update("\0");
+            hash.update(part);
+        }
+        let digest: [u8; 32] = hash.finalize().into();
+        let mut name = [0; 16];
+        name.copy_from_slice(&digest[..16]);
+        Self(name)
+    }
+}
+
+impl TryFrom<String> for RevokedName {
+    type Error = IdError;
+
+    fn try_from(text: String) -> Result<Self, IdError> {
+        let bytes = URL_SAFE_NO_PAD.decode(text).map_err(|_| IdError::RevokedName)?;
+        bytes.try_into().map(Self).map_err(|_| IdError::RevokedName)
+    }
+}
+
+impl From<RevokedName> for String {
+    fn from(name: RevokedName) -> Self {
+        URL_SAFE_NO_PAD.encode(name.0)
+    }
+}
+
 impl TenantId {
+    /// Names that no tenant may have: each begins a key on S3 or in Redis, with or without something before it, or could be taken for
+    /// one of the service's own in logs and audits. Whoever is given rights to `{tenant}/` on S3 must not be given `audit/` by that.
+    /// A name with `_` in front, as S3 has more, is no tenant's anyway.
+    pub const RESERVED: [&str; 8] =
+        ["audit", "conditional-writes", "gateways", "preparing", "refused", "vecmill", "webhooks", "workers"];
+
+    /// Whether it is one of [`TenantId::RESERVED`].
+    pub fn is_reserved(&self) -> bool {
+        Self::RESERVED.contains(&self.as_str())
+    }
+
     /// The name as text.
     pub fn as_str(&self) -> &str {
         &self.0
@@ -215,6 +291,27 @@ mod tests {
         assert_eq!(JobId::from_digest(&[0xab; 32]).as_str(), "ab".repeat(16));
         for bad in ["", "ab", &"AB".repeat(16), &"g0".repeat(16), &"ab".repeat(17)] {
             assert_eq!(bad.parse::<JobId>(), Err(IdError::Job), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn a_revoked_name_tells_kinds_and_tenants_apart() {
+        let tenant = |name: &str| name.parse::<TenantId>().expect("a name");
+        let (job, id) = (JobId::from_digest(&[7; 32]), "07".repeat(16));
+        let names = [
+            RevokedName::of_key(&id),
+            RevokedName::of_token(&id),
+            RevokedName::of_job(&tenant("a"), &job),
+            RevokedName::of_job(&tenant("b"), &job),
+            RevokedName::of_tenant(&tenant("a")),
+            RevokedName::of_tenant(&tenant("b")),
+        ];
+        let different: std::collections::HashSet<_> = names.iter().collect();
+        assert_eq!(different.len(), names.len());
+        let text = String::from(names[0]);
+        assert_eq!((text.len(), RevokedName::try_from(text.clone())), (RevokedName::LEN, Ok(names[0])));
+        for bad in ["", &text[1..], &format!("{text}A"), &"+".repeat(22)] {
+            assert!(RevokedName::try_from(bad.to_owned()).is_err(), "{bad}");
         }
     }
 

@@ -7,8 +7,8 @@ use serde::Serialize;
 use crate::cidr::Cidr;
 use crate::claims::{
     ACCESS_AUDIENCE, ACCESS_TYPE, AccessClaims, EMBED_AUDIENCE, EMBED_TYPE, EmbedClaims, GRANT_AUDIENCE, GRANT_TYPE,
-    GrantClaims, JobId, Limits, REVOCATIONS_AUDIENCE, REVOCATIONS_TYPE, RevocationClaims, SUBMISSION_AUDIENCE,
-    SUBMISSION_TYPE, Scope, TenantId,
+    GrantClaims, JobId, Limits, OLD_REVOCATIONS_TYPE, OldRevocationClaims, REVOCATIONS_AUDIENCE, REVOCATIONS_TYPE,
+    RevocationClaims, SUBMISSION_AUDIENCE, SUBMISSION_TYPE, Scope, TenantId,
 };
 pub use crate::keys::{KeyError, KeySet, SigningKey};
 use crate::time::unix_now;
@@ -117,19 +117,38 @@ impl Minter {
 
     /// Signs an access token that lives [`ACCESS_LIFETIME_S`].
     pub fn mint_access(&self, request: AccessRequest) -> Result<(String, AccessClaims), MintError> {
-        let claims = self.access_claims(request, ACCESS_AUDIENCE, ACCESS_LIFETIME_S)?;
+        self.mint_access_at(request, unix_now())
+    }
+
+    /// The same, issued at a stated time: that from before the database was asked. So what is revoked after it was asked was
+    /// issued before.
+    pub(crate) fn mint_access_at(&self, request: AccessRequest, now: u64) -> Result<(String, AccessClaims), MintError> {
+        let claims = self.access_claims(request, ACCESS_AUDIENCE, ACCESS_LIFETIME_S, now)?;
         Ok((self.sign(ACCESS_TYPE, &claims)?, claims))
     }
 
     /// Signs a submission token that lives [`SUBMISSION_LIFETIME_S`]; its one scope is `jobs:submit`, whatever is asked for.
     pub fn mint_submission(&self, request: AccessRequest) -> Result<(String, AccessClaims), MintError> {
+        self.mint_submission_at(request, unix_now())
+    }
+
+    pub(crate) fn mint_submission_at(
+        &self,
+        request: AccessRequest,
+        now: u64,
+    ) -> Result<(String, AccessClaims), MintError> {
         let request = AccessRequest { scopes: vec![Scope::JobsSubmit], ..request };
-        let claims = self.access_claims(request, SUBMISSION_AUDIENCE, SUBMISSION_LIFETIME_S)?;
+        let claims = self.access_claims(request, SUBMISSION_AUDIENCE, SUBMISSION_LIFETIME_S, now)?;
         Ok((self.sign(SUBMISSION_TYPE, &claims)?, claims))
     }
 
-    fn access_claims(&self, request: AccessRequest, audience: &str, lives_s: u64) -> Result<AccessClaims, MintError> {
-        let now = unix_now();
+    fn access_claims(
+        &self,
+        request: AccessRequest,
+        audience: &str,
+        lives_s: u64,
+        now: u64,
+    ) -> Result<AccessClaims, MintError> {
         Ok(AccessClaims {
             iss: self.issuer.clone(),
             sub: request.tenant,
@@ -150,7 +169,10 @@ impl Minter {
 
     /// Signs an embed token that lives [`EMBED_LIFETIME_S`].
     pub fn mint_embed(&self, request: EmbedRequest) -> Result<(String, EmbedClaims), MintError> {
-        let now = unix_now();
+        self.mint_embed_at(request, unix_now())
+    }
+
+    pub(crate) fn mint_embed_at(&self, request: EmbedRequest, now: u64) -> Result<(String, EmbedClaims), MintError> {
         let claims = EmbedClaims {
             iss: self.issuer.clone(),
             sub: request.tenant,
@@ -172,7 +194,16 @@ impl Minter {
 
     /// Signs a grant for the job in `request` that lives `window_s`.
     pub fn mint_grant(&self, grantee: Grantee, request: GrantRequest) -> Result<(String, GrantClaims), MintError> {
-        let now = unix_now();
+        self.mint_grant_at(grantee, request, unix_now())
+    }
+
+    /// The same, issued at a stated time: that at which the policy database recorded it.
+    pub(crate) fn mint_grant_at(
+        &self,
+        grantee: Grantee,
+        request: GrantRequest,
+        now: u64,
+    ) -> Result<(String, GrantClaims), MintError> {
         let claims = GrantClaims {
             iss: self.issuer.clone(),
             sub: grantee.tenant,
@@ -205,6 +236,17 @@ impl Minter {
             ..claims
         };
         self.sign(REVOCATIONS_TYPE, &ours)
+    }
+
+    /// The same for verifiers of before.
+    pub(crate) fn mint_old_revocations(&self, claims: OldRevocationClaims) -> Result<String, MintError> {
+        let ours = OldRevocationClaims {
+            iss: self.issuer.clone(),
+            aud: REVOCATIONS_AUDIENCE.to_owned(),
+            iat: unix_now(),
+            ..claims
+        };
+        self.sign(OLD_REVOCATIONS_TYPE, &ours)
     }
 
     fn sign(&self, typ: &str, claims: &impl Serialize) -> Result<String, MintError> {

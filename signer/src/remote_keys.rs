@@ -45,7 +45,8 @@ impl RemoteKeys {
     /// The same, trusting and showing what `tls` says.
     pub fn with_tls(signer_url: &str, tls: &ClientTls) -> Result<Self, AddressError> {
         let base = http::base_url(signer_url, tls)?;
-        let (url, revocations_url) = (http::join(&base, ".well-known/jwks.json"), http::join(&base, "v1/revocations"));
+        let (url, revocations_url) =
+            (http::join(&base, ".well-known/jwks.json"), http::join(&base, "v1/revocations/2"));
         let http = http::client(tls)?;
         Ok(Self(Arc::new(Shared { http, url, revocations_url, cache: Mutex::default(), flight: <_>::default() })))
     }

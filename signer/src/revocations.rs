@@ -13,7 +13,7 @@ use reqwest::header::{ETAG, IF_NONE_MATCH};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-use crate::claims::{JobId, REVOCATIONS_TYPE, RevocationClaims, TenantId};
+use crate::claims::{JobId, REVOCATIONS_TYPE, RevocationClaims, RevokedName, TenantId};
 use crate::edge;
 use crate::header::kid_of;
 use crate::http;
@@ -26,8 +26,21 @@ use crate::verify::{LEEWAY_S, statement};
 const POLL_EVERY: Duration = Duration::from_secs(2);
 /// Longest wait for the first answer: an exchange's longest time, and some.
 const FIRST_ANSWER_MAX: Duration = Duration::from_secs(6);
-/// Largest statement: about 20,000 entries. The signer bounds them for each tenant.
-const STATEMENT_LEN_MAX: usize = 4 * 1024 * 1024;
+/// Tenants that one signer has at most: a queue lane each, at the most lanes that there may be.
+pub(crate) const TENANTS_MAX: u64 = 4096;
+/// Entries of one tenant in the statement, beside its own: keys, tokens and jobs together. What is more becomes one (see the
+/// store's `revocations`). Few, because each verifier fetches all tenants' entries every five seconds.
+pub(crate) const ENTRIES_PER_TENANT_MAX: u64 = 32;
+/// `["NAME",1800000000],`: the longest entry, a job's.
+const ENTRY_LEN: usize = RevokedName::LEN + 16;
+/// `"NAME":[18446744073709551615,1800000000],`
+const TENANT_LEN: usize = RevokedName::LEN + 37;
+/// Everything else: issuer, numbers, some hundred signing keys of 43 characters, header and signature.
+const REST_LEN: usize = 16 * 1024;
+/// Largest statement, 7 MiB: every tenant that there may be with every entry that it may have, in base64. A verifier takes exactly as
+/// much as a signer may have to say.
+pub(crate) const STATEMENT_LEN_MAX: usize =
+    (TENANTS_MAX as usize * (ENTRIES_PER_TENANT_MAX as usize * ENTRY_LEN + TENANT_LEN) + REST_LEN).div_ceil(3) * 4;
 
 /// The token that a judgement is about.
 pub(crate) struct Subject<'a> {
@@ -36,6 +49,8 @@ pub(crate) struct Subject<'a> {
     pub(crate) key_id: &'a str,
     pub(crate) epoch: u64,
     pub(crate) issued_at: u64,
+    /// Whether it is a submission token: those are the signer's own to judge, by its database.
+    pub(crate) is_submission: bool,
     pub(crate) name: Name<'a>,
 }
 
@@ -171,10 +186,10 @@ struct Known {
     etag: Option<String>,
     /// Once withdrawn is withdrawn for ever: the holder of such a key could say otherwise.
     withdrawn: BTreeSet<String>,
-    keys: HashSet<String>,
-    tokens: HashSet<String>,
-    jobs: HashMap<(TenantId, JobId), u64>,
-    tenants: BTreeMap<TenantId, u64>,
+    names: HashSet<RevokedName>,
+    jobs: HashMap<RevokedName, u64>,
+    /// Epoch, and until when access and embed tokens are void.
+    tenants: BTreeMap<RevokedName, (u64, u64)>,
     /// What the last fetch failed with; `None` after a success.
     failure: Option<String>,
 }
@@ -190,9 +205,8 @@ impl Known {
         self.issued_at = Some(claims.iat);
         self.etag = etag;
         self.withdrawn.extend(claims.withdrawn_kids);
-        self.keys = claims.keys.into_iter().collect();
-        self.tokens = claims.tokens.into_iter().collect();
-        self.jobs = claims.jobs.into_iter().map(|job| ((job.tenant, job.job), job.until)).collect();
+        self.names = claims.names.into_iter().collect();
+        self.jobs = claims.jobs.into_iter().collect();
         self.tenants = claims.tenants;
         true
     }
@@ -207,19 +221,26 @@ impl Known {
     }
 
     fn judge(&self, subject: &Subject<'_>) -> Result<(), Refusal> {
-        if self.tenants.get(subject.tenant).is_some_and(|epoch| subject.epoch < *epoch) {
+        let tenant = self.tenants.get(&RevokedName::of_tenant(subject.tenant));
+        let (epoch, tokens_void_until) = tenant.copied().unwrap_or_default();
+        if subject.epoch < epoch {
             return Err(Refusal::TenantCutOff);
         }
-        if self.keys.contains(subject.key_id) {
+        if self.names.contains(&RevokedName::of_key(subject.key_id)) {
             return Err(Refusal::KeyRevoked);
         }
         match subject.name {
             Name::Token { id, parent } => {
-                let revoked = [Some(id), parent].into_iter().flatten().any(|id| self.tokens.contains(id));
-                if revoked { Err(Refusal::TokenRevoked) } else { Ok(()) }
+                let revoked =
+                    [Some(id), parent].into_iter().flatten().any(|id| self.names.contains(&RevokedName::of_token(id)));
+                if revoked || (subject.issued_at <= tokens_void_until && !subject.is_submission) {
+                    Err(Refusal::TokenRevoked)
+                } else {
+                    Ok(())
+                }
             }
             Name::Job(job) => {
-                let until = self.jobs.get(&(subject.tenant.clone(), job.clone()));
+                let until = self.jobs.get(&RevokedName::of_job(subject.tenant, job));
                 if until.is_some_and(|until| subject.issued_at <= *until) { Err(Refusal::JobRevoked) } else { Ok(()) }
             }
         }
@@ -241,7 +262,6 @@ impl Known {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::claims::RevokedJob;
 
     fn claims(seq: u64, iat: u64) -> RevocationClaims {
         RevocationClaims { seq, iat, ..RevocationClaims::default() }
@@ -261,14 +281,13 @@ mod tests {
         let (job, other_job) = (JobId::from_digest(&[1; 32]), JobId::from_digest(&[2; 32]));
         let mut known = Known::default();
         let mut said = claims(1, 100);
-        said.keys = vec!["key1".to_owned()];
-        said.tokens = vec!["t1".to_owned()];
-        said.jobs = vec![RevokedJob { tenant: acme.clone(), job: job.clone(), until: 50 }];
-        said.tenants = BTreeMap::from([(globex.clone(), 3)]);
+        said.names = vec![RevokedName::of_key("key1"), RevokedName::of_token("t1")];
+        said.jobs = vec![(RevokedName::of_job(&acme, &job), 50)];
+        said.tenants = BTreeMap::from([(RevokedName::of_tenant(&globex), (3, 70))]);
         assert!(known.take(said, None));
 
         let judge = |tenant: &TenantId, key_id: &str, epoch: u64, issued_at: u64, name: Name<'_>| {
-            known.judge(&Subject { kid: "k", tenant, key_id, epoch, issued_at, name }).err()
+            known.judge(&Subject { kid: "k", tenant, key_id, epoch, issued_at, is_submission: false, name }).err()
         };
         assert_eq!(judge(&acme, "key1", 0, 99, token("t2")), Some(Refusal::KeyRevoked));
         assert_eq!(judge(&acme, "key2", 0, 99, token("t1")), Some(Refusal::TokenRevoked));
@@ -280,6 +299,9 @@ mod tests {
         assert_eq!(judge(&acme, "key2", 0, 50, Name::Job(&other_job)), None);
         assert_eq!(judge(&globex, "key2", 3, 50, Name::Job(&job)), None, "another tenant's job of the same name");
         assert_eq!(judge(&globex, "key2", 2, 50, token("t2")), Some(Refusal::TenantCutOff));
+        assert_eq!(judge(&globex, "key2", 3, 70, token("t2")), Some(Refusal::TokenRevoked), "all up to there");
+        assert_eq!(judge(&globex, "key2", 3, 71, token("t2")), None, "a login later");
+        assert_eq!(judge(&globex, "t1", 3, 71, token("key1")), None, "a key is no token");
     }
 
     #[test]

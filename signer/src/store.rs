@@ -5,6 +5,7 @@ mod api_keys;
 mod backup;
 mod bootstrap;
 mod events;
+mod grants;
 mod revocations;
 mod roles;
 mod signing_keys;
@@ -13,20 +14,25 @@ mod tenants;
 use std::fmt;
 use std::fs::{File, OpenOptions};
 use std::io;
+use std::ops::{Deref, DerefMut};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use sqlx::any::{AnyConnectOptions, AnyPoolOptions};
 use sqlx::migrate::Migrator;
 use sqlx::sqlite::SqliteConnectOptions;
 use sqlx::{Any, AnyConnection, AnyPool, ConnectOptions as _, Connection as _, Executor as _, Transaction};
+use tokio::sync::{Mutex, OwnedMutexGuard};
 
 pub use api_keys::{KeyInfo, NewKey, RotatedKey, StoredKey};
 pub use backup::restore;
 pub use bootstrap::{Bootstrapped, FirstTenant};
 pub(crate) use events::EVENTS_MAX;
 pub use events::{AuditEvent, AuditFilter};
+pub(crate) use grants::NotGranted;
+pub(crate) use revocations::Revoked;
 pub use roles::Role;
 pub use signing_keys::{Held, SigningKeyInfo, SigningKeyState};
 pub use tenants::{Ceiling, SettingsPatch, Tenant, TenantSettings};
@@ -109,6 +115,26 @@ pub enum StoreError {
         /// What to do about it.
         remedy: &'static str,
     },
+    /// A limit on how often something may be done.
+    #[error("this tenant has made {max} {what} within an hour, the most it may; wait {wait_s} s")]
+    TooFast {
+        /// Of what.
+        what: &'static str,
+        /// How many there may be in an hour.
+        max: u64,
+        /// Until one more may be made.
+        wait_s: u64,
+    },
+    /// A name that the service has for itself.
+    #[error("no tenant may be called {0}: the name has a meaning of its own on S3 or in Redis; choose another")]
+    Reserved(String),
+    /// A tenant of before the name was reserved.
+    #[error(
+        "there is a tenant called {0}, a name that has a meaning of its own on S3 or in Redis: whoever has rights to that tenant's \
+         objects has rights to others'. Create a tenant of another name, move its keys and objects there, and remove this one's \
+         rows from the policy database; this signer starts then"
+    )]
+    ReservedThere(String),
     /// A setting that can't be.
     #[error("{0}")]
     BadSetting(String),
@@ -159,6 +185,8 @@ impl StoreError {
                 | Self::NoSuchSigningKey(_)
                 | Self::SigningKeyInUse(_)
                 | Self::TooMany { .. }
+                | Self::TooFast { .. }
+                | Self::Reserved(_)
                 | Self::BadSetting(_)
         )
     }
@@ -239,6 +267,35 @@ impl fmt::Debug for Database {
 pub struct Store {
     pool: AnyPool,
     postgres: bool,
+    /// Held by whoever changes something. The databases have locks of their own, but whoever waits for those holds a connection
+    /// meanwhile: with a few that wait nobody could read.
+    writing: Arc<Mutex<()>>,
+}
+
+/// A transaction that changes something, and this process's turn to.
+struct Write {
+    transaction: Transaction<'static, Any>,
+    _turn: OwnedMutexGuard<()>,
+}
+
+impl Write {
+    async fn commit(self) -> Result<(), sqlx::Error> {
+        self.transaction.commit().await
+    }
+}
+
+impl Deref for Write {
+    type Target = AnyConnection;
+
+    fn deref(&self) -> &AnyConnection {
+        &self.transaction
+    }
+}
+
+impl DerefMut for Write {
+    fn deref_mut(&mut self) -> &mut AnyConnection {
+        &mut self.transaction
+    }
 }
 
 impl Store {
@@ -280,7 +337,7 @@ impl Store {
                 SQLITE.run(&pool).await?;
                 // Only now: the last connection to close would write the log into the file, once for every command.
                 first.close().await?;
-                Ok(Self { pool, postgres: false })
+                Ok(Self { pool, postgres: false, writing: Arc::default() })
             }
             Database::Postgres(url) => {
                 let pool = AnyPoolOptions::new()
@@ -297,7 +354,7 @@ impl Store {
                     .await?;
                 // Postgres' migrations lock each other out by themselves.
                 POSTGRES.run(&pool).await?;
-                Ok(Self { pool, postgres: true })
+                Ok(Self { pool, postgres: true, writing: Arc::default() })
             }
         }
     }
@@ -320,13 +377,14 @@ impl Store {
     }
 
     /// A transaction that holds the write lock from its first moment, so what it reads stays true until it commits.
-    async fn write(&self) -> Result<Transaction<'static, Any>, StoreError> {
+    async fn write(&self) -> Result<Write, StoreError> {
+        let _turn = Arc::clone(&self.writing).lock_owned().await;
         if !self.postgres {
-            return Ok(self.pool.begin_with("BEGIN IMMEDIATE").await?);
+            return Ok(Write { transaction: self.pool.begin_with("BEGIN IMMEDIATE").await?, _turn });
         }
         let mut transaction = self.pool.begin().await?;
         sqlx::query("SELECT pg_advisory_xact_lock($1)").bind(WRITE_LOCK).execute(&mut *transaction).await?;
-        Ok(transaction)
+        Ok(Write { transaction, _turn })
     }
 }
 

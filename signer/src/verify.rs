@@ -33,7 +33,7 @@ const TOKEN_LEN_MAX: usize = 8 * 1024;
 /// Clocks of two machines may differ by this much. NTP keeps them far closer.
 pub(crate) const LEEWAY_S: u64 = 30;
 /// An access token never lives longer: twice what we mint, to allow for a setting.
-const ACCESS_LIFETIME_S_MAX: u64 = 600;
+pub(crate) const ACCESS_LIFETIME_S_MAX: u64 = 600;
 /// A grant never lives longer: a completion window of a week, and a day for what was submitted late.
 pub(crate) const GRANT_LIFETIME_S_MAX: u64 = 8 * 24 * 3600;
 
@@ -370,6 +370,7 @@ impl VerifiedAccess {
             key_id: &self.claims.client_id,
             epoch: self.claims.epoch,
             issued_at: self.claims.iat,
+            is_submission: self.claims.aud == SUBMISSION_AUDIENCE,
             name: Name::Token { id: &self.claims.jti, parent: self.claims.parent.as_deref() },
         }
     }
@@ -419,6 +420,16 @@ impl VerifiedAccess {
         &self.claims.jti
     }
 
+    /// The token that it was made with, if it was made with one: then it is a submission token.
+    pub(crate) fn parent(&self) -> Option<&str> {
+        self.claims.parent.as_deref()
+    }
+
+    /// Whether it is a submission token's.
+    pub(crate) fn is_submission(&self) -> bool {
+        self.claims.aud == SUBMISSION_AUDIENCE
+    }
+
     /// When it was issued, Unix seconds.
     pub fn issued_at(&self) -> u64 {
         self.claims.iat
@@ -456,6 +467,7 @@ impl VerifiedEmbed {
             key_id: &self.claims.client_id,
             epoch: self.claims.epoch,
             issued_at: self.claims.iat,
+            is_submission: false,
             name: Name::Token { id: &self.claims.jti, parent: Some(&self.claims.parent) },
         }
     }
@@ -500,6 +512,11 @@ impl VerifiedEmbed {
         &self.claims.jti
     }
 
+    /// The access token that it was made with, by its `jti`.
+    pub(crate) fn parent(&self) -> &str {
+        &self.claims.parent
+    }
+
     /// When it was issued, Unix seconds.
     pub fn issued_at(&self) -> u64 {
         self.claims.iat
@@ -535,6 +552,7 @@ impl VerifiedGrant {
             key_id: &self.claims.key_id,
             epoch: self.claims.epoch,
             issued_at: self.claims.iat,
+            is_submission: false,
             name: Name::Job(&self.claims.jti),
         }
     }

@@ -202,7 +202,7 @@ async fn serve_as_signer(key: &ForgeKey) -> (String, Arc<AtomicUsize>) {
     let minter = Minter::new(DEFAULT_ISSUER.to_owned(), SigningKey::from_seed(&[FORGE_SEED; 32]).unwrap());
     let minter = Arc::new(minter);
     let statement = get(move || std::future::ready(minter.mint_revocations(RevocationClaims::default()).unwrap()));
-    let routes = Router::new().route("/.well-known/jwks.json", handler).route("/v1/revocations", statement);
+    let routes = Router::new().route("/.well-known/jwks.json", handler).route("/v1/revocations/2", statement);
     tokio::spawn(async move { axum::serve(listener, routes).await });
     (format!("http://{listen}"), asked)
 }

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use vecmill_producer::{contract::JobKeys, store::Store};
-use vecmill_signer::claims::JobId;
+use vecmill_signer::claims::{JobId, RevokedName};
 use vecmill_tests::{
     Cluster, Tenant, WorkerOptions, corpus, eventually,
     results::{check_completed, count_tokens, done_chunks, in_mid_job},
@@ -44,15 +44,19 @@ async fn queue(cluster: &Cluster, name: &str, seed: u64) -> Queued {
 
 /// Waits until the signer's statement has all four.
 async fn says_is_revoked(cluster: &Cluster, suspended: &Queued, voided: &Queued, by_key: &Queued, by_job: &Queued) {
-    let url = format!("{}/v1/revocations", cluster.env["VECMILL_SIGNER_URL"]);
+    let url = format!("{}/v1/revocations/2", cluster.env["VECMILL_SIGNER_URL"]);
     let client = reqwest::Client::builder().no_proxy().build().unwrap();
     eventually("the signer says that it is revoked", LIMIT, || async {
         let statement = client.get(&url).send().await.ok()?.text().await.ok()?;
         let claims = URL_SAFE_NO_PAD.decode(statement.split('.').nth(1)?).ok()?;
         let claims = String::from_utf8(claims).ok()?;
-        let cut_off =
-            [suspended.tenant.id.as_str(), voided.tenant.id.as_str(), by_key.tenant.key_id(), by_job.job.as_str()];
-        cut_off.iter().all(|name| claims.contains(name)).then_some(())
+        let cut_off = [
+            RevokedName::of_tenant(&suspended.tenant.id),
+            RevokedName::of_tenant(&voided.tenant.id),
+            RevokedName::of_key(by_key.tenant.key_id()),
+            RevokedName::of_job(&by_job.tenant.id, &by_job.job),
+        ];
+        cut_off.into_iter().all(|name| claims.contains(&String::from(name))).then_some(())
     })
     .await;
 }

@@ -17,13 +17,9 @@ use tokio::time::{Instant, Sleep, sleep_until};
 /// The least average rate of a request's body, bytes a second: a bad mobile line makes it; and at the most that 256
 /// connections of one address can hold up, they pay 4 MiB a second for it.
 const BODY_RATE: u32 = 16 * 1024;
-/// The patience for it: a line that is lost for a while and found again.
-const BODY_PATIENCE: Duration = Duration::from_secs(30);
 /// The least average rate at which answers are taken while more is to be sent. Lower than that of bodies: a client may compute
 /// between two pieces of a download, and an answer that waits costs 16 KiB and what the kernel keeps.
 const ANSWER_RATE: u32 = 4 * 1024;
-/// The patience for it.
-const ANSWER_PATIENCE: Duration = Duration::from_secs(60);
 
 #[derive(Debug)]
 struct Patience {
@@ -67,25 +63,20 @@ pub(super) struct PatientStream<S> {
 }
 
 impl<S> PatientStream<S> {
-    pub(super) fn new(stream: S) -> Self {
-        Self { stream, patience: Patience::new(ANSWER_RATE, ANSWER_PATIENCE) }
+    pub(super) fn new(stream: S, patience: Duration) -> Self {
+        Self { stream, patience: Patience::new(ANSWER_RATE, patience) }
     }
 
     /// What came of a write, or the end of the patience.
-    fn judge<T>(
-        &mut self,
-        outcome: Poll<io::Result<T>>,
-        bytes: impl FnOnce(&T) -> usize,
-        context: &mut Context<'_>,
-    ) -> Poll<io::Result<T>> {
+    fn judge(&mut self, outcome: Poll<io::Result<usize>>, context: &mut Context<'_>) -> Poll<io::Result<usize>> {
         match outcome {
             Poll::Pending => {
                 ready!(self.patience.spend(context));
                 Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the client does not take its answer")))
             }
-            Poll::Ready(outcome) => {
-                self.patience.earn(outcome.as_ref().map_or(0, bytes));
-                Poll::Ready(outcome)
+            Poll::Ready(written) => {
+                self.patience.earn(written.as_ref().map_or(0, |bytes| *bytes));
+                Poll::Ready(written)
             }
         }
     }
@@ -104,7 +95,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for PatientStream<S> {
 impl<S: AsyncWrite + Unpin> AsyncWrite for PatientStream<S> {
     fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let outcome = Pin::new(&mut self.stream).poll_write(context, bytes);
-        self.judge(outcome, |written| *written, context)
+        self.judge(outcome, context)
     }
 
     fn poll_write_vectored(
@@ -113,21 +104,20 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for PatientStream<S> {
         pieces: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let outcome = Pin::new(&mut self.stream).poll_write_vectored(context, pieces);
-        self.judge(outcome, |written| *written, context)
+        self.judge(outcome, context)
     }
 
     fn is_write_vectored(&self) -> bool {
         self.stream.is_write_vectored()
     }
 
+    // Of TCP neither waits.
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let outcome = Pin::new(&mut self.stream).poll_flush(context);
-        self.judge(outcome, |()| 0, context)
+        Pin::new(&mut self.stream).poll_flush(context)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let outcome = Pin::new(&mut self.stream).poll_shutdown(context);
-        self.judge(outcome, |()| 0, context)
+        Pin::new(&mut self.stream).poll_shutdown(context)
     }
 }
 
@@ -139,8 +129,8 @@ pub(super) struct PatientBody<B> {
 }
 
 impl<B> PatientBody<B> {
-    pub(super) fn new(body: B) -> Self {
-        Self { body, patience: Patience::new(BODY_RATE, BODY_PATIENCE) }
+    pub(super) fn new(body: B, patience: Duration) -> Self {
+        Self { body, patience: Patience::new(BODY_RATE, patience) }
     }
 }
 

@@ -64,11 +64,24 @@ pub struct Bounds {
     // A quarter, and more than any client opens by itself.
     #[arg(long, env = "VECMILL_CONNECTIONS_PER_ADDRESS", value_name = "N", default_value_t = Self::default().connections_per_address, value_parser = value_parser!(u32).range(1..=100_000))]
     pub connections_per_address: u32,
+    /// How long a client is waited for that sends a body at less than 16 KiB a second.
+    // A line that is lost for a while and found again. No setting: tests have less time.
+    #[arg(skip = Self::default().body_patience)]
+    pub body_patience: Duration,
+    /// How long a client is waited for that takes answers at less than 4 KiB a second.
+    // Longer: it may compute between two pieces of a download.
+    #[arg(skip = Self::default().answer_patience)]
+    pub answer_patience: Duration,
 }
 
 impl Default for Bounds {
     fn default() -> Self {
-        Self { connections: 1024, connections_per_address: 256 }
+        Self {
+            connections: 1024,
+            connections_per_address: 256,
+            body_patience: Duration::from_secs(30),
+            answer_patience: Duration::from_secs(60),
+        }
     }
 }
 
@@ -119,12 +132,12 @@ pub async fn serve(
         tokio::spawn(async move {
             // Answers are small and wanted at once.
             let _ = stream.set_nodelay(true);
-            let stream = PatientStream::new(stream);
+            let stream = PatientStream::new(stream, bounds.answer_patience);
             let conversation = async {
                 match tls {
-                    None => converse(stream, peer, routes, false, watcher).await,
+                    None => converse(stream, peer, routes, None, bounds, watcher).await,
                     Some(config) => match timeout(HANDSHAKE_MAX, TlsAcceptor::from(config).accept(stream)).await {
-                        Ok(Ok(stream)) => converse(stream, peer, routes, true, watcher).await,
+                        Ok(Ok(stream)) => converse(stream, peer, routes, Some(HSTS), bounds, watcher).await,
                         // At the level at which nobody's flood fills the log.
                         Ok(Err(error)) => tracing::debug!(client_addr = %peer.ip(), %error, "a TLS handshake failed"),
                         Err(_) => tracing::debug!(client_addr = %peer.ip(), "a TLS handshake took too long"),
@@ -149,19 +162,26 @@ async fn held(place: Place, conversation: impl Future<Output = ()>) {
 }
 
 /// One connection, request by request.
-async fn converse<S>(stream: S, peer: SocketAddr, routes: Router, secure: bool, watcher: Watcher)
-where
+async fn converse<S>(
+    stream: S,
+    peer: SocketAddr,
+    routes: Router,
+    hsts: Option<&'static str>,
+    bounds: Bounds,
+    watcher: Watcher,
+) where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let answer = service_fn(move |mut request: Request<Incoming>| {
         request.extensions_mut().insert(ConnectInfo(peer));
         let mut routes = routes.clone();
         async move {
-            let mut response = match routes.call(request.map(|body| Body::new(PatientBody::new(body)))).await {
-                Ok(response) => response,
-                Err(never) => match never {},
-            };
-            guard(response.headers_mut(), secure);
+            let mut response =
+                match routes.call(request.map(|body| Body::new(PatientBody::new(body, bounds.body_patience)))).await {
+                    Ok(response) => response,
+                    Err(never) => match never {},
+                };
+            guard(response.headers_mut(), hsts);
             Ok::<_, Infallible>(response)
         }
     });
@@ -175,11 +195,11 @@ where
     let _ = watcher.watch(connection).await;
 }
 
-fn guard(headers: &mut HeaderMap, secure: bool) {
+fn guard(headers: &mut HeaderMap, hsts: Option<&'static str>) {
     for (name, value) in HEADERS {
         headers.entry(name).or_insert(HeaderValue::from_static(value));
     }
-    if secure {
-        headers.insert(STRICT_TRANSPORT_SECURITY, HeaderValue::from_static(HSTS));
+    if let Some(hsts) = hsts {
+        headers.insert(STRICT_TRANSPORT_SECURITY, HeaderValue::from_static(hsts));
     }
 }

@@ -16,6 +16,7 @@ use super::App;
 use super::auth::Caller;
 use super::error::ApiError;
 use crate::claims::{JobId, Scope, TenantId};
+use crate::header::is_kid;
 use crate::store::{AuditFilter, NewKey, SettingsPatch, Tenant, TenantSettings};
 use crate::time::unix_now;
 
@@ -44,6 +45,19 @@ fn body<T>(body: Body<T>) -> Result<T, ApiError> {
 /// What the path names; a name that can't be is that of nothing.
 fn named<T>(path: Named<T>) -> Result<T, ApiError> {
     path.map(|Path(named)| named).map_err(|_| ApiError::not_found())
+}
+
+/// The id of a key or role in a path.
+#[derive(Deserialize)]
+#[serde(try_from = "String")]
+pub(super) struct Id(String);
+
+impl TryFrom<String> for Id {
+    type Error = &'static str;
+
+    fn try_from(id: String) -> Result<Self, Self::Error> {
+        if is_kid(&id) { Ok(Self(id)) } else { Err("it is not the id of anything") }
+    }
 }
 
 pub(super) async fn tenants(State(app): Shared) -> Answer {
@@ -130,6 +144,7 @@ pub(super) async fn keys(State(app): Shared, tenant: Named<TenantId>) -> Answer 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct KeyOrder {
+    /// Checked by the store to be one.
     role: String,
     /// Unix seconds.
     expires_s: Option<u64>,
@@ -162,10 +177,10 @@ pub(super) struct Overlap {
 pub(super) async fn rotate_key(
     State(app): Shared,
     Extension(caller): Extension<Caller>,
-    path: Named<(TenantId, String)>,
+    path: Named<(TenantId, Id)>,
     overlap: Option<Json<Overlap>>,
 ) -> Answer {
-    let (tenant, id) = named(path)?;
+    let (tenant, Id(id)) = named(path)?;
     let overlap_s = overlap.map_or(OVERLAP_S_DEFAULT, |Json(overlap)| overlap.overlap_s);
     if overlap_s > OVERLAP_S_MAX {
         let sentence = format!("overlap_s must be at most {OVERLAP_S_MAX}");
@@ -182,9 +197,9 @@ pub(super) async fn rotate_key(
 pub(super) async fn revoke_key(
     State(app): Shared,
     Extension(caller): Extension<Caller>,
-    path: Named<(TenantId, String)>,
+    path: Named<(TenantId, Id)>,
 ) -> Answer {
-    let (tenant, id) = named(path)?;
+    let (tenant, Id(id)) = named(path)?;
     let info = app.store.revoke_key(Some(&tenant), &id, caller.actor()).await?;
     app.current.refresh().await?;
     answer(StatusCode::OK, info)
@@ -252,6 +267,7 @@ pub(super) async fn create_role(
     new: Body<NewRole>,
 ) -> Answer {
     let new = body(new)?;
+    scopes_bounded(&new.scopes)?;
     answer(StatusCode::CREATED, app.store.create_role(&new.name, &new.scopes, caller.actor()).await?)
 }
 
@@ -264,18 +280,28 @@ pub(super) struct RoleScopes {
 pub(super) async fn set_role(
     State(app): Shared,
     Extension(caller): Extension<Caller>,
-    role: Named<String>,
+    role: Named<Id>,
     scopes: Body<RoleScopes>,
 ) -> Answer {
-    answer(StatusCode::OK, app.store.set_role(&named(role)?, &body(scopes)?.scopes, caller.actor()).await?)
+    let scopes = body(scopes)?.scopes;
+    scopes_bounded(&scopes)?;
+    answer(StatusCode::OK, app.store.set_role(&named(role)?.0, &scopes, caller.actor()).await?)
+}
+
+/// Each scope once at most is what a role is.
+fn scopes_bounded(scopes: &[Scope]) -> Result<(), ApiError> {
+    if scopes.len() <= Scope::ALL.len() {
+        return Ok(());
+    }
+    Err(ApiError::bad_request("invalid_request", format!("scopes may have {} entries", Scope::ALL.len())))
 }
 
 pub(super) async fn delete_role(
     State(app): Shared,
     Extension(caller): Extension<Caller>,
-    role: Named<String>,
+    role: Named<Id>,
 ) -> Result<impl IntoResponse, ApiError> {
-    app.store.delete_role(&named(role)?, caller.actor()).await?;
+    app.store.delete_role(&named(role)?.0, caller.actor()).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -292,9 +318,9 @@ pub(super) async fn rotate_signing_key(State(app): Shared, Extension(caller): Ex
 pub(super) async fn retire_signing_key(
     State(app): Shared,
     Extension(caller): Extension<Caller>,
-    kid: Named<String>,
+    kid: Named<Id>,
 ) -> Answer {
-    let retired = app.store.retire_signing_key(&named(kid)?, caller.actor()).await?;
+    let retired = app.store.retire_signing_key(&named(kid)?.0, caller.actor()).await?;
     app.current.refresh().await?;
     answer(StatusCode::OK, retired)
 }
@@ -302,9 +328,9 @@ pub(super) async fn retire_signing_key(
 pub(super) async fn withdraw_signing_key(
     State(app): Shared,
     Extension(caller): Extension<Caller>,
-    kid: Named<String>,
+    kid: Named<Id>,
 ) -> Answer {
-    let withdrawn = app.store.withdraw_signing_key(&app.vault, &named(kid)?, caller.actor()).await?;
+    let withdrawn = app.store.withdraw_signing_key(&app.vault, &named(kid)?.0, caller.actor()).await?;
     app.current.refresh().await?;
     answer(StatusCode::OK, withdrawn)
 }

@@ -13,6 +13,7 @@ use zeroize::Zeroizing;
 
 use super::authorization::{self, Credentials, Unreadable, basic};
 use super::error::ApiError;
+use super::tenants::TenantPlace;
 use super::{Access, App};
 use crate::api_key::ApiKey;
 use crate::cidr::Cidr;
@@ -28,6 +29,8 @@ pub(super) struct Caller {
     /// Whether it administers every tenant.
     pub(super) operator: bool,
     pub(super) peer: SocketAddr,
+    /// When the database was asked, Unix seconds: what is made for the caller is of that second.
+    pub(super) at_s: u64,
 }
 
 impl Caller {
@@ -45,19 +48,25 @@ pub(super) async fn guard(
     next: Next,
 ) -> Response {
     match admit(&app, access, peer, request).await {
-        Ok(request) => next.run(request).await,
+        Ok((request, _place)) => next.run(request).await,
         Err(refusal) => refusal.into_response(),
     }
 }
 
-async fn admit(app: &App, access: Access, peer: SocketAddr, mut request: Request) -> Result<Request, ApiError> {
+async fn admit(
+    app: &App,
+    access: Access,
+    peer: SocketAddr,
+    mut request: Request,
+) -> Result<(Request, Option<TenantPlace>), ApiError> {
     let scope = match access {
-        Access::Open | Access::Client => return Ok(request),
+        Access::Open | Access::Client => return Ok((request, None)),
         Access::Scope(scope) => scope,
         Access::Submission => Scope::JobsSubmit,
         Access::TenantAdmin | Access::Operator => Scope::Admin,
     };
     let caller = bearer(app, request.headers(), scope, access == Access::Submission, peer).await?;
+    let place = app.tenants.take(caller.access.tenant())?;
     let denied = || ApiError::access_denied("this is for the operator's admins, or for an admin of the tenant named");
     if access == Access::Operator && !caller.operator {
         return Err(denied());
@@ -74,7 +83,7 @@ async fn admit(app: &App, access: Access, peer: SocketAddr, mut request: Request
         request = Request::from_parts(parts, body);
     }
     request.extensions_mut().insert(caller);
-    Ok(request)
+    Ok((request, Some(place)))
 }
 
 /// The bearer, if its token is good (an access token, or a submission token where that will do) and has `scope`, and the key behind it may still be used. An access token lives five
@@ -95,21 +104,20 @@ async fn bearer(
         access => access,
     };
     let access = access.map_err(|refusal| {
-        tracing::warn!(reason = refusal.code(), client_addr = %peer.ip(), "access token refused");
+        if let Some(unsaid) = app.log_of_floods.line(Instant::now()) {
+            tracing::warn!(reason = refusal.code(), unsaid, client_addr = %peer.ip(), "access token refused");
+        }
         ApiError::invalid_token()
     })?;
     let refuse = |reason: &'static str| {
-        tracing::warn!(key_id = access.key_id(), reason, client_addr = %peer.ip(), "access token refused");
+        if let Some(unsaid) = app.log_of_floods.line(Instant::now()) {
+            let key_id = access.key_id();
+            tracing::warn!(key_id, reason, unsaid, client_addr = %peer.ip(), "access token refused");
+        }
         ApiError::invalid_token()
     };
-    let key = app.store.find_key(access.key_id()).await?;
-    let key = key.filter(|key| &key.info.tenant == access.tenant() && key.barred(unix_now()).is_none());
-    let Some(key) = key else {
-        return Err(refuse("key barred"));
-    };
-    if access.epoch() < key.epoch || app.store.is_token_revoked(access.tenant(), access.token_id()).await? {
-        return Err(refuse("token revoked"));
-    }
+    let at_s = unix_now();
+    let key = app.store.standing(&access).await?.map_err(refuse)?;
     // A gateway asks for others, and holds them to the sources in the token.
     if !is_gateway(app, peer) && !is_source(&key.sources, peer) {
         tracing::warn!(key_id = access.key_id(), client_addr = %peer.ip(), "address refused");
@@ -120,7 +128,7 @@ async fn bearer(
         return Err(ApiError::insufficient_scope(format!("the access token lacks the scope {scope}")));
     }
     app.current.used(access.key_id());
-    Ok(Caller { operator: key.operator, access, peer })
+    Ok(Caller { operator: key.operator, access, peer, at_s })
 }
 
 /// Whether a gateway asks.

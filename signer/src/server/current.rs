@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
 use std::time::Duration;
 
+use axum::body::Bytes;
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use sha2::{Digest as _, Sha256};
@@ -28,14 +29,14 @@ const LOOKS_PER_CLEANING: u32 = 7200;
 /// A document and its tag.
 #[derive(Debug, Clone)]
 pub(super) struct Document {
-    pub(super) body: String,
+    pub(super) body: Bytes,
     pub(super) etag: String,
 }
 
 impl Document {
     fn new(body: String) -> Self {
         let etag = format!("\"{}\"", URL_SAFE_NO_PAD.encode(&Sha256::digest(&body)[..16]));
-        Self { body, etag }
+        Self { body: body.into(), etag }
     }
 }
 
@@ -48,6 +49,8 @@ pub(super) struct Live {
     pub(super) jwks: Document,
     /// The statement of revocations.
     pub(super) revocations: Document,
+    /// The same for verifiers of before, where it is asked for.
+    pub(super) old_revocations: Option<Document>,
     seq: u64,
     /// When it must be made again though nothing was changed, Unix seconds.
     good_until_s: u64,
@@ -71,6 +74,7 @@ pub(super) struct Current {
     vault: Arc<Vault>,
     issuer: String,
     mounted: Option<SigningKey>,
+    old_revocations: bool,
     live: RwLock<Arc<Live>>,
     /// When keys were used, until it is written. Bounded by the keys there are.
     used: Mutex<HashMap<String, u64>>,
@@ -82,10 +86,11 @@ impl Current {
         vault: Arc<Vault>,
         issuer: String,
         mounted: Option<SigningKey>,
+        old_revocations: bool,
     ) -> Result<Arc<Self>, StoreError> {
-        let live = load(&store, &vault, &issuer, mounted.as_ref()).await?;
+        let live = load(&store, &vault, &issuer, mounted.as_ref(), old_revocations).await?;
         let live = RwLock::new(Arc::new(live));
-        let current = Arc::new(Self { store, vault, issuer, mounted, live, used: Mutex::default() });
+        let current = Arc::new(Self { store, vault, issuer, mounted, old_revocations, live, used: Mutex::default() });
         tokio::spawn(follow(Arc::downgrade(&current)));
         Ok(current)
     }
@@ -105,7 +110,7 @@ impl Current {
         if self.store.seq().await? == live.seq && unix_now() < live.good_until_s {
             return Ok(());
         }
-        let made = load(&self.store, &self.vault, &self.issuer, self.mounted.as_ref()).await?;
+        let made = load(&self.store, &self.vault, &self.issuer, self.mounted.as_ref(), self.old_revocations).await?;
         let mut live = self.live.write().unwrap_or_else(PoisonError::into_inner);
         // Two may be at it; the older state must not win.
         if made.seq >= live.seq {
@@ -151,25 +156,36 @@ async fn follow(current: Weak<Current>) {
     }
 }
 
-async fn load(store: &Store, vault: &Vault, issuer: &str, mounted: Option<&SigningKey>) -> Result<Live, StoreError> {
+async fn load(
+    store: &Store,
+    vault: &Vault,
+    issuer: &str,
+    mounted: Option<&SigningKey>,
+    old: bool,
+) -> Result<Live, StoreError> {
     // The revocations' number is read first: if anything changes in between, it is looked at again.
-    let mut revoked = store.revoked().await?;
+    let (mut revoked, mut before) = store.revoked(old).await?;
     let keys = store.load_signing_keys(vault, mounted).await?;
     let seq = revoked.seq;
     revoked.kids = keys.published.kids().map(str::to_owned).collect();
+    if let Some(before) = &mut before {
+        before.kids.clone_from(&revoked.kids);
+    }
     let jwks = Document::new(keys.published.to_jwks().to_string());
     let verifier = Verifier::new(issuer.to_owned(), Keys::Fixed(keys.published));
     let minter = |key| Minter::new(issuer.to_owned(), key);
     let (signing, next) = (keys.signing.map(minter), keys.next.map(minter));
     // In the seconds in which none may sign tokens, the next one says so: verifiers get to know it by that.
     let signer = signing.as_ref().or(next.as_ref()).ok_or(StoreError::NoSigningKey)?;
-    let statement =
-        signer.mint_revocations(revoked).map_err(|_| StoreError::Vault(crate::vault::VaultError::Crypto))?;
+    let failed = |_| StoreError::Vault(crate::vault::VaultError::Crypto);
+    let statement = signer.mint_revocations(revoked).map_err(failed)?;
+    let before = before.map(|before| signer.mint_old_revocations(before)).transpose().map_err(failed)?;
     Ok(Live {
         minter: signing,
         verifier,
         jwks,
         revocations: Document::new(statement),
+        old_revocations: before.map(Document::new),
         seq,
         good_until_s: keys.changes_at_s.min(unix_now() + STATEMENT_AGE_MAX_S),
     })

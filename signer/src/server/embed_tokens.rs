@@ -37,7 +37,8 @@ pub(super) async fn embed_token(
         epoch: access.epoch(),
     };
     let live = app.current.live();
-    let (embed_token, claims) = live.minter()?.mint_embed(request).map_err(|error| ApiError::internal(&error))?;
+    let (embed_token, claims) =
+        live.minter()?.mint_embed_at(request, caller.at_s).map_err(|error| ApiError::internal(&error))?;
     tracing::debug!(tenant = %claims.sub, key_id = claims.client_id, token_id = claims.jti, "embed token minted");
     let body = EmbedTokenResponse {
         embed_token,

@@ -47,7 +47,12 @@ impl ApiError {
     /// 429: this address, or this key, has failed too often.
     pub(super) fn too_many_failures(wait_s: u64) -> Self {
         let sentence = format!("too many logins from this address or with this API key have failed; wait {wait_s} s");
-        let refusal = Self::new(StatusCode::TOO_MANY_REQUESTS, "slow_down", sentence);
+        Self::slow_down(sentence, wait_s)
+    }
+
+    /// 429: too much at once.
+    pub(super) fn slow_down(description: impl Into<String>, wait_s: u64) -> Self {
+        let refusal = Self::new(StatusCode::TOO_MANY_REQUESTS, "slow_down", description);
         Self { retry_after_s: Some(wait_s), ..refusal }
     }
 
@@ -104,6 +109,9 @@ impl From<StoreError> for ApiError {
     fn from(error: StoreError) -> Self {
         if error.is_absence() {
             return Self::new(StatusCode::NOT_FOUND, "not_found", error.to_string());
+        }
+        if let StoreError::TooFast { wait_s, .. } = error {
+            return Self::slow_down(error.to_string(), wait_s);
         }
         if error.is_for_caller() {
             return Self::new(StatusCode::CONFLICT, "invalid_request", error.to_string());

@@ -11,9 +11,10 @@ use axum::{Extension, Json};
 use super::App;
 use super::auth::Caller;
 use super::error::ApiError;
+use crate::claims::Scope;
 use crate::mint::Grantee;
 use crate::policy;
-use crate::time::unix_now;
+use crate::store::NotGranted;
 use crate::wire::{GrantRequest, JobGrant};
 
 pub(super) async fn grant(
@@ -23,22 +24,22 @@ pub(super) async fn grant(
 ) -> Result<impl IntoResponse, ApiError> {
     let access = &caller.access;
     let Json(request) = request.map_err(|rejection| ApiError::bad_body(rejection.status(), rejection.body_text()))?;
-
-    let tenant = app.store.tenant(access.tenant()).await?.ok_or_else(ApiError::invalid_token)?;
-    policy::check(&tenant.settings, &request).map_err(|denial| {
-        if denial.is_policy() {
-            ApiError::access_denied(denial.to_string())
-        } else {
-            ApiError::bad_request("invalid_request", denial.to_string())
+    let granted = app.store.record_grant(access, &request).await.map_err(|refused| match refused {
+        NotGranted::Void(reason) => {
+            tracing::warn!(key_id = access.key_id(), reason, client_addr = %caller.peer.ip(), "access token refused");
+            ApiError::invalid_token()
         }
+        NotGranted::NoScope => {
+            ApiError::insufficient_scope(format!("the access token lacks the scope {}", Scope::JobsSubmit))
+        }
+        NotGranted::Denied(denial) if denial.is_policy() => ApiError::access_denied(denial.to_string()),
+        NotGranted::Denied(denial) => ApiError::bad_request("invalid_request", denial.to_string()),
+        NotGranted::JustRevoked => {
+            ApiError::unavailable("the job was revoked this second; submit it again in the next")
+        }
+        NotGranted::Store(error) => error.into(),
     })?;
-
-    let now = unix_now();
-    // A grant of the same second as the revocation could not be told from those before it.
-    if app.store.job_revoked(&tenant.id, &request.job).await?.is_some_and(|at| at >= now) {
-        return Err(ApiError::unavailable("the job was revoked this second; submit it again in the next"));
-    }
-    app.store.record_grant(&tenant.id, access.key_id(), &request.job, now.saturating_add(request.window_s)).await?;
+    let tenant = granted.tenant;
     let grantee = Grantee {
         lane: policy::lane(&tenant, app.lanes),
         tenant: tenant.id,
@@ -48,7 +49,8 @@ pub(super) async fn grant(
         epoch: tenant.epoch,
     };
     let live = app.current.live();
-    let (grant, claims) = live.minter()?.mint_grant(grantee, request).map_err(|error| ApiError::internal(&error))?;
+    let minted = live.minter()?.mint_grant_at(grantee, request, granted.issued_s);
+    let (grant, claims) = minted.map_err(|error| ApiError::internal(&error))?;
     tracing::info!(tenant = %claims.sub, key_id = claims.key_id, job = %claims.jti, rows = claims.rows, "job grant minted");
     let body = JobGrant { grant, tenant: claims.sub, lane: claims.lane, expires_at: claims.exp };
     Ok(([(CACHE_CONTROL, "no-store")], Json(body)))

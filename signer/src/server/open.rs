@@ -1,6 +1,7 @@
 //! What anyone may read: the public keys, what is revoked, where the endpoints are, and whether the service lives.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Json;
 use axum::extract::State;
@@ -14,16 +15,26 @@ use super::current::Document;
 use super::error::ApiError;
 use crate::claims::Scope;
 
+/// A database that takes longer for nothing is not there.
+const PING_MAX: Duration = Duration::from_secs(2);
+
 /// `GET /.well-known/jwks.json`.
 pub(super) async fn jwks(State(app): State<Arc<App>>, headers: HeaderMap) -> Response {
     // Five minutes: what verifiers keep it for, and what a rotation waits.
     document(&headers, &app.current.live().jwks, "application/jwk-set+json", "public, max-age=300")
 }
 
-/// `GET /v1/revocations`: the signed statement of what is no longer good.
+/// `GET /v1/revocations/2`: the signed statement of what is no longer good.
 pub(super) async fn revocations(State(app): State<Arc<App>>, headers: HeaderMap) -> Response {
     // Verifiers ask every two seconds, and no cache on the way may make that longer.
     document(&headers, &app.current.live().revocations, "application/jwt", "no-cache")
+}
+
+/// `GET /v1/revocations`: the same as verifiers of before know it, with names in it; there during an upgrade only.
+pub(super) async fn old_revocations(State(app): State<Arc<App>>, headers: HeaderMap) -> Result<Response, ApiError> {
+    let live = app.current.live();
+    let old = live.old_revocations.as_ref().ok_or_else(ApiError::not_found)?;
+    Ok(document(&headers, old, "application/jwt", "no-cache"))
 }
 
 /// `GET /.well-known/oauth-authorization-server` (RFC 8414).
@@ -65,6 +76,9 @@ pub(super) async fn healthz() -> &'static str {
 
 /// `GET /readyz`: the policy database answers too.
 pub(super) async fn readyz(State(app): State<Arc<App>>) -> Result<&'static str, ApiError> {
-    app.store.ping().await?;
+    match tokio::time::timeout(PING_MAX, app.store.ping()).await {
+        Ok(answer) => answer?,
+        Err(_) => return Err(ApiError::unavailable("the policy database is slow")),
+    }
     Ok("ready\n")
 }

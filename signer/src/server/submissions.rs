@@ -32,7 +32,8 @@ pub(super) async fn submission(
         epoch: access.epoch(),
     };
     let live = app.current.live();
-    let (submission, claims) = live.minter()?.mint_submission(request).map_err(|error| ApiError::internal(&error))?;
+    let (submission, claims) =
+        live.minter()?.mint_submission_at(request, caller.at_s).map_err(|error| ApiError::internal(&error))?;
     tracing::info!(tenant = %claims.sub, key_id = claims.client_id, token_id = claims.jti, "submission token minted");
     let body = Submission { submission, tenant: claims.sub, expires_at: claims.exp };
     Ok(([(CACHE_CONTROL, "no-store")], Json(body)))

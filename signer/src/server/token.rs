@@ -16,7 +16,11 @@ use super::error::ApiError;
 use super::{App, auth};
 use crate::claims::Scope;
 use crate::mint::{ACCESS_LIFETIME_S, AccessRequest};
+use crate::time::unix_now;
 use crate::wire::TokenResponse;
+
+/// Longest list of scopes: several times as long as one with all of them.
+const SCOPE_LEN_MAX: usize = 512;
 
 /// The form. Unknown parameters are ignored and repeated ones refused, both as RFC 6749 (3.2) asks.
 #[derive(Deserialize)]
@@ -45,7 +49,12 @@ pub(super) async fn token(
         None => return Err(ApiError::bad_request("invalid_request", "grant_type is missing")),
     }
 
+    let now = unix_now();
     let key = auth::client(&app, &headers, form.client_id, form.client_secret, peer).await?;
+    let _place = app.tenants.take(&key.info.tenant)?;
+    if now <= key.tokens_void_until_s {
+        return Err(ApiError::unavailable("this tenant's tokens were voided this second; ask again in the next"));
+    }
     let scopes = narrowed(&key.scopes, filled(form.scope.as_deref()))?;
 
     let tenant = key.info.tenant.clone();
@@ -60,7 +69,8 @@ pub(super) async fn token(
         epoch: key.epoch,
     };
     let live = app.current.live();
-    let (access_token, claims) = live.minter()?.mint_access(request).map_err(|error| ApiError::internal(&error))?;
+    let (access_token, claims) =
+        live.minter()?.mint_access_at(request, now).map_err(|error| ApiError::internal(&error))?;
     tracing::info!(%tenant, key_id = claims.client_id, token_id = claims.jti, "access token minted");
     let body = TokenResponse {
         access_token,
@@ -80,6 +90,9 @@ pub(super) fn filled(parameter: Option<&str>) -> Option<&str> {
 /// The scopes asked for, if the role has them all; all of the role's if none are named.
 fn narrowed(role: &[Scope], asked: Option<&str>) -> Result<Vec<Scope>, ApiError> {
     let Some(asked) = asked else { return Ok(role.to_vec()) };
+    if asked.len() > SCOPE_LEN_MAX {
+        return Err(ApiError::bad_request("invalid_scope", format!("scope may have {SCOPE_LEN_MAX} characters")));
+    }
     let mut scopes = Vec::new();
     for name in asked.split(' ').filter(|name| !name.is_empty()) {
         let refused = || ApiError::bad_request("invalid_scope", "a scope is unknown, or this API key's role lacks it");

@@ -7,18 +7,24 @@ use serde_json::json;
 use sqlx::{AnyConnection, FromRow};
 
 use super::events::Event;
-use super::revocations::{self, Kind};
+use super::revocations::{self, Kind, SLACK_S};
 use super::{Store, StoreError, changed, column, count, roles, tenants};
 use crate::api_key::ApiKey;
 use crate::cidr::Cidr;
 use crate::claims::{Limits, Scope, TenantId};
-use crate::mint::ACCESS_LIFETIME_S;
+use crate::header::is_kid;
+use crate::mint::{ACCESS_LIFETIME_S, EMBED_LIFETIME_S};
 use crate::time::unix_now;
 use crate::vault::{Vault, VaultError};
-use crate::verify::LEEWAY_S;
 
-/// Usable keys of one tenant. All of them may be revoked at once, and the statement of revocations must hold them.
+/// Keys of one tenant that matter: usable, or with tokens or grants that are still about. A fleet has one a machine.
 const KEYS_PER_TENANT_MAX: u64 = 1000;
+/// Keys that one tenant makes within an hour, by `create` or `rotate`: rows and events are kept for good. Enough to give a fleet
+/// its keys in a working day.
+const KEYS_PER_HOUR_MAX: u64 = 200;
+const HOUR_S: u64 = 3600;
+/// When a key can end at the latest, the year 9999: what dates can say.
+pub(crate) const EXPIRES_S_MAX: u64 = 253_402_300_799;
 
 /// A key to be made.
 #[derive(Debug, Clone)]
@@ -73,6 +79,10 @@ pub struct StoredKey {
     pub operator: bool,
     /// Its tenant's revocation epoch.
     pub epoch: u64,
+    /// Its tenant's access and embed tokens issued at this second or before are void.
+    pub(crate) tokens_void_until_s: u64,
+    /// The same for submission tokens.
+    pub(crate) submissions_void_until_s: u64,
     /// Its tenant's quota.
     pub limits: Limits,
     /// Where its tenant's requests may come from; empty for anywhere.
@@ -126,6 +136,8 @@ struct StoredRow {
     status: String,
     operator: i64,
     epoch: i64,
+    tokens_void_until_s: i64,
+    submissions_void_until_s: i64,
     requests_per_minute: i64,
     tokens_per_minute: i64,
     tokens_burst: i64,
@@ -154,37 +166,7 @@ impl InfoRow {
 impl Store {
     /// The key named `id`, if there is one.
     pub async fn find_key(&self, id: &str) -> Result<Option<StoredKey>, StoreError> {
-        // One query, for this is asked of every request: the sources come along as one text.
-        let row: Option<StoredRow> = sqlx::query_as(
-            "SELECT k.id, k.tenant, k.role, k.created_s, k.expires_s, k.revoked_s, k.last_used_s, k.grants_until_s,
-             k.digest, r.scopes, t.status, t.operator, t.epoch, t.requests_per_minute, t.tokens_per_minute,
-             t.tokens_burst, t.tokens_per_day, t.queued_tokens, t.concurrent_jobs, t.stored_bytes,
-             coalesce((SELECT string_agg(s.cidr, ',') FROM tenant_sources s WHERE s.tenant = t.id), '') AS sources
-             FROM api_keys k JOIN roles r ON r.name = k.role JOIN tenants t ON t.id = k.tenant WHERE k.id = $1",
-        )
-        .bind(id)
-        .fetch_optional(&self.pool)
-        .await?;
-        let Some(row) = row else { return Ok(None) };
-        let sources = row.sources.split(',').filter(|cidr| !cidr.is_empty()).map(str::parse);
-        Ok(Some(StoredKey {
-            digest: row.digest.try_into().map_err(|_| StoreError::Corrupt("a key's digest"))?,
-            scopes: roles::parse(&row.scopes),
-            tenant_active: row.status == "active",
-            operator: row.operator == 1,
-            epoch: count(row.epoch)?,
-            limits: Limits {
-                requests_per_minute: count(row.requests_per_minute)?,
-                tokens_per_minute: count(row.tokens_per_minute)?,
-                tokens_burst: count(row.tokens_burst)?,
-                tokens_per_day: count(row.tokens_per_day)?,
-                queued_tokens: count(row.queued_tokens)?,
-                concurrent_jobs: count(row.concurrent_jobs)?,
-                stored_bytes: row.stored_bytes.map(count).transpose()?,
-            },
-            sources: sources.collect::<Result<_, _>>().map_err(|_| StoreError::Corrupt("a source address"))?,
-            info: row.info.into_info()?,
-        }))
+        find(&mut *self.pool.acquire().await?, id).await
     }
 
     /// The keys of a tenant, or of all, oldest first.
@@ -209,17 +191,7 @@ impl Store {
     pub async fn create_key(&self, vault: &Vault, new: &NewKey, actor: &str) -> Result<ApiKey, StoreError> {
         let mut transaction = self.write().await?;
         tenants::existing(&mut transaction, &new.tenant).await?;
-        let usable: i64 = sqlx::query_scalar(
-            "SELECT count(*) FROM api_keys WHERE tenant = $1 AND revoked_s IS NULL AND (expires_s IS NULL OR expires_s > $2)",
-        )
-        .bind(new.tenant.as_str())
-        .bind(column(unix_now()))
-        .fetch_one(&mut *transaction)
-        .await?;
-        if count(usable)? >= KEYS_PER_TENANT_MAX {
-            let (what, remedy) = ("usable API keys of this tenant", "revoke those that nobody uses");
-            return Err(StoreError::TooMany { what, max: KEYS_PER_TENANT_MAX, remedy });
-        }
+        has_room(&mut transaction, &new.tenant).await?;
         let key = insert(&mut transaction, vault, new, actor).await?;
         transaction.commit().await?;
         Ok(key)
@@ -241,6 +213,7 @@ impl Store {
         if old.is_over(now) {
             return Err(StoreError::KeyOver(id.to_owned()));
         }
+        has_room(&mut transaction, &old.tenant).await?;
         let new = NewKey { tenant: old.tenant.clone(), role: old.role.clone(), expires_s: old.expires_s };
         let key = insert(&mut transaction, vault, &new, actor).await?;
         let old_expires_s = old.expires_s.unwrap_or(u64::MAX).min(now.saturating_add(overlap_s));
@@ -272,14 +245,15 @@ impl Store {
             .bind(id)
             .execute(&mut *transaction)
             .await?;
-        // A token may be on its way out of another signer this moment: hence a leeway for each clock.
-        let until_s = grants_until_s.max(now + ACCESS_LIFETIME_S) + 2 * LEEWAY_S;
-        revocations::insert(&mut transaction, Kind::Key, &before.tenant, id, until_s).await?;
+        // Of its grants the last end is known, for none is recorded once it is revoked. Its tokens are not.
+        let until_s = grants_until_s.max(now + ACCESS_LIFETIME_S + EMBED_LIFETIME_S) + SLACK_S;
+        revocations::insert(&mut transaction, Kind::Key, &before.tenant, id, until_s, until_s).await?;
         let then = Some(json!({"revoked_s": before.revoked_s}));
         let after = Some(json!({"revoked_s": now}));
         let event =
             Event { actor, action: "key.revoke", tenant: Some(&before.tenant), subject: id, before: then, after };
         event.record(&mut transaction).await?;
+        revocations::fold(&mut transaction, &before.tenant, actor).await?;
         changed(&mut transaction).await?;
         transaction.commit().await?;
         Ok(KeyInfo { revoked_s: Some(now), ..before })
@@ -304,6 +278,44 @@ impl Store {
     }
 }
 
+/// The key named `id`, if there is one, and what its tenant is and may have.
+pub(super) async fn find(connection: &mut AnyConnection, id: &str) -> Result<Option<StoredKey>, StoreError> {
+    // One query, for this is asked of every request: the sources come along as one text.
+    let row: Option<StoredRow> = sqlx::query_as(
+        "SELECT k.id, k.tenant, k.role, k.created_s, k.expires_s, k.revoked_s, k.last_used_s, k.grants_until_s,
+         k.digest, r.scopes, t.status, t.operator, t.epoch, t.tokens_void_until_s,
+             t.submissions_void_until_s, t.requests_per_minute, t.tokens_per_minute,
+         t.tokens_burst, t.tokens_per_day, t.queued_tokens, t.concurrent_jobs, t.stored_bytes,
+         coalesce((SELECT string_agg(s.cidr, ',') FROM tenant_sources s WHERE s.tenant = t.id), '') AS sources
+         FROM api_keys k JOIN roles r ON r.name = k.role JOIN tenants t ON t.id = k.tenant WHERE k.id = $1",
+    )
+    .bind(id)
+    .fetch_optional(connection)
+    .await?;
+    let Some(row) = row else { return Ok(None) };
+    let sources = row.sources.split(',').filter(|cidr| !cidr.is_empty()).map(str::parse);
+    Ok(Some(StoredKey {
+        digest: row.digest.try_into().map_err(|_| StoreError::Corrupt("a key's digest"))?,
+        scopes: roles::parse(&row.scopes),
+        tenant_active: row.status == "active",
+        operator: row.operator == 1,
+        epoch: count(row.epoch)?,
+        tokens_void_until_s: count(row.tokens_void_until_s)?,
+        submissions_void_until_s: count(row.submissions_void_until_s)?,
+        limits: Limits {
+            requests_per_minute: count(row.requests_per_minute)?,
+            tokens_per_minute: count(row.tokens_per_minute)?,
+            tokens_burst: count(row.tokens_burst)?,
+            tokens_per_day: count(row.tokens_per_day)?,
+            queued_tokens: count(row.queued_tokens)?,
+            concurrent_jobs: count(row.concurrent_jobs)?,
+            stored_bytes: row.stored_bytes.map(count).transpose()?,
+        },
+        sources: sources.collect::<Result<_, _>>().map_err(|_| StoreError::Corrupt("a source address"))?,
+        info: row.info.into_info()?,
+    }))
+}
+
 /// The key, and when the last grant asked for with it expires. Another tenant's key is as absent as one that isn't there.
 async fn existing(
     connection: &mut AnyConnection,
@@ -323,6 +335,44 @@ async fn existing(
     if tenant.is_some_and(|tenant| tenant != &info.tenant) { Err(absent()) } else { Ok((info, grants_until_s)) }
 }
 
+/// Whether a tenant may have one more key, and now.
+async fn has_room(connection: &mut AnyConnection, tenant: &TenantId) -> Result<(), StoreError> {
+    let now = unix_now();
+    let matter: i64 = sqlx::query_scalar(
+        "SELECT count(*) FROM api_keys k WHERE k.tenant = $1 AND
+         ((k.revoked_s IS NULL AND (k.expires_s IS NULL OR k.expires_s > $2)) OR k.grants_until_s > $2
+          OR EXISTS (SELECT 1 FROM revocations r WHERE r.kind = 'key' AND r.tenant = k.tenant AND r.id = k.id AND r.until_s > $2))",
+    )
+    .bind(tenant.as_str())
+    .bind(column(now))
+    .fetch_one(&mut *connection)
+    .await?;
+    if count(matter)? >= KEYS_PER_TENANT_MAX {
+        let (what, remedy) = (
+            "API keys of this tenant that are usable or have tokens or grants about",
+            "revoke those that nobody uses; they count until what they were given has expired",
+        );
+        return Err(StoreError::TooMany { what, max: KEYS_PER_TENANT_MAX, remedy });
+    }
+    // The one that a new one has to wait for, if there are as many.
+    let oldest: Option<i64> = sqlx::query_scalar(
+        "SELECT created_s FROM api_keys WHERE tenant = $1 AND created_s > $2 ORDER BY created_s DESC LIMIT 1 OFFSET $3",
+    )
+    .bind(tenant.as_str())
+    .bind(column(now.saturating_sub(HOUR_S)))
+    .bind(column(KEYS_PER_HOUR_MAX - 1))
+    .fetch_optional(connection)
+    .await?;
+    match oldest.map(count).transpose()? {
+        Some(oldest) => Err(StoreError::TooFast {
+            what: "API keys",
+            max: KEYS_PER_HOUR_MAX,
+            wait_s: (oldest + HOUR_S).saturating_sub(now).max(1),
+        }),
+        None => Ok(()),
+    }
+}
+
 /// Inserts a new key and the event.
 pub(super) async fn insert(
     connection: &mut AnyConnection,
@@ -330,6 +380,12 @@ pub(super) async fn insert(
     new: &NewKey,
     actor: &str,
 ) -> Result<ApiKey, StoreError> {
+    if !is_kid(&new.role) {
+        return Err(StoreError::NoRole("of such a name".to_owned()));
+    }
+    if new.expires_s.is_some_and(|at| at > EXPIRES_S_MAX) {
+        return Err(StoreError::BadSetting("a key ends in the year 9999 at the latest".to_owned()));
+    }
     let role = sqlx::query("SELECT 1 FROM roles WHERE name = $1").bind(new.role.as_str());
     if role.fetch_optional(&mut *connection).await?.is_none() {
         return Err(StoreError::NoRole(new.role.clone()));

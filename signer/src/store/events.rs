@@ -6,7 +6,7 @@ use serde_json::Value;
 use sqlx::{AnyConnection, FromRow};
 
 use super::{Store, StoreError, column, count};
-use crate::claims::{JobId, TenantId};
+use crate::claims::TenantId;
 use crate::time::unix_now;
 
 /// Most events in one answer: about a megabyte.
@@ -88,27 +88,6 @@ struct Row {
 }
 
 impl Store {
-    /// Records that an API key is about to be given a grant that lives until `until_s`. It comes before the grant: no
-    /// grant without its record, and none whose end the key's revocation would not outlast.
-    pub async fn record_grant(
-        &self,
-        tenant: &TenantId,
-        key_id: &str,
-        job: &JobId,
-        until_s: u64,
-    ) -> Result<(), StoreError> {
-        let mut transaction = self.write().await?;
-        sqlx::query("UPDATE api_keys SET grants_until_s = $1 WHERE id = $2 AND grants_until_s < $1")
-            .bind(column(until_s))
-            .bind(key_id)
-            .execute(&mut *transaction)
-            .await?;
-        Event { actor: key_id, action: "grant.mint", tenant: Some(tenant), subject: job.as_str(), ..Event::default() }
-            .record(&mut transaction)
-            .await?;
-        Ok(transaction.commit().await?)
-    }
-
     /// The audit, newest first.
     pub async fn audit(&self, filter: &AuditFilter) -> Result<Vec<AuditEvent>, StoreError> {
         let rows: Vec<Row> = sqlx::query_as(

@@ -11,6 +11,7 @@ use super::events::Event;
 use super::{Store, StoreError, changed, column, count};
 use crate::cidr::Cidr;
 use crate::claims::{Limits, TenantId};
+use crate::revocations::TENANTS_MAX;
 use crate::time::unix_now;
 use crate::verify::{GRANT_LIFETIME_S_MAX, LEEWAY_S};
 
@@ -305,8 +306,25 @@ impl Store {
     /// Creates a tenant on behalf of `actor`.
     pub async fn create_tenant(&self, id: &TenantId, settings: &TenantSettings, actor: &str) -> Result<(), StoreError> {
         let mut transaction = self.write().await?;
+        let there: i64 = sqlx::query_scalar("SELECT count(*) FROM tenants").fetch_one(&mut *transaction).await?;
+        // What verifiers must be able to hold counts on it.
+        if count(there)? >= TENANTS_MAX {
+            let remedy = "start a second signer, with workers and a bucket of its own";
+            return Err(StoreError::TooMany { what: "tenants", max: TENANTS_MAX, remedy });
+        }
         insert(&mut transaction, id, settings, false, actor).await?;
         Ok(transaction.commit().await?)
+    }
+
+    /// Refuses to go on with a tenant whose name is reserved by now.
+    pub(crate) async fn refuse_reserved(&self) -> Result<(), StoreError> {
+        for name in TenantId::RESERVED {
+            let there = sqlx::query("SELECT 1 FROM tenants WHERE id = $1").bind(name);
+            if there.fetch_optional(&self.pool).await?.is_some() {
+                return Err(StoreError::ReservedThere(name.to_owned()));
+            }
+        }
+        Ok(())
     }
 
     /// Changes some of a tenant's settings, for its next tokens and grants.
@@ -395,7 +413,7 @@ fn event<'a>(
 }
 
 /// Tokens of the epoch that ends here can be alive for as long as any grant.
-async fn advance(connection: &mut AnyConnection, id: &TenantId) -> Result<(), StoreError> {
+pub(super) async fn advance(connection: &mut AnyConnection, id: &TenantId) -> Result<(), StoreError> {
     sqlx::query("UPDATE tenants SET epoch = epoch + 1, epoch_matters_until_s = $1 WHERE id = $2")
         .bind(column(unix_now() + GRANT_LIFETIME_S_MAX + 2 * LEEWAY_S))
         .bind(id.as_str())
@@ -412,6 +430,9 @@ pub(super) async fn insert(
     operator: bool,
     actor: &str,
 ) -> Result<(), StoreError> {
+    if id.is_reserved() {
+        return Err(StoreError::Reserved(id.to_string()));
+    }
     let limits = &settings.limits;
     let inserted = sqlx::query(
         "INSERT INTO tenants (id, operator, requests_per_minute, tokens_per_minute, tokens_burst, tokens_per_day,

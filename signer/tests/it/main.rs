@@ -4,8 +4,10 @@ mod admin;
 mod attacks;
 mod backup;
 mod bootstrap;
+mod bounds;
 mod commands;
 mod embed;
+mod floods;
 mod kills;
 mod matrix;
 mod mounted_key;
@@ -14,6 +16,7 @@ mod policy;
 mod postgres;
 #[allow(unreachable_pub, reason = "`vecmill-tests` compiles the file too, where it is reachable")]
 mod program;
+mod races;
 mod remote_keys;
 mod revocation;
 mod service;

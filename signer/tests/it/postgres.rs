@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use vecmill_signer::claims::TenantId;
+use vecmill_signer::claims::{RevokedName, TenantId};
 use vecmill_signer::client::SignerClient;
 use vecmill_signer::store::{AuditFilter, Store, TenantSettings};
 use vecmill_signer::verify::{Keys, RemoteKeys, Verifier};
@@ -64,12 +64,12 @@ async fn what_one_does_the_other_knows() {
     };
     assert_eq!(as_bearer().await, 401);
     eventually("a verifier that asks the other hears of it", SOON, || async {
-        let statement = http().get(format!("{other}/v1/revocations")).send().await.expect("an answer");
+        let statement = http().get(format!("{other}/v1/revocations/2")).send().await.expect("an answer");
         let statement = statement.text().await.expect("a JWT");
         let claims = statement.split('.').nth(1).expect("claims");
         let claims = base64::Engine::decode(&base64::engine::general_purpose::URL_SAFE_NO_PAD, claims).expect("base64");
         let claims: Value = serde_json::from_slice(&claims).expect("JSON");
-        claims["keys"].as_array().expect("keys").contains(&json!(key.id()))
+        claims["names"].as_array().expect("names").contains(&json!(RevokedName::of_key(key.id())))
     })
     .await;
 }

@@ -27,7 +27,7 @@ async fn key_server(forger: &Forger, document: String) -> (String, Arc<AtomicUsi
     let statement = forger.statement();
     let routes = Router::new()
         .route("/.well-known/jwks.json", get(answer))
-        .route("/v1/revocations", get(async move || statement));
+        .route("/v1/revocations/2", get(async move || statement));
     let server = tokio::spawn(async move { axum::serve(listener, routes).await.expect("served") });
     (url, asked, server)
 }

@@ -9,6 +9,7 @@ use axum::http::StatusCode;
 use axum::routing::get;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
+use vecmill_signer::claims::RevokedName;
 use vecmill_signer::store::TenantSettings;
 use vecmill_signer::verify::{Keys, Refusal, RemoteKeys, Verifier};
 
@@ -183,7 +184,7 @@ async fn impostor(forger: &Forger, statement: String) -> (String, Arc<Mutex<Stri
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let url = format!("http://{}", listener.local_addr().expect("bound"));
     let keys = get(move || std::future::ready(jwks.clone()));
-    let routes = Router::new().route("/.well-known/jwks.json", keys).route("/v1/revocations", get(say));
+    let routes = Router::new().route("/.well-known/jwks.json", keys).route("/v1/revocations/2", get(say));
     tokio::spawn(async move { axum::serve(listener, routes).await.expect("served") });
     (url, statement)
 }
@@ -192,14 +193,14 @@ fn statement_claims() -> Value {
     let now = jiff::Timestamp::now().as_second();
     json!({
         "iss": ISSUER, "aud": "vecmill-verifiers", "iat": now, "seq": 10, "kids": ["k1"], "withdrawn_kids": [],
-        "keys": [], "tokens": [], "jobs": [], "tenants": {},
+        "names": [], "jobs": [], "tenants": {},
     })
 }
 
 #[tokio::test]
 async fn only_the_signers_own_newest_word_counts() {
     let (forger, stranger) = (Forger::new(), Forger::new());
-    let honest = header("revocations+jwt");
+    let honest = header("revocations-2+jwt");
     let sign = |claims: &Value| forger.sign(&honest, &claims.to_string());
     let claims = statement_claims();
     let future = json!(claims["iat"].as_i64().expect("a number") + 3600);
@@ -217,12 +218,20 @@ async fn only_the_signers_own_newest_word_counts() {
         ("an unknown kid", forger.sign(&honest.replace("k1", "k2"), &claims.to_string())),
         ("another issuer", sign(&with(claims.clone(), "iss", json!("evil")))),
         ("another audience", sign(&with(claims.clone(), "aud", json!("vecmill-api")))),
+        ("a statement as it was before", {
+            let old = json!({"keys": [], "tokens": [], "jobs": [], "tenants": {}});
+            let mut said = claims.clone();
+            said.as_object_mut().expect("an object").remove("names");
+            said.as_object_mut().expect("an object").extend(old.as_object().expect("an object").clone());
+            forger.sign(&header("revocations+jwt"), &said.to_string())
+        }),
+        ("a name that is none", sign(&with(claims.clone(), "names", json!(["key1"])))),
         ("the future", sign(&with(claims.clone(), "iat", future))),
         ("an unknown claim", sign(&with(claims.clone(), "more", json!(1)))),
         ("a claim twice", forger.sign(&honest, &repeated)),
         ("a list for an object", sign(&with(claims.clone(), "tenants", json!([])))),
         ("an hour ago", sign(&with(claims.clone(), "iat", json!(claims["iat"].as_i64().expect("a number") - 3600)))),
-        ("too much", sign(&with(claims.clone(), "tokens", json!(vec!["ab".repeat(16); 130_000])))),
+        ("too much", sign(&with(claims.clone(), "names", json!(vec!["A".repeat(22); 220_000])))),
     ] {
         let (url, _) = impostor(&forger, statement).await;
         let refusal = verifier(&url).access_at(&forger.access(&access_claims()), NOW).await.expect_err(what);
@@ -230,7 +239,7 @@ async fn only_the_signers_own_newest_word_counts() {
     }
 
     // A good one; then an older one played back changes nothing.
-    let revoking = with(with(claims.clone(), "keys", json!(["key1"])), "seq", json!(11));
+    let revoking = with(with(claims.clone(), "names", json!([RevokedName::of_key("key1")])), "seq", json!(11));
     let (url, statement) = impostor(&forger, sign(&claims)).await;
     let verifier = verifier(&url);
     let token = forger.access(&access_claims());

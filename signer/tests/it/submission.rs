@@ -6,7 +6,7 @@ use vecmill_signer::edge::ClientTls;
 use vecmill_signer::store::TenantSettings;
 use vecmill_signer::verify::{Keys, Refusal, RemoteKeys, Verifier};
 
-use crate::support::{ISSUER, Signer, grant_request};
+use crate::support::{ISSUER, Signer, grant_request, http};
 
 /// What the signer says to whoever has the submission token and nothing else.
 async fn granted(signer: &Signer, submission: &AccessToken) -> Result<String, u16> {
@@ -66,4 +66,45 @@ async fn it_is_for_grants_alone_and_falls_with_what_it_rests_on() {
     granted(&signer, &other).await.expect("another tenant's is good");
     post("initech/void-tokens").await;
     assert_eq!(granted(&signer, &other).await, Err(401), "its tenant's tokens are void");
+}
+
+#[tokio::test]
+async fn it_falls_with_its_access_token_and_can_be_revoked_itself() {
+    let signer = Signer::start(TenantSettings::default()).await;
+    let key = signer.key("globex", "writer").await;
+    let client = signer.client(&key);
+    let form = async |path: &str, token: &str| {
+        let request = http().post(format!("{}{path}", signer.url())).basic_auth(key.id(), Some(key.expose()));
+        let answer = request.form(&[("token", token)]).send().await.expect("an answer");
+        assert_eq!(answer.status(), 200);
+        answer.json::<serde_json::Value>().await.unwrap_or_default()
+    };
+    let active = async |token: &str| form("/oauth/introspect", token).await;
+    let made = async || {
+        let access = client.access_token(&[]).await.expect("a token");
+        let submission = client.submission(&access).await.expect("a submission token");
+        let told = active(&submission.token).await;
+        assert_eq!(
+            (&told["active"], &told["typ"], &told["scope"]),
+            (&true.into(), &"submission+jwt".into(), &"jobs:submit".into())
+        );
+        granted(&signer, &submission).await.expect("good");
+        (access, submission)
+    };
+    let (access, submission) = made().await;
+    let (_, neighbour) = made().await;
+    form("/oauth/revoke", &access.token).await;
+    assert_eq!(active(&submission.token).await, serde_json::json!({"active": false}));
+    assert_eq!(granted(&signer, &submission).await, Err(401), "with its access token");
+    granted(&signer, &neighbour).await.expect("another access token's is good");
+
+    let (access, submission) = made().await;
+    form("/oauth/revoke", &submission.token).await;
+    assert_eq!(active(&submission.token).await, serde_json::json!({"active": false}));
+    assert_eq!(granted(&signer, &submission).await, Err(401), "itself");
+    assert_eq!(active(&access.token).await["active"], true, "what it was made with is good");
+    let embed = client.embed_token(&access, "vecmill/mini").await.expect("an embed token");
+    assert_eq!(active(&embed.token).await["typ"], "embed+jwt");
+    form("/oauth/revoke", &embed.token).await;
+    assert_eq!(active(&embed.token).await["active"], false);
 }

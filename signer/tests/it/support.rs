@@ -75,9 +75,9 @@ impl Forger {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970").as_secs();
         let claims = json!({
             "iss": ISSUER, "aud": "vecmill-verifiers", "iat": now, "seq": 1, "kids": ["k1"], "withdrawn_kids": [],
-            "keys": [], "tokens": [], "jobs": [], "tenants": {},
+            "names": [], "jobs": [], "tenants": {},
         });
-        self.sign(&header("revocations+jwt"), &claims.to_string())
+        self.sign(&header("revocations-2+jwt"), &claims.to_string())
     }
 
     pub(crate) fn access(&self, claims: &Value) -> String {
@@ -110,7 +110,7 @@ pub(crate) fn access_claims() -> Value {
 
 pub(crate) fn submission_claims() -> Value {
     let claims = with(with(access_claims(), "aud", json!("vecmill-signer")), "scope", json!("jobs:submit"));
-    with(with(claims, "exp", json!(NOW + 86_400)), "parent", json!("ef".repeat(16)))
+    with(claims, "exp", json!(NOW + 86_400))
 }
 
 pub(crate) fn embed_claims() -> Value {
@@ -440,6 +440,7 @@ async fn serve(home: &Home, listen: &str) -> (SocketAddr, oneshot::Sender<()>, J
         tls: None,
         gateways: Vec::new(),
         bounds: Bounds::default(),
+        old_revocations: false,
         failed_logins_per_minute: FAILED_LOGINS_PER_MINUTE,
     };
     let app = App::open(&config).await.expect("an app");

@@ -241,4 +241,16 @@ async fn failed_logins_are_limited_and_good_ones_are_not() {
     let wait: u64 = last.headers()["retry-after"].to_str().expect("ASCII").parse().expect("seconds");
     assert!((1..=60).contains(&wait));
     assert!(last.text().await.expect("a body").contains("too many logins"));
+    // A key that has worked goes on from the address of the flood; what has not waits, and so does a guess of the key.
+    let good = async |key: &vecmill_signer::client::ApiKey| {
+        login(key.id().to_owned(), key.expose().to_owned()).await.expect("an answer").status().as_u16()
+    };
+    assert_eq!(good(key).await, 200);
+    assert_eq!(good(&signer.keys.admin).await, 429);
+    let elsewhere = crate::support::Signer::start(<_>::default()).await;
+    assert_eq!(good(&elsewhere.keys.writer).await, 429);
+    assert_eq!(good(key).await, 200, "still");
+    // Once it is revoked it is one like any other.
+    signer.store.revoke_key(None, key.id(), "test").await.expect("revoked");
+    assert_eq!((good(key).await, good(key).await), (401, 429));
 }

@@ -412,8 +412,6 @@ impl Bench {
                 "client_id",
                 "client_addr",
                 "limits",
-                "sources",
-                "parent",
                 "epoch",
             ][..],
             Kind::Embed => &[
@@ -554,6 +552,8 @@ impl Bench {
             for parent in ["", "x", "ABABABABABABABABABABABABABABABAB", "../../../../../../../../../../.."] {
                 cases.push(("", json!({ "parent": parent })));
             }
+            cases.push(("a parent that is a number", json!({ "parent": 5_u32 })));
+            cases.push(("parents", json!({ "parent": ["ab".repeat(16)] })));
         }
         if self.kind == Kind::Access {
             cases.push(("a parent, which only what is made with it has", json!({ "parent": "ab".repeat(16) })));
