@@ -35,6 +35,8 @@ const LOOK_EVERY: Duration = Duration::from_secs(5);
 const DEATHS_MAX: u32 = 3;
 /// Preparations of a batch that may take too long: once may be a slow day of S3's.
 const OVERRUNS_MAX: u32 = 2;
+/// What a batch that is being queued has at shutdown to come to its end.
+const CLOSING_MAX: Duration = Duration::from_secs(3);
 /// Between two looks whether a batch that is prepared is still wanted.
 const WANTED_EVERY: Duration = Duration::from_secs(1);
 /// Seconds from a try that something away has ended to the next; it doubles from the first to the last.
@@ -251,7 +253,16 @@ async fn take_up(
             pending.begun += 1;
             app.store.put_json(&key, &pending).await?;
             let stop = unwanted(app, tenant, &record, closing.clone());
-            let outcome = Box::pin(attempt(app, &pending, tenant, record.clone(), stop)).await;
+            let mut told = closing.clone();
+            let late = async {
+                // What is published by then goes on from there at the next gateway, as after a death.
+                _ = told.wait_for(|closing| *closing).await;
+                tokio::time::sleep(CLOSING_MAX).await;
+            };
+            let outcome = tokio::select! {
+                outcome = Box::pin(attempt(app, &pending, tenant, record.clone(), stop)) => outcome,
+                () = late => Err(Trouble::Closing),
+            };
             if let Err(trouble) = &outcome {
                 pending.came_back(trouble);
                 put_back(app, &key, &pending, closing).await?;
