@@ -19,6 +19,7 @@ pub mod prepare;
 pub mod publish;
 pub mod read;
 pub mod redis;
+pub mod shares;
 pub mod source;
 pub mod split;
 pub mod status;

@@ -1,11 +1,15 @@
 //! Where a job stands, read from S3 alone: Redis may be flushed and RabbitMQ replaced, and this stays true.
 
+mod budget;
 mod watch;
 
 use serde::{Deserialize, Serialize};
 use vecmill_signer::claims::{JobId, TenantId};
 
-pub use self::watch::{Results, Watch};
+pub use self::{
+    budget::ManifestBudget,
+    watch::{Results, Watch},
+};
 use crate::{
     contract::{DeadChunk, ManifestError, Precision, job_of_key, tenant_jobs_prefix},
     life::LedgerError,
@@ -71,6 +75,9 @@ pub enum StatusError {
     /// The manifest is not one.
     #[error(transparent)]
     Manifest(#[from] ManifestError),
+    /// Too many large manifests of the tenant are being read.
+    #[error("too many large jobs of the tenant are looked at at once; ask again")]
+    Busy,
 }
 
 /// What a job that could run waits for.

@@ -107,12 +107,19 @@ pub struct StoreError {
     key: String,
     message: String,
     too_long: bool,
+    not_understood: bool,
 }
 
 impl StoreError {
     /// Whether the object is longer than the caller takes: S3 is well, and asking again gives the same.
     pub fn is_too_long(&self) -> bool {
         self.too_long
+    }
+
+    /// Whether it is the object that is at fault and not S3: too long, or not what its place promises. Whoever looks through
+    /// many objects passes over such a one, or it would keep all that lie behind it.
+    pub fn is_of_the_object(&self) -> bool {
+        self.too_long || self.not_understood
     }
 
     fn new<E, R>(action: &'static str, key: &str, error: SdkError<E, R>) -> Self
@@ -124,11 +131,11 @@ impl StoreError {
             Some(code) => format!("{code}: {}", error.message().unwrap_or("no further word")),
             None => explained(&error).unwrap_or_else(|| DisplayErrorContext(&error).to_string()),
         };
-        Self { action, key: key.to_owned(), message, too_long: false }
+        Self { action, key: key.to_owned(), message, too_long: false, not_understood: false }
     }
 
     fn other(action: &'static str, key: &str, message: impl ToString) -> Self {
-        Self { action, key: key.to_owned(), message: message.to_string(), too_long: false }
+        Self { action, key: key.to_owned(), message: message.to_string(), too_long: false, not_understood: false }
     }
 }
 
@@ -272,7 +279,12 @@ impl Store {
     /// A JSON document, or `None` where there is none.
     pub async fn get_json<T: DeserializeOwned>(&self, key: &str, bytes_max: usize) -> Result<Option<T>, StoreError> {
         let Some(bytes) = self.get(key, bytes_max).await? else { return Ok(None) };
-        serde_json::from_slice(&bytes).map(Some).map_err(|error| StoreError::other("understand", key, error))
+        serde_json::from_slice(&bytes).map(Some).map_err(|error| {
+            // The library's own words quote values, which may be a tenant's text.
+            let message =
+                format!("it is not the document that lies here ({:?} in line {})", error.classify(), error.line());
+            StoreError { not_understood: true, ..StoreError::other("understand", key, message) }
+        })
     }
 
     /// Writes an object, whole.
@@ -346,6 +358,15 @@ impl Store {
         }
     }
 
+    /// An object's length, or `None` where there is none.
+    pub async fn bytes(&self, key: &str) -> Result<Option<u64>, StoreError> {
+        match self.client.head_object().bucket(&self.bucket).key(key).send().await {
+            Ok(found) => Ok(Some(found.content_length().unwrap_or_default().unsigned_abs())),
+            Err(error) if error.as_service_error().is_some_and(|error| error.is_not_found()) => Ok(None),
+            Err(error) => Err(StoreError::new("look for", key, error)),
+        }
+    }
+
     /// Removes an object; one that is not there is no error.
     pub async fn delete(&self, key: &str) -> Result<(), StoreError> {
         match self.client.delete_object().bucket(&self.bucket).key(key).send().await {
@@ -381,6 +402,15 @@ impl Store {
         .await?;
         objects.truncate(count);
         Ok(objects)
+    }
+
+    /// Shows `take` every page of objects under `prefix`, in flat memory, whatever their number.
+    pub async fn each(&self, prefix: &str, mut take: impl FnMut(&[Object])) -> Result<(), StoreError> {
+        self.each_page(prefix, None, None, None, |page| {
+            take(&page.contents().iter().map(Object::of).collect::<Vec<_>>());
+            true
+        })
+        .await
     }
 
     /// The "folders" directly under `prefix`, each with its trailing slash.

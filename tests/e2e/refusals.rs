@@ -12,10 +12,17 @@ use std::{
 };
 
 use axum::{Json, Router, routing::get};
-use lapin::types::FieldTable;
+use futures_util::StreamExt as _;
+use lapin::{
+    BasicProperties,
+    options::{BasicConsumeOptions, BasicPublishOptions},
+    types::FieldTable,
+};
 use serde_json::{Value, json};
 use vecmill_producer::{
-    contract::{CONTRACT_VERSION, ChunkMessage, JobKeys, JobSpec, Manifest},
+    contract::{
+        CONTRACT_VERSION, ChunkMessage, EmbedAnswer, EmbedInput, EmbedRequest, JobKeys, JobSpec, Manifest, RefusalKind,
+    },
     life::Event,
     prepare::{Corpus, prepare},
     publish::Publisher,
@@ -32,7 +39,7 @@ use vecmill_signer::{
 use vecmill_tests::{
     Cluster, Servers, WorkerOptions,
     attacks::{Bench, Kind},
-    cluster::Process,
+    cluster::{MODEL, Process},
     corpus::{texts, write_jsonl},
     eventually,
     forge::{ForgeKey, sign_hs256, unsigned},
@@ -307,14 +314,17 @@ fn attacks(scene: &Scene, job: &Job) -> Vec<Case> {
         "nbf": claims["nbf"], "exp": now() + 300, "scope": "jobs:submit", "client_id": "test",
         "limits": claims["limits"], "epoch": 0,
     });
+    let embed = embed_claims(job);
     let mut cases = Vec::new();
-    for (kind, own, other) in [(Kind::Grant, &claims, &access), (Kind::Access, &access, &claims)] {
+    for (kind, own, other) in
+        [(Kind::Grant, &claims, &access), (Kind::Access, &access, &claims), (Kind::Embed, &embed, &access)]
+    {
         let bench = Bench::new(kind, FORGE_SEED, scene.key.kid(), own.clone(), other.clone());
         let mut tokens: Vec<_> = bench.attacks().into_iter().map(|attack| (attack.name, attack.token)).collect();
-        if kind == Kind::Access {
+        if kind != Kind::Grant {
             // For a bench of access tokens, that is an honest grant.
-            tokens.retain(|(name, _)| name != "an honest token of the other kind");
-            tokens.push(("an honest access token".to_owned(), bench.control()));
+            tokens.retain(|(name, _)| kind != Kind::Access || name != "an honest token of the other kind");
+            tokens.push((format!("an honest token of the kind {kind:?}"), bench.control()));
         }
         cases.extend(tokens.into_iter().map(|(name, token)| Case {
             name: format!("{kind:?}: {name}"),
@@ -327,6 +337,122 @@ fn attacks(scene: &Scene, job: &Job) -> Vec<Case> {
     let mut bodies = std::collections::BTreeSet::new();
     cases.retain(|case| bodies.insert(case.body.clone()));
     cases
+}
+
+/// What an honest signer would put into an embed token of the job's tenant.
+fn embed_claims(job: &Job) -> Value {
+    let claims = job.claims();
+    json!({
+        "iss": claims["iss"], "sub": claims["sub"], "aud": "vecmill-embed", "jti": "ab".repeat(16), "iat": claims["iat"],
+        "nbf": claims["nbf"], "exp": now() + 90, "model": MODEL, "dimensions_max": 64, "client_id": "test",
+        "parent": "cd".repeat(16), "limits": claims["limits"], "epoch": 0,
+    })
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn only_embed_tokens_are_answered() {
+    let key = ForgeKey::new(FORGE_SEED);
+    let (signer, _) = serve_as_signer(&key).await;
+    let mut cluster = Cluster::without_signer(Servers::shared());
+    cluster.env.insert("VECMILL_SIGNER_URL".to_owned(), signer);
+    let store = cluster.store().await;
+    let scene = Scene { cluster, store, key };
+    let (connection, _publisher) = scene.cluster.publisher().await;
+    let channel = connection.create_channel().await.unwrap();
+    let worker = scene.cluster.worker(WorkerOptions::default()).await;
+    let job = scene.job("good", 10, spec()).await;
+    let (embed, grant) = (embed_claims(&job), job.claims());
+    let access = json!({
+        "iss": grant["iss"], "sub": grant["sub"], "aud": "vecmill-api", "jti": grant["jti"], "iat": grant["iat"],
+        "nbf": grant["nbf"], "exp": now() + 300, "scope": "embed", "client_id": "test", "limits": grant["limits"], "epoch": 0,
+    });
+    let bench =
+        |kind, own: &Value, other: &Value| Bench::new(kind, FORGE_SEED, scene.key.kid(), own.clone(), other.clone());
+    let attacks = bench(Kind::Embed, &embed, &access).attacks();
+    let mut tokens: Vec<_> = attacks.into_iter().map(|attack| (attack.name, attack.token)).collect();
+    tokens.push(("an honest access token".to_owned(), bench(Kind::Access, &access, &grant).control()));
+    tokens.push(("an honest grant".to_owned(), bench(Kind::Grant, &grant, &access).control()));
+    let good = bench(Kind::Embed, &embed, &access).control();
+
+    let reply_to = "amq.rabbitmq.reply-to";
+    let options = BasicConsumeOptions { no_ack: true, ..Default::default() };
+    let mut answers =
+        channel.basic_consume(reply_to.into(), "answers".into(), options, FieldTable::default()).await.unwrap();
+    let mut ask = async |token: &str, dimensions| {
+        let request = EmbedRequest {
+            version: CONTRACT_VERSION,
+            id: "test".to_owned(),
+            token: token.to_owned(),
+            model: MODEL.to_owned(),
+            inputs: vec![EmbedInput::Text("tide".to_owned())],
+            dimensions,
+            instruction: None,
+            deadline_ms: (now() + 60) * 1000,
+        };
+        let properties = BasicProperties::default().with_reply_to(reply_to.into());
+        let queue = scene.cluster.topology().embed_queue();
+        let options = BasicPublishOptions::default();
+        channel
+            .basic_publish("".into(), queue.as_str().into(), options, &request.to_bytes(), properties)
+            .await
+            .unwrap();
+        let answer = tokio::time::timeout(LIMIT, answers.next()).await.expect("an answer").unwrap().unwrap();
+        EmbedAnswer::parse(answer.data.clone()).unwrap()
+    };
+    for (name, token) in &tokens {
+        match ask(token, None).await {
+            EmbedAnswer::Refused(refusal) => assert_eq!(refusal.kind, RefusalKind::Unauthorized, "{name}: {refusal:?}"),
+            EmbedAnswer::Embedded { .. } => panic!("{name}: it was answered"),
+        }
+    }
+    assert_eq!(worker.counter("vecmill_worker_tokens_total").await, 0);
+    assert_eq!(scene.charged(&job.tenant), None);
+    for (changes, dimensions, allowed) in [
+        (json!({}), None, true),
+        (json!({ "dimensions_max": 32 }), Some(32), true),
+        (json!({ "dimensions_max": 32 }), None, false),
+        (json!({ "model": "another/model" }), None, false),
+    ] {
+        let mut claims = embed.clone();
+        claims.as_object_mut().unwrap().extend(changes.as_object().unwrap().clone());
+        match ask(&bench(Kind::Embed, &claims, &access).control(), dimensions).await {
+            EmbedAnswer::Embedded { .. } => assert!(allowed, "{changes}"),
+            EmbedAnswer::Refused(refusal) => {
+                let told = (refusal.kind, refusal.code.as_str());
+                assert!(!allowed && told == (RefusalKind::Forbidden, "access_denied"), "{changes}: {refusal:?}");
+            }
+        }
+    }
+    assert!(matches!(ask(&good, None).await, EmbedAnswer::Embedded { .. }), "nothing of that has hurt");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_computed_again_is_charged_again() {
+    let key = ForgeKey::new(FORGE_SEED);
+    let (signer, _) = serve_as_signer(&key).await;
+    let mut cluster = Cluster::without_signer(Servers::shared());
+    cluster.env.insert("VECMILL_SIGNER_URL".to_owned(), signer);
+    let store = cluster.store().await;
+    let scene = Scene { cluster, store, key };
+    let (_connection, publisher) = scene.cluster.publisher().await;
+    let worker = scene.cluster.worker(WorkerOptions::default()).await;
+    let job = scene.job("again", 20, spec()).await;
+    let lane = scene.cluster.topology().lane_keys().next().unwrap();
+    // Whoever may write to S3 may have a chunk computed again, and other texts under the same id.
+    for times in 1..=3 {
+        publish(&scene, &publisher, &lane, &scene.good(&job, 0)).await;
+        eventually("it is computed", LIMIT, || async { (worker.settled("Embedded").await == times).then_some(()) })
+            .await;
+        let tokens = worker.counter("vecmill_worker_tokens_total").await;
+        assert_eq!(scene.charged(&job.tenant), Some(tokens), "after {times} times");
+        scene.store.delete(&job.keys.ended(0)).await.unwrap();
+        // Best effort, and a moment behind the record.
+        eventually("the charge is spent", LIMIT, || {
+            let keys = scene.cluster.redis(&["KEYS", &format!("vecmill:{{{}}}:unspent:*", job.tenant)]).texts();
+            std::future::ready(keys.is_empty().then_some(()))
+        })
+        .await;
+    }
 }
 
 /// Messages with a good grant for a chunk that is not, or is no longer, what the signer vouched for.

@@ -7,7 +7,7 @@ use vecmill_producer::{
 };
 use vecmill_signer::{
     claims::{Digest, JobId, TenantId},
-    verify::{VerifiedAccess, VerifiedGrant},
+    verify::{VerifiedEmbed, VerifiedGrant},
 };
 
 use crate::engine::{ComputePath, Precision};
@@ -106,9 +106,9 @@ impl AuditRecord {
         }
     }
 
-    /// A record of a decision about a synchronous request whose access token is verified. No digest of a text is in it: that
+    /// A record of a decision about a synchronous request whose token is verified. No digest of a text is in it: that
     /// of a short one can be guessed.
-    pub fn of_request(worker: &str, decision: Decision, access: &VerifiedAccess, request: &str) -> Self {
+    pub fn of_request(worker: &str, decision: Decision, access: &VerifiedEmbed, request: &str) -> Self {
         Self {
             tenant: Some(access.tenant().clone()),
             key_id: Some(access.key_id().to_owned()),

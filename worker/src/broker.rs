@@ -10,7 +10,7 @@ use futures_util::{StreamExt, stream};
 use lapin::{
     BasicProperties, Channel, Connection, Consumer,
     message::Delivery as Message,
-    options::{BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicQosOptions},
+    options::{BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicNackOptions, BasicQosOptions},
     types::{AMQPValue, FieldTable},
 };
 use tokio::{
@@ -35,6 +35,11 @@ const RECONNECT_AFTER: Duration = Duration::from_secs(2);
 /// Time for a session's connection, queues and consumers. A start of the broker takes part of it; one that accepts and
 /// then never answers (a queue without a leader does that) must be heard of.
 const OPEN_WITHIN: Duration = Duration::from_secs(30);
+/// Between the tries to send a message on that a queue has no room for.
+const SEND_AGAIN_AFTER: Duration = Duration::from_secs(5);
+/// Attempts and rungs that a header may say. Whoever may publish may write any number there; beyond what a chunk is given up
+/// after, all are the same.
+const HEADER_MAX: u32 = 1_000;
 /// A dead letter's reason, as a header, is at most this long.
 const REASON_BYTES_MAX: usize = 512;
 
@@ -198,21 +203,24 @@ fn receive(message: &Message, settle: oneshot::Sender<Settle>) -> Delivery {
     let incoming = Incoming {
         body: message.data.clone().into(),
         attempt: header(&message.properties, ATTEMPT_HEADER),
-        lost_deliveries: header(&message.properties, "x-delivery-count"),
+        // The broker counts from the second delivery on and says so. On a first one the header is its publisher's, who would
+        // make its chunk a suspect that others have to wait for.
+        lost_deliveries: if message.redelivered { header(&message.properties, "x-delivery-count") } else { 0 },
     };
     Delivery { incoming, settle }
 }
 
 fn header(properties: &BasicProperties, name: &str) -> u32 {
     let value = properties.headers().as_ref().and_then(|headers| headers.inner().get(name));
-    match value {
+    let number = match value {
         Some(AMQPValue::LongUInt(value)) => *value,
         Some(AMQPValue::LongInt(value)) => (*value).try_into().unwrap_or(0),
         Some(AMQPValue::LongLongInt(value)) => (*value).try_into().unwrap_or(0),
         Some(AMQPValue::ShortInt(value)) => (*value).try_into().unwrap_or(0),
         Some(AMQPValue::ShortShortInt(value)) => (*value).try_into().unwrap_or(0),
         _ => 0,
-    }
+    };
+    number.min(HEADER_MAX)
 }
 
 async fn settle_message(desk: Arc<Desk>, message: Message, settled: oneshot::Receiver<Settle>) {
@@ -222,9 +230,18 @@ async fn settle_message(desk: Arc<Desk>, message: Message, settled: oneshot::Rec
         Settle::Done => Ok(()),
         other => desk.send_on(&message, other).await,
     };
+    let moved = match moved {
+        // No room. A message keeps one of its lane's few places while it can't be sent on, so it is not tried for ever.
+        Err(PublishError::Refused { .. } | PublishError::Unroutable { .. }) => desk.put_aside(&message, &settle).await,
+        moved => moved,
+    };
     if let Err(error) = moved {
-        // Unacknowledged, it comes back when the channel closes.
         warn!(%error, "a chunk could not be sent on; the broker will deliver it again");
+        // At the lane's head again, after its place has been another's. Where the channel is gone, so is the delivery.
+        let options = BasicNackOptions { requeue: true, ..Default::default() };
+        if let Err(error) = message.acker.nack(options).await {
+            warn!(%error, "nor be handed back");
+        }
         return;
     }
     match message.acker.ack(BasicAckOptions::default()).await {
@@ -236,6 +253,22 @@ async fn settle_message(desk: Arc<Desk>, message: Message, settled: oneshot::Rec
 }
 
 impl Desk {
+    /// What becomes of a message whose next queue has no room: its place is free after [`SEND_AGAIN_AFTER`] twice at most.
+    async fn put_aside(&self, message: &Message, settle: &Settle) -> Result<(), PublishError> {
+        if let Settle::Dead { code, .. } = settle {
+            // What it comes to is on S3; the letter only tells an operator.
+            warn!(code, "a dead letter is dropped: the queue of dead letters has no room");
+            return Ok(());
+        }
+        // Behind the others of its lane, as if it had waited.
+        tokio::time::sleep(SEND_AGAIN_AFTER).await;
+        if self.send_on(message, settle).await.is_ok() {
+            return Ok(());
+        }
+        tokio::time::sleep(SEND_AGAIN_AFTER).await;
+        self.send_on(message, &Settle::HandBack).await
+    }
+
     /// Publishes the message to where it goes next and waits for the confirm.
     async fn send_on(&self, message: &Message, settle: &Settle) -> Result<(), PublishError> {
         let lane = message.routing_key.as_str();
@@ -245,12 +278,14 @@ impl Desk {
             Settle::Done | Settle::HandBack => {
                 (self.topology.jobs_exchange(), [(ATTEMPT_HEADER, number(attempt)), (RUNG_HEADER, number(rung))])
             }
-            Settle::Later { wait } => {
-                (self.topology.rung_for(*wait), [(ATTEMPT_HEADER, number(attempt)), (RUNG_HEADER, number(rung + 1))])
-            }
-            Settle::Retry { .. } => {
-                (self.topology.rung(attempt), [(ATTEMPT_HEADER, number(attempt + 1)), (RUNG_HEADER, number(rung))])
-            }
+            Settle::Later { wait } => (
+                self.topology.rung_for(*wait),
+                [(ATTEMPT_HEADER, number(attempt)), (RUNG_HEADER, number(rung.saturating_add(1)))],
+            ),
+            Settle::Retry { .. } => (
+                self.topology.rung(attempt),
+                [(ATTEMPT_HEADER, number(attempt.saturating_add(1))), (RUNG_HEADER, number(rung))],
+            ),
             Settle::Dead { code, reason } => {
                 let mut reason = format!("{code}: {reason}");
                 reason.truncate(reason.floor_char_boundary(REASON_BYTES_MAX));

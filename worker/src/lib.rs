@@ -27,4 +27,5 @@ pub mod request_audit;
 pub mod schedule;
 pub mod settings;
 pub mod synchronous;
+pub mod turnstile;
 pub mod worker;

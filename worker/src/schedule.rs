@@ -11,8 +11,8 @@
 //! newcomer waits for at most one turn of each other tenant, however much they have waiting.
 //!
 //! **Two classes.** Texts that somebody waits for ([`Class::Synchronous`]) stand in a ring of their own, which is emptied
-//! before the other gets a token: bulk work takes what room they leave. What bounds them is the few that a worker takes at
-//! once, and their tenants' quotas.
+//! before the other gets a token: bulk work takes what room they leave. But of [`BULK_EVERY`] batches one begins with bulk work,
+//! while any waits: whoever keeps the synchronous ring full slows jobs down and stops none.
 //!
 //! **Batches.** A turn may span batches. When the text whose turn it is does not fit the room left, the batch is closed,
 //! and its tenant opens the next one with the credit it has. Looking for a shorter text of someone else would fill the
@@ -24,6 +24,10 @@ use std::sync::Arc;
 /// Tenants that share one batch when all have much waiting: the quantum is this part of the budget. More would cut the
 /// turns so short that the long texts of most corpora need several to be paid for; fewer would make a newcomer wait longer.
 const TURNS_IN_BATCH: usize = 16;
+
+/// Of so many batches one begins with bulk work: a job gets an eighth of the model at least, and a request waits for one batch
+/// more in eight.
+const BULK_EVERY: u32 = 8;
 
 /// What a text is part of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,6 +62,8 @@ pub struct Scheduler<T> {
     budget_tokens: usize,
     synchronous: Ring<T>,
     bulk: Ring<T>,
+    /// Batches since the last with bulk work in it, while some waits.
+    without_bulk: u32,
 }
 
 /// The texts of one class.
@@ -96,7 +102,7 @@ impl<T> Scheduler<T> {
     pub fn new(budget_tokens: usize) -> Self {
         let budget_tokens = budget_tokens.max(1);
         let quantum_tokens = (budget_tokens / TURNS_IN_BATCH).max(1);
-        Self { budget_tokens, synchronous: Ring::new(quantum_tokens), bulk: Ring::new(quantum_tokens) }
+        Self { budget_tokens, synchronous: Ring::new(quantum_tokens), bulk: Ring::new(quantum_tokens), without_bulk: 0 }
     }
 
     /// Adds a text behind the tenant's others of its class.
@@ -114,11 +120,19 @@ impl<T> Scheduler<T> {
     pub fn next_batch(&mut self) -> Vec<Item<T>> {
         let mut batch = Vec::new();
         let mut room_tokens = self.budget_tokens;
-        self.synchronous.fill(&mut room_tokens, &mut batch);
+        let bulk_waits = !self.bulk.ring.is_empty();
+        let bulk_first = bulk_waits && self.without_bulk + 1 >= BULK_EVERY;
+        let (first, second) = match bulk_first {
+            true => (&mut self.bulk, &mut self.synchronous),
+            false => (&mut self.synchronous, &mut self.bulk),
+        };
+        first.fill(&mut room_tokens, &mut batch);
         // Of those who wait, one that did not fit any more opens the next batch.
-        if self.synchronous.ring.is_empty() {
-            self.bulk.fill(&mut room_tokens, &mut batch);
+        let both = first.ring.is_empty();
+        if both {
+            second.fill(&mut room_tokens, &mut batch);
         }
+        self.without_bulk = if bulk_waits && !bulk_first && !both { self.without_bulk + 1 } else { 0 };
         batch
     }
 

@@ -12,6 +12,10 @@ use vecmill_signer::{
 
 use crate::{model_source::ModelSource, quota::RedisQuota};
 
+/// Memory for the chunks in hand where nothing else is set. What a producer cuts takes 20 MiB with the largest model, and a worker
+/// has two chunks of each of 16 lanes: some 600 MiB.
+pub const CHUNK_MEMORY_BYTES: u64 = 2 << 30;
+
 /// The settings as given.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Settings {
@@ -23,6 +27,10 @@ pub struct Settings {
     /// Chunks of each lane taken ahead
     #[arg(long, env = "VECMILL_PREFETCH", value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..=64))]
     prefetch: u16,
+    /// Bytes of memory for the chunks in hand, half of them at most for one tenant's: objects, texts and vectors. A chunk for which
+    /// there is no room waits outside
+    #[arg(long, env = "VECMILL_CHUNK_MEMORY", value_name = "BYTES", default_value_t = CHUNK_MEMORY_BYTES, value_parser = clap::value_parser!(u64).range(64 << 20..=1 << 40))]
+    chunk_memory_bytes: u64,
     /// Seconds to finish what has begun after SIGTERM; the rest is handed back
     #[arg(long, env = "VECMILL_DRAIN_S", value_name = "S", default_value_t = 60)]
     drain_s: u64,
@@ -69,6 +77,7 @@ pub struct Config {
     pub(crate) model: ModelSource,
     pub(crate) batch_tokens: Option<usize>,
     pub(crate) prefetch: u16,
+    pub(crate) chunk_memory_bytes: u64,
     pub(crate) drain: Duration,
     pub(crate) listen: SocketAddr,
     pub(crate) listen_tls: Option<ServerTls>,
@@ -138,6 +147,7 @@ impl Settings {
                 model: self.model,
                 batch_tokens: self.batch_tokens.map(|tokens| tokens as usize),
                 prefetch: self.prefetch,
+                chunk_memory_bytes: self.chunk_memory_bytes,
                 drain: Duration::from_secs(self.drain_s),
                 listen,
                 listen_tls: listen_tls.flatten(),

@@ -35,8 +35,11 @@ use crate::{
 };
 
 /// Requests that a worker works on at once. Their rows share batches; with more, the last would wait longer here than at a
-/// worker that is idle.
+/// worker that is idle. With the longest of messages they are 256 MiB, and gateways send less than a second's work at once.
 const AT_ONCE: u16 = 32;
+/// What RabbitMQ makes of a direct reply-to: the one place that an answer is sent to. Any other name would have this worker write
+/// to a queue for who may not.
+const REPLY_PREFIX: &str = "amq.rabbitmq.reply-to.";
 /// Between two attempts to connect.
 const RECONNECT_AFTER: Duration = Duration::from_secs(1);
 /// Time for the connection, the queues and the consumers.
@@ -142,10 +145,17 @@ async fn answer(
     channel: Channel,
     pipeline: Arc<Pipeline>,
     metrics: Arc<Metrics>,
-    message: Message,
+    mut message: Message,
     left: oneshot::Receiver<()>,
     id: String,
 ) -> String {
+    let Some(reply_to) = message.properties.reply_to().clone().filter(|to| to.as_str().starts_with(REPLY_PREFIX))
+    else {
+        warn!(request = shown(&id), "a synchronous request that no gateway waits for is refused");
+        metrics.answered(Answered::Refused);
+        acknowledge(&message).await;
+        return id;
+    };
     let begun = std::time::Instant::now();
     let _in_flight = InFlight::begin(&metrics);
     let answer = if message.redelivered {
@@ -158,7 +168,7 @@ async fn answer(
         }))
     } else {
         tokio::select! {
-            answer = pipeline.answer(&message.data) => answer,
+            answer = pipeline.answer(std::mem::take(&mut message.data)) => answer,
             // A sender that is dropped belongs to a session that is over: nobody can be answered.
             _ = left => {
                 metrics.answered(Answered::Abandoned);
@@ -173,24 +183,29 @@ async fn answer(
             metrics.request_seconds.observe(begun.elapsed().as_secs_f64());
         }
         Some(EmbedAnswer::Refused(refusal)) => {
-            debug!(request = id, code = refusal.code, "synchronous request refused");
+            debug!(request = shown(&id), code = refusal.code, "synchronous request refused");
             metrics.answered(Answered::Refused);
         }
         None => metrics.answered(Answered::Late),
     }
-    if let (Some(answer), Some(reply_to)) = (answer, message.properties.reply_to()) {
+    if let Some(answer) = answer {
         let properties = BasicProperties::default().with_correlation_id(id.as_str().into());
         let (options, bytes) = (BasicPublishOptions::default(), answer.to_bytes());
         // Both at once, the answer first: they leave in one write.
-        let sending = channel.basic_publish("".into(), reply_to.clone(), options, &bytes, properties);
+        let sending = channel.basic_publish("".into(), reply_to, options, &bytes, properties);
         let (sent, ()) = tokio::join!(sending, acknowledge(&message));
         if let Err(error) = sent {
-            warn!(request = id, error = edge::explain(&error), "an answer could not be sent");
+            warn!(request = shown(&id), error = edge::explain(&error), "an answer could not be sent");
         }
     } else {
         acknowledge(&message).await;
     }
     id
+}
+
+/// A request's id for the log: of a bounded length, and no commands to a terminal, for anybody may have written it.
+fn shown(id: &str) -> String {
+    id.chars().filter(|c| c.is_ascii_graphic()).take(64).collect()
 }
 
 /// Counts a request as being worked on, however that ends.

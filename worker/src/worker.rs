@@ -87,6 +87,7 @@ pub async fn run(config: Config, stop: watch::Receiver<bool>) -> anyhow::Result<
         metrics: metrics.clone(),
         request_audit,
         tokenizers: std::thread::available_parallelism().map_or(1, usize::from),
+        chunk_memory_bytes: config.chunk_memory_bytes,
     });
     let consume = Consume {
         url: config.broker.amqp_url.clone().unwrap_or_default(),

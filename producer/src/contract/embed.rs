@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{CONTRACT_VERSION, RowInput};
+use super::{CONTRACT_VERSION, EmbedInput, inputs};
 
 /// Most inputs of a request: OpenAI's own bound, which its clients know.
 pub const EMBED_INPUTS_MAX: usize = 2048;
@@ -11,25 +11,34 @@ pub const EMBED_TOKENS_MAX: u64 = 300_000;
 /// Most bytes of a request's message: 300,000 tokens are below 2 MiB of most texts; JSON escapes and long words get room.
 /// RabbitMQ takes 16 MiB.
 pub const EMBED_REQUEST_BYTES_MAX: usize = 8 << 20;
+/// Most bytes of a model's name and of an instruction, as of a job's: an instruction is put before every input, so that a long
+/// one would be tokenized 2,048 times.
+const MODEL_BYTES_MAX: usize = 128;
+/// See [`MODEL_BYTES_MAX`].
+pub const EMBED_INSTRUCTION_BYTES_MAX: usize = 4096;
+/// Most bytes of a request's id: the gateway's have 32.
+const ID_BYTES_MAX: usize = 64;
 /// Most bytes of an answer's header; the vectors come behind it.
 const HEADER_BYTES_MAX: usize = 64 << 10;
 
 /// Texts to embed at once, as they lie on the synchronous queue.
 ///
 /// Unlike a chunk's message it holds the texts: it lives for seconds, and a detour over S3 would take as long as the model.
-/// The tenant is not in it: only the access token names the tenant.
+/// The tenant is not in it: only the embed token names the tenant.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct EmbedRequest {
     /// [`CONTRACT_VERSION`].
     pub version: u32,
-    /// The request's id: what it is charged under, once, and found by in the audit.
+    /// The request's id: what it is found by in logs and audit.
     pub id: String,
-    /// The caller's access token, with the scope `embed`.
+    /// An embed token: it says for whom, and opens nothing but this queue, for this model, for seconds. An access token, which
+    /// opens all that its holder may do, is never sent.
     pub token: String,
     /// The model that the vectors shall come from.
     pub model: String,
     /// What to embed.
+    #[serde(deserialize_with = "inputs::checked")]
     pub inputs: Vec<EmbedInput>,
     /// Length of each vector; the model's own if there is none.
     pub dimensions: Option<u32>,
@@ -37,25 +46,6 @@ pub struct EmbedRequest {
     pub instruction: Option<String>,
     /// From this moment on nobody waits for the answer, Unix milliseconds.
     pub deadline_ms: u64,
-}
-
-/// One input.
-#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(untagged)]
-pub enum EmbedInput {
-    /// A text.
-    Text(String),
-    /// A text as ids of the model's own tokens.
-    Tokens(Vec<u32>),
-}
-
-impl From<EmbedInput> for RowInput {
-    fn from(input: EmbedInput) -> Self {
-        match input {
-            EmbedInput::Text(text) => Self::Text(text),
-            EmbedInput::Tokens(tokens) => Self::Tokens(tokens),
-        }
-    }
 }
 
 /// Without the token and the texts, which must not reach a log.
@@ -94,7 +84,10 @@ impl EmbedRequest {
         if request.version != CONTRACT_VERSION {
             return Err(EmbedError::Version(request.version));
         }
-        Ok(request)
+        let fits = request.id.len() <= ID_BYTES_MAX
+            && request.model.len() <= MODEL_BYTES_MAX
+            && request.instruction.as_ref().is_none_or(|text| text.len() <= EMBED_INSTRUCTION_BYTES_MAX);
+        if fits { Ok(request) } else { Err(EmbedError::Malformed) }
     }
 }
 
@@ -173,13 +166,14 @@ impl EmbedAnswer {
         bytes
     }
 
-    /// Reads an answer.
-    pub fn parse(bytes: &[u8]) -> Result<Self, EmbedError> {
+    /// Reads an answer. The vectors stay where they are: they are most of it.
+    pub fn parse(mut bytes: Vec<u8>) -> Result<Self, EmbedError> {
         let end = bytes.iter().take(HEADER_BYTES_MAX).position(|&byte| byte == b'\n').ok_or(EmbedError::Malformed)?;
         let header = serde_json::from_slice(&bytes[..end]).map_err(|_| EmbedError::Malformed)?;
         let (version, answer) = match header {
             Header::Embedded { version, tokens, dimensions } => {
-                let vectors = bytes[end + 1..].to_vec();
+                bytes.drain(..=end);
+                let vectors = bytes;
                 if vectors.len() != tokens.len() * 4 * dimensions as usize {
                     return Err(EmbedError::Malformed);
                 }
@@ -231,12 +225,12 @@ mod tests {
         let values = [1.0_f32, -0.0, f32::MIN_POSITIVE, 0.1];
         let vectors: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
         // A line break among the vectors' bytes is none.
-        assert!(EmbedAnswer::parse(b"\n").is_err());
+        assert!(EmbedAnswer::parse(b"\n".to_vec()).is_err());
         let answer = EmbedAnswer::Embedded { tokens: vec![3, 10], dimensions: 2, vectors };
-        assert_eq!(EmbedAnswer::parse(&answer.to_bytes()), Ok(answer.clone()));
+        assert_eq!(EmbedAnswer::parse(answer.to_bytes()), Ok(answer.clone()));
         let mut short = answer.to_bytes();
         short.pop();
-        assert_eq!(EmbedAnswer::parse(&short), Err(EmbedError::Malformed));
+        assert_eq!(EmbedAnswer::parse(short), Err(EmbedError::Malformed));
         let refusal = EmbedRefusal {
             kind: RefusalKind::OverQuota,
             code: "over_quota".to_owned(),
@@ -245,6 +239,6 @@ mod tests {
             retry_after_ms: Some(7),
         };
         let refused = EmbedAnswer::Refused(refusal);
-        assert_eq!(EmbedAnswer::parse(&refused.to_bytes()), Ok(refused));
+        assert_eq!(EmbedAnswer::parse(refused.to_bytes()), Ok(refused));
     }
 }

@@ -7,6 +7,7 @@ mod chunk;
 mod embed;
 #[cfg(test)]
 mod fuzz;
+mod inputs;
 mod layout;
 mod manifest;
 mod message;
@@ -19,9 +20,10 @@ pub use chunk::{
     RowInput, TEXT_BYTES_MAX, read_chunk,
 };
 pub use embed::{
-    EMBED_INPUTS_MAX, EMBED_REQUEST_BYTES_MAX, EMBED_TOKENS_MAX, EmbedAnswer, EmbedError, EmbedInput, EmbedRefusal,
-    EmbedRequest, RefusalKind,
+    EMBED_INPUTS_MAX, EMBED_INSTRUCTION_BYTES_MAX, EMBED_REQUEST_BYTES_MAX, EMBED_TOKENS_MAX, EmbedAnswer, EmbedError,
+    EmbedRefusal, EmbedRequest, RefusalKind,
 };
+pub use inputs::{EmbedInput, EmbedInputs, InputFault, embed_cost};
 pub use layout::{JobKeys, chunk_of_key, entry_of_key, job_of_key, refusal_key, short, tenant_jobs_prefix};
 pub use manifest::{CHUNKS_MAX, ChunkEntry, Input, MANIFEST_BYTES_MAX, Manifest, ManifestError, TEXT_PER_CHUNK_BYTE};
 pub use message::{ATTEMPT_HEADER, ChunkMessage, MESSAGE_BYTES_MAX, MessageError, REASON_HEADER, RUNG_HEADER};

@@ -2,15 +2,17 @@
 //! Either way the token is verified here at every request, so what was revoked is heard of within seconds.
 
 use std::collections::HashMap;
-use std::net::SocketAddr;
-use std::sync::{Mutex, PoisonError};
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::net::{IpAddr, SocketAddr};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use axum::http::HeaderMap;
 use axum::http::header::AUTHORIZATION;
 use sha2::{Digest as _, Sha256};
+use tokio::sync::Semaphore;
+use tokio::time::timeout;
 use vecmill_signer::claims::Scope;
-use vecmill_signer::client::{AccessToken, AddressError, ApiKey, ClientError, SignerClient};
+use vecmill_signer::client::{AccessToken, AddressError, ApiKey, ClientError, EmbedToken, SignerClient};
 use vecmill_signer::edge::{ClientTls, FailedLogins};
 use vecmill_signer::verify::{VerifiedAccess, Verifier};
 use zeroize::Zeroizing;
@@ -22,6 +24,14 @@ const TOKENS_MAX: usize = 10_000;
 /// A token is exchanged anew when it has less than this left: a request must not outlive it on its way.
 const LEFT_S_MIN: u64 = 90;
 
+/// A token with less than this left is used by nobody, also while the signer is away.
+const LEFT_S_LEAST: u64 = 5;
+/// Longest that a request waits for a new token while its old one is good.
+const RENEWED_WITHIN: Duration = Duration::from_secs(2);
+/// Keys of one address that are exchanged at the signer at once; the next wait for these. Enough for an office behind one
+/// address, and few enough that wrong keys from one address are no load for the signer.
+const EXCHANGES_OF_ADDRESS_MAX: usize = 8;
+
 /// Checks credentials.
 #[derive(Debug)]
 pub(super) struct Auth {
@@ -31,6 +41,8 @@ pub(super) struct Auth {
     failed_logins: FailedLogins,
     /// By the digest of the API key, for a map of keys would be a list of secrets.
     tokens: Mutex<HashMap<[u8; 32], Kept>>,
+    /// Who asks the signer at the moment, by address. Bounded by the connections.
+    exchanging: Mutex<HashMap<IpAddr, Arc<Semaphore>>>,
 }
 
 #[derive(Clone, Debug)]
@@ -63,7 +75,7 @@ impl Caller {
 impl Auth {
     pub(super) fn new(signer_url: String, tls: ClientTls, verifier: Verifier, failed_logins_per_minute: u32) -> Self {
         let failed_logins = FailedLogins::new(failed_logins_per_minute);
-        Self { signer_url, tls, verifier, failed_logins, tokens: Mutex::default() }
+        Self { signer_url, tls, verifier, failed_logins, tokens: Mutex::default(), exchanging: Mutex::default() }
     }
 
     /// Whether keys and revocations are at hand.
@@ -134,14 +146,51 @@ impl Auth {
         Ok(self.signer_with(access.clone())?.submission(&access).await?)
     }
 
+    /// What goes with the caller's requests to the workers.
+    pub(super) async fn embed_token(&self, caller: &Caller, model: &str) -> Result<EmbedToken, ApiError> {
+        let access = caller.access_token();
+        Ok(self.signer_with(access.clone())?.embed_token(&access, model).await?)
+    }
+
     /// An access token for the key: the one kept, or a new one from the signer.
     async fn exchanged(&self, key: ApiKey, peer: SocketAddr) -> Result<Zeroizing<String>, ApiError> {
         let digest = digest(key.expose());
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-        let kept = self.tokens.lock().unwrap_or_else(PoisonError::into_inner).get(&digest).cloned();
-        if let Some(kept) = kept.filter(|kept| kept.expires_at > now + LEFT_S_MIN) {
-            return Ok(kept.token);
+        if let Some(token) = self.kept(&digest, LEFT_S_MIN) {
+            return Ok(token);
         }
+        let places = self.exchanging(peer.ip());
+        if let Some(kept) = self.kept(&digest, LEFT_S_LEAST) {
+            // It still does: it is renewed if that can be had soon.
+            let Ok(_place) = places.try_acquire() else { return Ok(kept) };
+            return match timeout(RENEWED_WITHIN, self.exchange(key, digest, peer)).await {
+                Ok(Err(refusal)) if refusal.is_transient() => Ok(kept),
+                Ok(exchanged) => exchanged,
+                Err(_) => Ok(kept),
+            };
+        }
+        let _place = places.acquire().await.map_err(|_| ApiError::unauthorized())?;
+        // Whoever was before may have had the same key.
+        match self.kept(&digest, LEFT_S_MIN) {
+            Some(token) => Ok(token),
+            None => self.exchange(key, digest, peer).await,
+        }
+    }
+
+    /// The token that is kept for a key, if it has so many seconds left.
+    fn kept(&self, digest: &[u8; 32], left_s: u64) -> Option<Zeroizing<String>> {
+        let tokens = self.tokens.lock().unwrap_or_else(PoisonError::into_inner);
+        tokens.get(digest).filter(|kept| kept.expires_at > now_s() + left_s).map(|kept| kept.token.clone())
+    }
+
+    fn exchanging(&self, address: IpAddr) -> Arc<Semaphore> {
+        let mut exchanging = self.exchanging.lock().unwrap_or_else(PoisonError::into_inner);
+        // Nobody's any more.
+        exchanging.retain(|_, places| Arc::strong_count(places) > 1);
+        Arc::clone(exchanging.entry(address).or_insert_with(|| Arc::new(Semaphore::new(EXCHANGES_OF_ADDRESS_MAX))))
+    }
+
+    /// Asks the signer for an access token.
+    async fn exchange(&self, key: ApiKey, digest: [u8; 32], peer: SocketAddr) -> Result<Zeroizing<String>, ApiError> {
         if let Some(wait_s) = self.failed_logins.wait_s(peer.ip(), Some(&key), Instant::now()) {
             let sentence =
                 format!("too many logins from this address or with this API key have failed; wait {wait_s} s");
@@ -159,6 +208,7 @@ impl Auth {
         self.failed_logins.worked(&key, Instant::now());
         let mut tokens = self.tokens.lock().unwrap_or_else(PoisonError::into_inner);
         if tokens.len() >= TOKENS_MAX {
+            let now = now_s();
             tokens.retain(|_, kept| kept.expires_at > now + LEFT_S_MIN);
             // Still too many: each is exchanged again when it is next shown.
             if tokens.len() >= TOKENS_MAX {
@@ -177,6 +227,10 @@ impl Auth {
 
 fn signer_away(_: AddressError) -> ApiError {
     ApiError::unavailable("signer_unavailable", "the signer can't be asked at the moment")
+}
+
+fn now_s() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
 }
 
 fn digest(credential: &str) -> [u8; 32] {

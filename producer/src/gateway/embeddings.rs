@@ -1,8 +1,9 @@
 //! `POST /v1/embeddings`: as OpenAI's, with `instruction` beyond it.
 
+use std::convert::Infallible;
 use std::fmt::Write as _;
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use axum::Extension;
 use axum::body::Bytes;
@@ -12,16 +13,28 @@ use axum::http::header::CONTENT_TYPE;
 use axum::response::{IntoResponse as _, Response};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use futures_util::stream;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
 use utoipa::ToSchema;
 
 use super::auth::Caller;
 use super::error::{ApiError, ErrorEnvelope};
-use super::workers::AskError;
+use super::workers::{AskError, Question};
 use super::{App, RequestId};
-use crate::contract::{CONTRACT_VERSION, EMBED_INPUTS_MAX, EmbedAnswer, EmbedInput, EmbedRequest};
+use crate::contract::{
+    CONTRACT_VERSION, EMBED_INSTRUCTION_BYTES_MAX, EmbedAnswer, EmbedInput, EmbedInputs, EmbedRequest, embed_cost,
+};
+use crate::shares::Share;
+
+/// A body that is read where it stands: it takes less than the two changes of thread.
+const SMALL_BYTES: usize = 64 << 10;
+/// Vectors that are written out at once: a millisecond or two.
+const WHOLE_BYTES: usize = 64 << 10;
+/// Most of a library's sentence that is passed on.
+const SENTENCE_BYTES: usize = 400;
+/// Longest name of a user, which is not used.
+const USER_BYTES_MAX: usize = 1024;
 
 /// The body. A field that is not known is refused by name: a misspelt `dimensions` must not come back as full vectors.
 #[derive(Deserialize, ToSchema)]
@@ -30,7 +43,7 @@ use crate::contract::{CONTRACT_VERSION, EMBED_INPUTS_MAX, EmbedAnswer, EmbedInpu
 pub(super) struct Body {
     /// What to embed: at most 2,048 inputs and 300,000 tokens.
     #[schema(value_type = Inputs)]
-    input: Value,
+    input: EmbedInputs,
     /// The model that is served; `GET /v1/models` names it.
     model: String,
     /// Length of each vector, from 32 to the model's own, which it is where this is left out.
@@ -41,7 +54,6 @@ pub(super) struct Body {
     /// The task of Qwen3's query prompt; not OpenAI's.
     instruction: Option<String>,
     /// Taken and not used, as by OpenAI's own models.
-    #[expect(dead_code, reason = "the field may be sent")]
     user: Option<String>,
 }
 
@@ -137,45 +149,95 @@ pub(super) async fn embeddings(
     Extension(RequestId(id)): Extension<RequestId>,
     body: Result<Bytes, BytesRejection>,
 ) -> Result<Response, ApiError> {
-    let body: Body = parsed(body, "a request for embeddings")?;
-    if body.model != app.model {
-        let sentence = format!("the model {} is not served here; {} is", printable(&body.model), app.model);
+    let deadline_ms = deadline_ms(&app);
+    let asked = elsewhere(body.as_ref().map_or(0, Bytes::len), move || read(body)).await??;
+    if asked.model != app.model {
+        let sentence = format!("the model {} is not served here; {} is", printable(&asked.model), app.model);
         return Err(ApiError::not_found("model_not_found", sentence));
     }
+    let token = app.embed_token(&caller).await?;
+    let tenant = caller.access.tenant();
+    let (inputs, encoding) = (asked.inputs.len() as u64, asked.encoding);
+    let dimensions = asked.dimensions.unwrap_or(app.model_dimensions).min(app.model_dimensions);
+    // For the answer, which may be longer than the question.
+    let memory = app.bodies.reserve(tenant.as_str(), inputs * 4 * u64::from(dimensions))?;
+    let cost = embed_cost(&asked.inputs, asked.instruction.as_deref());
+    // What goes with it is good no longer.
+    let deadline_ms = deadline_ms.min(token.expires_at.saturating_mul(1000));
     let request = EmbedRequest {
         version: CONTRACT_VERSION,
-        id,
-        token: caller.token.to_string(),
-        model: body.model,
-        inputs: inputs(body.input)?,
-        dimensions: body.dimensions,
-        instruction: body.instruction,
-        deadline_ms: deadline_ms(&app),
+        id: id.clone(),
+        token: token.token.to_string(),
+        model: asked.model,
+        inputs: asked.inputs,
+        dimensions: asked.dimensions,
+        instruction: asked.instruction,
+        deadline_ms,
     };
-    let entered = app.admission.enter().map_err(|wait| {
-        let sentence = "more requests are under way than the workers answer in time; ask again";
+    let bytes = elsewhere(asked.bytes, move || request.to_bytes()).await?;
+    let entering = tokio::time::timeout(left(deadline_ms), app.admission.enter(tenant.as_str(), cost));
+    let late = || ApiError::unavailable("timeout", AskError::Late.to_string());
+    let entered = entering.await.map_err(|_| late())?.map_err(|wait| {
+        let sentence = "more requests of this tenant are under way than the workers answer in time; ask again";
         ApiError::unavailable("overloaded", sentence).after(wait)
     })?;
-    let answer = app.workers.ask(&request).await.map_err(|error| {
+    let answer = app.workers.ask(Question { id: id.clone(), deadline_ms, bytes }).await.map_err(|error| {
         let code = match error {
             AskError::Away => "queue_unavailable",
             AskError::Full => "overloaded",
             AskError::Late => "timeout",
             AskError::Garbled => "worker_failed",
         };
-        tracing::warn!(request = request.id, tenant = %caller.access.tenant(), code, "no answer from the workers");
+        tracing::warn!(request = id, %tenant, code, "no answer from the workers");
         ApiError::unavailable(code, error.to_string())
     })?;
     match answer {
         EmbedAnswer::Refused(refusal) => Err(refusal.into()),
         EmbedAnswer::Embedded { tokens, dimensions, vectors } => {
             entered.answered();
-            // OpenAI's SDK asks for base64 where the caller asks for nothing; who asks for nothing by hand reads numbers.
-            let encoding = body.encoding_format.unwrap_or(Encoding::Float);
-            let text = rendered(&app.model, &tokens, dimensions, &vectors, encoding);
-            Ok(([(CONTENT_TYPE, "application/json")], text).into_response())
+            let answer = Vectors { model: app.model.clone(), tokens, dimensions, vectors, encoding };
+            Ok(([(CONTENT_TYPE, "application/json")], answer.into_body(memory)).into_response())
         }
     }
+}
+
+/// A body that was read and is within its bounds, but for its model.
+struct Asked {
+    model: String,
+    inputs: Vec<EmbedInput>,
+    dimensions: Option<u32>,
+    instruction: Option<String>,
+    encoding: Encoding,
+    /// Length of the body.
+    bytes: usize,
+}
+
+/// Reads the body. It costs time in proportion to it, and memory.
+fn read(body: Result<Bytes, BytesRejection>) -> Result<Asked, ApiError> {
+    let bytes = body.as_ref().map_or(0, Bytes::len);
+    let Body { input, model, dimensions, encoding_format, instruction, user } =
+        parsed(body, "a request for embeddings")?;
+    let long = |param: &str, most: usize| {
+        ApiError::invalid("invalid_body", Some(param), format!("{param} may have {most} bytes"))
+    };
+    if instruction.as_ref().is_some_and(|text| text.len() > EMBED_INSTRUCTION_BYTES_MAX) {
+        return Err(long("instruction", EMBED_INSTRUCTION_BYTES_MAX));
+    }
+    if user.is_some_and(|user| user.len() > USER_BYTES_MAX) {
+        return Err(long("user", USER_BYTES_MAX));
+    }
+    // OpenAI's SDK asks for base64 where the caller asks for nothing; who asks for nothing by hand reads numbers.
+    let encoding = encoding_format.unwrap_or(Encoding::Float);
+    Ok(Asked { model, inputs: input.checked()?, dimensions, instruction, encoding, bytes })
+}
+
+/// Does what takes time in proportion to so many bytes: here and now if they are few, off the runtime's threads otherwise.
+async fn elsewhere<T: Send + 'static>(bytes: usize, work: impl FnOnce() -> T + Send + 'static) -> Result<T, ApiError> {
+    if bytes <= SMALL_BYTES {
+        return Ok(work());
+    }
+    let failed = |_| ApiError::internal("gateway_failed", "the gateway failed on this request");
+    tokio::task::spawn_blocking(work).await.map_err(failed)
 }
 
 /// A JSON body, or what is wrong with it; `what` it should be.
@@ -186,8 +248,8 @@ pub(super) fn parsed<T: DeserializeOwned>(body: Result<Bytes, BytesRejection>, w
     })?;
     serde_json::from_slice(&bytes).map_err(|error| {
         // The library's words name fields and types, never values, once what it quotes of them is cut off.
-        let told = error.to_string();
-        let param = told.split('`').nth(1).filter(|_| told.contains("field")).map(str::to_owned);
+        let told = beginning(&error);
+        let param = told.split('`').nth(1).filter(|_| told.contains("field")).map(printable);
         let sentence = format!("the body is not {what}: {}", unquoted(&told));
         ApiError::invalid("invalid_body", param.as_deref(), sentence)
     })
@@ -198,45 +260,55 @@ fn deadline_ms(app: &App) -> u64 {
     u64::try_from((now + app.answer_within).as_millis()).unwrap_or(u64::MAX)
 }
 
-/// A text, a list of texts, the token ids of one text, or a list of those.
-fn inputs(input: Value) -> Result<Vec<EmbedInput>, ApiError> {
-    let wrong = |at: &str, message: &str| ApiError::invalid("invalid_input", Some(at), message);
-    let shape = "input must be a text, a list of texts, a list of token ids, or a list of lists of token ids";
-    let list = match input {
-        Value::String(text) => vec![Value::String(text)],
-        Value::Array(list) if list.first().is_some_and(Value::is_number) => vec![Value::Array(list)],
-        Value::Array(list) => list,
-        _ => return Err(wrong("input", shape)),
-    };
-    if list.is_empty() || list.len() > EMBED_INPUTS_MAX {
-        let sentence = format!("input must have 1 to {EMBED_INPUTS_MAX} entries, not {}", list.len());
-        return Err(wrong("input", &sentence));
-    }
-    list.into_iter()
-        .enumerate()
-        .map(|(index, entry)| {
-            let at = format!("input.{index}");
-            match entry {
-                Value::String(text) if text.is_empty() => Err(wrong(&at, "an input must not be empty")),
-                Value::String(text) => Ok(EmbedInput::Text(text)),
-                Value::Array(ids) if ids.is_empty() => Err(wrong(&at, "an input must not be empty")),
-                Value::Array(ids) => {
-                    let id = |id: Value| id.as_u64().and_then(|id| u32::try_from(id).ok());
-                    let ids = ids.into_iter().map(id).collect::<Option<Vec<_>>>();
-                    ids.map(EmbedInput::Tokens).ok_or_else(|| wrong(&at, "token ids are whole numbers from 0 on"))
-                }
-                _ => Err(wrong(&at, shape)),
-            }
-        })
-        .collect()
+fn left(deadline_ms: u64) -> Duration {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    Duration::from_millis(deadline_ms).saturating_sub(now)
 }
 
 /// The answer, written out directly: as `serde_json` values, a thousand vectors of 2,560 numbers would take 200 MB.
-fn rendered(model: &str, tokens: &[u32], dimensions: u32, vectors: &[u8], encoding: Encoding) -> String {
-    let mut text = String::with_capacity(vectors.len() * if encoding == Encoding::Float { 4 } else { 2 } + 256);
-    render(&mut text, model, tokens, dimensions, vectors, encoding);
-    text
+struct Vectors {
+    model: String,
+    tokens: Vec<u32>,
+    dimensions: u32,
+    vectors: Vec<u8>,
+    encoding: Encoding,
 }
+
+impl Vectors {
+    /// The answer's body: a short one whole, a long one in pieces, each written out when the one before is on its way. Their text
+    /// is four times as long as they are.
+    fn into_body(self, memory: Share) -> axum::body::Body {
+        if self.vectors.len() <= WHOLE_BYTES {
+            let mut text = String::with_capacity(self.vectors.len() * 4 + 256);
+            render(&mut text, &self.model, &self.tokens, self.dimensions, &self.vectors, self.encoding);
+            return text.into();
+        }
+        let length = 4 * self.dimensions.max(1) as usize;
+        let count = (WHOLE_BYTES / length).max(1);
+        // The memory is given back with the last piece.
+        let pieces = stream::unfold((self, memory, 0), move |(answer, memory, first)| async move {
+            let all = answer.vectors.len() / length;
+            if first > all {
+                return None;
+            }
+            let mut text = String::with_capacity(count * length * 4 + 256);
+            if first == 0 {
+                text.push_str(HEAD);
+            }
+            let end = (first + count).min(all);
+            let piece = &answer.vectors[first * length..end * length];
+            render_entries(&mut text, answer.dimensions, piece, first, answer.encoding);
+            if end == all {
+                render_tail(&mut text, &answer.model, &answer.tokens);
+            }
+            let next = if end == all { all + 1 } else { end };
+            Some((Ok::<_, Infallible>(text), (answer, memory, next)))
+        });
+        axum::body::Body::from_stream(pieces)
+    }
+}
+
+const HEAD: &str = "{\"object\":\"list\",\"data\":[";
 
 /// The same, appended to a text: a batch's lines have one each.
 pub(super) fn render(
@@ -247,8 +319,14 @@ pub(super) fn render(
     vectors: &[u8],
     encoding: Encoding,
 ) {
-    text.push_str("{\"object\":\"list\",\"data\":[");
-    for (index, vector) in vectors.chunks_exact(4 * dimensions as usize).enumerate() {
+    text.push_str(HEAD);
+    render_entries(text, dimensions, vectors, 0, encoding);
+    render_tail(text, model, tokens);
+}
+
+/// Some of the vectors, of which the first has this index.
+fn render_entries(text: &mut String, dimensions: u32, vectors: &[u8], first: usize, encoding: Encoding) {
+    for (index, vector) in (first..).zip(vectors.chunks_exact(4 * dimensions.max(1) as usize)) {
         let comma = if index == 0 { "" } else { "," };
         // Writing to a string can't fail.
         let _ = write!(text, "{comma}{{\"object\":\"embedding\",\"index\":{index},\"embedding\":");
@@ -270,9 +348,28 @@ pub(super) fn render(
         }
         text.push('}');
     }
+}
+
+fn render_tail(text: &mut String, model: &str, tokens: &[u32]) {
     let total: u64 = tokens.iter().map(|&tokens| u64::from(tokens)).sum();
     let model = serde_json::to_string(model).unwrap_or_default();
     let _ = write!(text, "],\"model\":{model},\"usage\":{{\"prompt_tokens\":{total},\"total_tokens\":{total}}}}}");
+}
+
+/// A library's sentence, as far as anybody reads it: it may hold a field's name as long as the body.
+fn beginning(error: &serde_json::Error) -> String {
+    struct Short(String);
+    impl std::fmt::Write for Short {
+        fn write_str(&mut self, text: &str) -> std::fmt::Result {
+            let room = SENTENCE_BYTES.saturating_sub(self.0.len());
+            self.0.push_str(&text[..text.floor_char_boundary(room)]);
+            if text.len() > room { Err(std::fmt::Error) } else { Ok(()) }
+        }
+    }
+    let mut short = Short(String::new());
+    // An error is where it ends.
+    let _ = write!(short, "{error}");
+    short.0
 }
 
 /// A library's sentence without what it quotes of the caller's text.
@@ -288,37 +385,51 @@ pub(super) fn printable(name: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use serde_json::json;
-
-    fn read(input: Value) -> Result<Vec<EmbedInput>, String> {
-        inputs(input).map_err(|error| format!("{error:?}"))
-    }
+    use serde_json::{Value, json};
 
     #[test]
-    fn inputs_come_in_four_shapes() {
-        let text = |text: &str| EmbedInput::Text(text.to_owned());
-        assert!(read(json!("a")) == Ok(vec![text("a")]));
-        assert!(read(json!(["a", "b"])) == Ok(vec![text("a"), text("b")]));
-        assert!(read(json!([1, 2])) == Ok(vec![EmbedInput::Tokens(vec![1, 2])]));
-        assert!(read(json!([[1], [2, 3]])) == Ok(vec![EmbedInput::Tokens(vec![1]), EmbedInput::Tokens(vec![2, 3])]));
-        assert!(read(json!(["a", [1]])) == Ok(vec![text("a"), EmbedInput::Tokens(vec![1])]));
-        for (wrong, at) in [
-            (json!(""), "input.0"),
-            (json!([]), "\"input\""),
-            (json!(7), "\"input\""),
-            (json!(null), "\"input\""),
-            (json!({}), "\"input\""),
-            (json!(["a", ""]), "input.1"),
-            (json!([[]]), "input.0"),
-            (json!([1, -1]), "input.0"),
-            (json!([1, 1.5]), "input.0"),
-            (json!([1, 4294967296_u64]), "input.0"),
-            (json!(["a", null]), "input.1"),
-            (json!(vec!["a"; 2049]), "\"input\""),
+    fn every_field_has_a_bound_and_the_refusal_names_it() {
+        let with = |name: &str, value: Value| {
+            let mut body = json!({"input": "a", "model": "m"});
+            body[name] = value;
+            read(Ok(body.to_string().into())).err().map(|error| format!("{error:?}"))
+        };
+        assert_eq!(with("user", json!("u".repeat(USER_BYTES_MAX))), None);
+        for (name, value, told) in [
+            ("user", json!("u".repeat(USER_BYTES_MAX + 1)), "user may have"),
+            ("instruction", json!("i".repeat(EMBED_INSTRUCTION_BYTES_MAX + 1)), "instruction may have"),
+            ("input", json!(["a", 7]), "input.1"),
+            (&"long".repeat(100_000), json!(1), "unknown field"),
         ] {
-            let told = read(wrong.clone()).err().expect("refused");
-            assert!(told.contains(at), "{wrong}: {told}");
+            let refused = with(name, value).expect("refused");
+            assert!(refused.contains(told) && refused.len() < 1000, "{}", &refused[..refused.len().min(1000)]);
         }
+    }
+
+    #[tokio::test]
+    async fn a_long_answer_comes_in_pieces_and_is_the_same() {
+        let (dimensions, count) = (1000_u32, 70);
+        let values = (0..dimensions * count).map(|value| value as f32 / 7.0);
+        let vectors: Vec<u8> = values.flat_map(f32::to_le_bytes).collect();
+        let memory = crate::shares::Shares::new(10);
+        for encoding in [Encoding::Float, Encoding::Base64] {
+            let share = memory.take("a", 7).expect("room");
+            let tokens = vec![3; count as usize];
+            let whole = rendered("m", &tokens, dimensions, &vectors, encoding);
+            let answer = Vectors { model: "m".to_owned(), tokens, dimensions, vectors: vectors.clone(), encoding };
+            assert!(answer.vectors.len() > WHOLE_BYTES);
+            let body = answer.into_body(share);
+            assert_eq!(memory.used(), 7, "until it is sent");
+            let sent = axum::body::to_bytes(body, usize::MAX).await.expect("a body");
+            assert!(sent == whole.as_bytes());
+            assert_eq!(memory.used(), 0);
+        }
+    }
+
+    fn rendered(model: &str, tokens: &[u32], dimensions: u32, vectors: &[u8], encoding: Encoding) -> String {
+        let mut text = String::new();
+        render(&mut text, model, tokens, dimensions, vectors, encoding);
+        text
     }
 
     #[test]

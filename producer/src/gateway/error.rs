@@ -12,7 +12,7 @@ use utoipa::{ToResponse, ToSchema};
 use vecmill_signer::client::ClientError;
 
 use super::limits::Standing;
-use crate::contract::{EmbedRefusal, RefusalKind};
+use crate::contract::{EmbedRefusal, InputFault, RefusalKind};
 use crate::life::LedgerError;
 use crate::redis::AskError;
 use crate::status::StatusError;
@@ -49,7 +49,7 @@ pub(super) struct ErrorDetail {
 }
 
 /// One refusal.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct ApiError {
     status: StatusCode,
     kind: &'static str,
@@ -84,6 +84,16 @@ impl ApiError {
         Self::new(StatusCode::FORBIDDEN, "permission_error", code, message)
     }
 
+    /// Whether the answer is 403.
+    pub(super) fn is_forbidden(&self) -> bool {
+        self.status == StatusCode::FORBIDDEN
+    }
+
+    /// Whether the same may do in a moment.
+    pub(super) fn is_transient(&self) -> bool {
+        self.status == StatusCode::SERVICE_UNAVAILABLE || self.status == StatusCode::TOO_MANY_REQUESTS
+    }
+
     /// 404.
     pub(super) fn not_found(code: &str, message: impl Into<String>) -> Self {
         Self::new(StatusCode::NOT_FOUND, "invalid_request_error", code, message)
@@ -98,6 +108,12 @@ impl ApiError {
     pub(super) fn method_not_allowed() -> Self {
         let sentence = "this address takes another HTTP method";
         Self::new(StatusCode::METHOD_NOT_ALLOWED, "invalid_request_error", "method_not_allowed", sentence)
+    }
+
+    /// 408: the body took too long.
+    pub(super) fn late(message: impl Into<String>) -> Self {
+        let refusal = Self::new(StatusCode::REQUEST_TIMEOUT, "invalid_request_error", "request_timeout", message);
+        Self { retry_after_ms: Some(1_000), ..refusal }
     }
 
     /// 413.
@@ -152,6 +168,13 @@ impl ApiError {
     }
 }
 
+impl ApiError {
+    /// Whether something that was stored is at fault: asking again gives the same, and a list shows the others.
+    pub(super) fn is_of_a_record(&self) -> bool {
+        self.status == StatusCode::INTERNAL_SERVER_ERROR
+    }
+}
+
 impl std::fmt::Display for ApiError {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{} [{}]", self.message, self.code)
@@ -172,6 +195,10 @@ impl From<AskError> for ApiError {
 /// S3 is away.
 impl From<StoreError> for ApiError {
     fn from(error: StoreError) -> Self {
+        if error.is_of_the_object() {
+            tracing::warn!(%error, "a stored object can't be read");
+            return Self::internal("unreadable_record", "what is stored of it can't be read");
+        }
         tracing::warn!(%error, "S3 failed");
         Self::unavailable("storage_unavailable", "the storage can't be asked at the moment; ask again")
     }
@@ -181,6 +208,10 @@ impl From<LedgerError> for ApiError {
     fn from(error: LedgerError) -> Self {
         match error {
             LedgerError::Store(error) => error.into(),
+            error @ LedgerError::Version(_) => {
+                tracing::warn!(%error, "a job's ledger can't be read");
+                Self::internal("unreadable_record", "what is stored of it was written by a later version")
+            }
             error => {
                 tracing::warn!(%error, "a job's ledger can't be used");
                 Self::unavailable("job_unavailable", "the job can't be looked at or changed at the moment; ask again")
@@ -194,6 +225,7 @@ impl From<StatusError> for ApiError {
         match error {
             StatusError::Store(error) => error.into(),
             StatusError::Ledger(error) => error.into(),
+            error @ StatusError::Busy => Self::unavailable("overloaded", error.to_string()),
             error @ StatusError::Manifest(_) => {
                 tracing::error!(%error, "a job's manifest is not one");
                 Self::internal("bad_manifest", "the job's manifest can't be read: submit its corpus again")
@@ -218,6 +250,18 @@ impl From<EmbedRefusal> for ApiError {
         };
         let retry_after_ms = answer.retry_after_ms.and(retry_after_ms.or(answer.retry_after_ms));
         Self { param: param.or(answer.param), retry_after_ms, ..answer }
+    }
+}
+
+/// What is wrong with the inputs, and with which.
+impl From<InputFault> for ApiError {
+    fn from(fault: InputFault) -> Self {
+        let (code, at) = match &fault {
+            InputFault::Shape | InputFault::Count(_) => ("invalid_input", "input".to_owned()),
+            InputFault::Entry(index, _) => ("invalid_input", format!("input.{index}")),
+            InputFault::Tokens(_) => return Self::invalid("too_many_tokens", None, fault.to_string()),
+        };
+        Self::invalid(code, Some(&at), fault.to_string())
     }
 }
 

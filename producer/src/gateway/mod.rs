@@ -3,6 +3,8 @@
 mod admission;
 mod auth;
 mod batches;
+mod bodies;
+mod embed_tokens;
 mod embeddings;
 mod error;
 mod files;
@@ -11,11 +13,14 @@ mod jobs;
 mod limits;
 mod models;
 mod openapi;
+mod outside;
 mod paging;
 mod routes;
 mod settings;
 mod shared;
 mod storage;
+mod stored;
+mod transfers;
 mod usage;
 mod webhooks;
 mod workers;
@@ -27,31 +32,39 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use axum::Router;
-use axum::extract::{ConnectInfo, DefaultBodyLimit, MatchedPath, Request, State};
+use axum::extract::{ConnectInfo, DefaultBodyLimit, MatchedPath, Request};
 use axum::http::{HeaderName, HeaderValue, StatusCode};
 use axum::middleware::{self, Next};
-use axum::response::{IntoResponse as _, Response};
+use axum::response::Response;
+use bytes::Bytes;
 use clap::{CommandFactory as _, Parser, Subcommand};
 use tokio::net::TcpListener;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::Semaphore;
 use tracing_subscriber::EnvFilter;
+use vecmill_signer::claims::{JobId, TenantId};
 use vecmill_signer::edge;
 use vecmill_signer::server::shutdown_signal;
 
 use self::admission::Admission;
 use self::auth::Auth;
 use self::batches::Turns;
+use self::bodies::Bodies;
+use self::embed_tokens::EmbedTokens;
 use self::error::ApiError;
 use self::limits::RequestLimits;
 use self::settings::{Config, Settings};
 use self::shared::Shared;
 use self::webhooks::Webhooks;
 use self::workers::Workers;
+use crate::shares::{Share, Shares};
+use crate::status::{JobStatus, ManifestBudget, Watch};
 use crate::store::Store;
 use crate::topology::BrokerSettings;
 
 /// The largest request: 300,000 tokens are below 2 MiB of most texts. The message that carries it adds a token.
 const BODY_LEN_MAX: usize = 7 << 20;
+/// Probes at once. A fleet's load balancers ask twice a second each, and are answered within a millisecond.
+const PROBES_MAX: usize = 16;
 /// Longest wait for open requests at shutdown: below Kubernetes' 30 s before it kills.
 const DRAIN_MAX: Duration = Duration::from_secs(25);
 /// The id of a request: in the answer, in the logs of gateway and worker, and in the audit.
@@ -104,6 +117,7 @@ struct Serve {
 #[derive(Debug)]
 struct App {
     auth: Auth,
+    embed_tokens: EmbedTokens,
     workers: Workers,
     admission: Admission,
     limits: RequestLimits,
@@ -113,14 +127,21 @@ struct App {
     model: String,
     model_dimensions: u32,
     answer_within: Duration,
-    in_flight: Semaphore,
-    /// Uploads, downloads and watches under way.
-    transfers: Arc<Semaphore>,
+    /// Requests that are worked on, by tenant.
+    places: Shares,
+    bodies: Bodies,
+    /// Looks at whether it is ready.
+    probes: Semaphore,
+    /// What it takes and answers, written out once: anyone may ask for it.
+    description: Bytes,
+    /// Uploads, downloads and watches under way, by tenant.
+    transfers: Shares,
     file_bytes_max: u64,
     /// None where no key was given.
     webhooks: Option<Webhooks>,
     /// Whose batch is prepared next.
     turns: Turns,
+    manifests: ManifestBudget,
 }
 
 impl App {
@@ -132,10 +153,21 @@ impl App {
         })
     }
 
+    /// Looks at a job again and again, within what manifests may take of the gateway's memory.
+    fn watch(&self, tenant: &TenantId, job: &JobId) -> Watch {
+        Watch::new(self.store.clone(), tenant, job).within(&self.manifests, tenant)
+    }
+
+    /// Where a job stands.
+    async fn status(&self, tenant: &TenantId, job: &JobId) -> Result<JobStatus, ApiError> {
+        Ok(self.watch(tenant, job).look().await?)
+    }
+
     /// A place for what takes longer than a request: an upload, a download, a watch.
-    fn transfer(&self) -> Result<OwnedSemaphorePermit, ApiError> {
-        Arc::clone(&self.transfers).try_acquire_owned().map_err(|_| {
-            let sentence = "the gateway has all the uploads, downloads and watches it serves at once; ask again";
+    fn transfer(&self, tenant: &TenantId) -> Result<Share, ApiError> {
+        self.transfers.take(tenant.as_str(), 1).ok_or_else(|| {
+            let sentence = "the gateway has all the uploads, downloads and watches it serves at once, or the tenant its share of \
+                            them; ask again";
             ApiError::unavailable("overloaded", sentence)
         })
     }
@@ -193,28 +225,37 @@ async fn listen(config: Config) -> std::io::Result<()> {
     tracing::info!(address = %listener.local_addr()?, model = config.model, tls = config.listen_tls.is_some(), "listening");
     let app = Arc::new(App {
         auth: Auth::new(config.signer_url, config.tls, config.verifier, config.failed_logins_per_minute),
+        embed_tokens: EmbedTokens::default(),
         workers: Workers::connect(config.broker.clone()),
         admission: Admission::new(config.answer_within),
         limits: RequestLimits::new(config.redis.clone()),
         shared: Shared::new(config.redis),
         store: Store::connect(&config.store).await,
         broker: config.broker,
+        description: openapi::written(&config.model),
         model: config.model,
         model_dimensions: config.model_dimensions,
         answer_within: config.answer_within,
-        in_flight: Semaphore::new(config.in_flight as usize),
-        transfers: Arc::new(Semaphore::new(config.transfers as usize)),
+        places: Shares::new(config.in_flight.into()),
+        bodies: Bodies::new(config.body_bytes, config.bounds.connections),
+        probes: Semaphore::new(PROBES_MAX),
+        transfers: Shares::new(config.transfers.into()),
         file_bytes_max: config.file_bytes_max,
         webhooks: config.webhooks,
         turns: Turns::new(config.preparing as usize),
+        manifests: ManifestBudget::default(),
     });
     tokio::spawn(batches::run(Arc::clone(&app)));
     tokio::spawn(webhooks::run(Arc::clone(&app)));
+    tokio::spawn(stored::run(Arc::clone(&app)));
     let shutdown = async {
         shutdown.await;
         tracing::info!("shutting down");
     };
-    edge::serve(listener, config.listen_tls, router(app), config.bounds, shutdown, DRAIN_MAX).await
+    let served =
+        edge::serve(listener, config.listen_tls, router(Arc::clone(&app)), config.bounds, shutdown, DRAIN_MAX).await;
+    app.turns.close().await;
+    served
 }
 
 fn router(app: Arc<App>) -> Router {
@@ -222,29 +263,18 @@ fn router(app: Arc<App>) -> Router {
         .fallback(async || ApiError::not_found("not_found", "there is nothing at this address"))
         .method_not_allowed_fallback(async || ApiError::method_not_allowed())
         .layer(DefaultBodyLimit::max(BODY_LEN_MAX))
-        .layer(middleware::from_fn_with_state(Arc::clone(&app), bounded))
+        .layer(middleware::from_fn(named))
         .with_state(app)
 }
 
-/// Bounds the number of requests, names each, and logs it: the route's pattern, never a path or a header.
-async fn bounded(
-    State(app): State<Arc<App>>,
-    ConnectInfo(peer): ConnectInfo<SocketAddr>,
-    mut request: Request,
-    next: Next,
-) -> Response {
+/// Names each request, and logs it: the route's pattern, never a path or a header.
+async fn named(ConnectInfo(peer): ConnectInfo<SocketAddr>, mut request: Request, next: Next) -> Response {
     let begun = Instant::now();
     let id = request_id();
     let method = request.method().clone();
     let route = request.extensions().get::<MatchedPath>().map_or("unknown", MatchedPath::as_str).to_owned();
     request.extensions_mut().insert(RequestId(id.clone()));
-    let mut response = match app.in_flight.try_acquire() {
-        Ok(_permit) => next.run(request).await,
-        Err(_) => {
-            ApiError::unavailable("overloaded", "the gateway has all the requests it works on at once; ask again")
-                .into_response()
-        }
-    };
+    let mut response = next.run(request).await;
     if let Ok(id) = HeaderValue::from_str(&id) {
         response.headers_mut().insert(REQUEST_ID, id);
     }

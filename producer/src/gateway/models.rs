@@ -1,14 +1,15 @@
-//! `GET /v1/models`: the one model that the workers behind this gateway serve.
+//! `GET /v1/models`: the one model that the workers behind this gateway serve, if the tenant may use it.
 
 use std::sync::Arc;
 
-use axum::Json;
 use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
+use axum::{Extension, Json};
 use serde_json::{Value, json};
 use utoipa::ToSchema;
 
 use super::App;
+use super::auth::Caller;
 use super::error::{ApiError, ErrorEnvelope};
 
 fn described(app: &App) -> Value {
@@ -30,17 +31,17 @@ pub(super) struct Model {
     owned_by: String,
 }
 
-/// A list of one.
+/// A list of one, or of none.
 #[derive(ToSchema)]
 #[expect(dead_code, reason = "for the description only")]
 pub(super) struct Models {
     /// `list`.
     object: String,
-    /// The model that is served.
+    /// The model that is served, if the tenant may use it.
     data: Vec<Model>,
 }
 
-/// The models that are served.
+/// The models that the tenant may use.
 #[utoipa::path(
     get,
     path = "/v1/models",
@@ -48,8 +49,21 @@ pub(super) struct Models {
         (status = 200, description = "The models", body = Models),
     ),
 )]
-pub(super) async fn list(State(app): State<Arc<App>>) -> Json<Value> {
-    Json(json!({"object": "list", "data": [described(&app)]}))
+pub(super) async fn list(
+    State(app): State<Arc<App>>,
+    Extension(caller): Extension<Caller>,
+) -> Result<Json<Value>, ApiError> {
+    let data: Vec<_> = may_use(&app, &caller).await?.then(|| described(&app)).into_iter().collect();
+    Ok(Json(json!({"object": "list", "data": data})))
+}
+
+/// Whether the tenant may use the model, by whether the signer gives a token for it. Most have one already.
+async fn may_use(app: &Arc<App>, caller: &Caller) -> Result<bool, ApiError> {
+    match app.embed_token(caller).await {
+        Ok(_) => Ok(true),
+        Err(refusal) if refusal.is_forbidden() => Ok(false),
+        Err(refusal) => Err(refusal),
+    }
 }
 
 /// One model.
@@ -65,11 +79,13 @@ pub(super) async fn list(State(app): State<Arc<App>>) -> Json<Value> {
 )]
 pub(super) async fn model(
     State(app): State<Arc<App>>,
+    Extension(caller): Extension<Caller>,
     name: Result<Path<String>, PathRejection>,
 ) -> Result<Json<Value>, ApiError> {
     let Path(name) = name.map_err(|_| ApiError::invalid("invalid_path", Some("model"), "the path is not UTF-8"))?;
-    if name == app.model {
+    if name == app.model && may_use(&app, &caller).await? {
         return Ok(Json(described(&app)));
     }
-    Err(ApiError::not_found("model_not_found", format!("that model is not served here; {} is", app.model)))
+    let sentence = "that model is not served here, or not to this tenant: GET /v1/models lists those that are";
+    Err(ApiError::not_found("model_not_found", sentence))
 }

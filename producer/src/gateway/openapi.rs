@@ -2,9 +2,11 @@
 
 use std::sync::Arc;
 
-use axum::Json;
 use axum::extract::State;
-use serde_json::{Value, json};
+use axum::http::header::CONTENT_TYPE;
+use axum::response::IntoResponse;
+use bytes::Bytes;
+use serde_json::json;
 use utoipa::openapi::security::{Http, HttpAuthScheme, SecurityRequirement, SecurityScheme};
 use utoipa::openapi::{Ref, RefOr};
 use utoipa::{Modify, OpenApi};
@@ -58,11 +60,16 @@ pub(super) fn described() -> utoipa::openapi::OpenApi {
     Description::openapi()
 }
 
-pub(super) async fn openapi(State(app): State<Arc<App>>) -> Json<Value> {
+/// The description as it is answered.
+pub(super) fn written(model: &str) -> Bytes {
     let mut description = json!(described());
     // Known only here: of all names one is served.
-    if let Some(model) = description.pointer_mut("/components/schemas/EmbeddingsRequest/properties/model") {
-        model["enum"] = json!([app.model]);
+    if let Some(served) = description.pointer_mut("/components/schemas/EmbeddingsRequest/properties/model") {
+        served["enum"] = json!([model]);
     }
-    Json(description)
+    description.to_string().into()
+}
+
+pub(super) async fn openapi(State(app): State<Arc<App>>) -> impl IntoResponse {
+    ([(CONTENT_TYPE, "application/json")], app.description.clone())
 }

@@ -5,13 +5,13 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, value_parser};
-use vecmill_signer::cidr::Cidr;
 use vecmill_signer::claims::DEFAULT_ISSUER;
 use vecmill_signer::edge::{self, Bounds, ClientTls, ClientTlsArgs, ServerTls};
 use vecmill_signer::secret::secret;
 use vecmill_signer::verify::{Keys, RemoteKeys, STALENESS_MAX, Verifier};
 use zeroize::Zeroizing;
 
+use super::outside::Allowed;
 use super::webhooks::Webhooks;
 use crate::redis::Redis;
 use crate::store::StoreSettings;
@@ -46,13 +46,14 @@ pub(super) struct Settings {
     /// Length of the model's own vectors; known of Qwen's models
     #[arg(long, env = "VECMILL_MODEL_DIMENSIONS", value_name = "N", value_parser = value_parser!(u32).range(32..=65_536))]
     model_dimensions: Option<u32>,
-    /// Seconds within which a request for embeddings is answered, one way or the other
+    /// Seconds within which a request for embeddings is answered, one way or the other. A request waits no longer than the token
+    /// that goes with it is good, which is 90 at most
     #[arg(long, env = "VECMILL_GATEWAY_ANSWER_WITHIN_S", value_name = "S", default_value_t = 30, value_parser = value_parser!(u64).range(1..=120))]
     answer_within_s: u64,
-    /// Requests worked on at once; the next is told to come back
+    /// Requests worked on at once, half of them at most of one tenant; the next is told to come back
     #[arg(long, env = "VECMILL_GATEWAY_IN_FLIGHT", value_name = "N", default_value_t = 512, value_parser = value_parser!(u32).range(1..=100_000))]
     in_flight: u32,
-    /// Uploads, downloads and watches at once; the next is told to come back. Each takes up to 16 MiB: a part of a file, and the
+    /// Uploads, downloads and watches at once, half of what is free one tenant's; the next is told to come back. Each takes up to 16 MiB: a part of a file, and the
     /// one before it on its way
     #[arg(long, env = "VECMILL_GATEWAY_TRANSFERS", value_name = "N", default_value_t = 64, value_parser = value_parser!(u32).range(1..=100_000))]
     transfers: u32,
@@ -62,9 +63,9 @@ pub(super) struct Settings {
     /// Batches cut into chunks at once, one of each tenant, each of a file in the folder that TMPDIR names
     #[arg(long, env = "VECMILL_GATEWAY_PREPARING", value_name = "N", default_value_t = 4, value_parser = value_parser!(u32).range(1..=1_000))]
     preparing: u32,
-    /// Ranges of addresses beside the public Internet that webhooks may be posted to
-    #[arg(long, env = "VECMILL_GATEWAY_WEBHOOK_ALLOW", value_name = "CIDR,CIDR,..", value_delimiter = ',')]
-    webhook_allow: Vec<Cidr>,
+    /// Ranges of addresses, each with a port, beside the public Internet that webhooks may be posted to: 10.0.0.0/8:443,[fd00::]/8:8443
+    #[arg(long, env = "VECMILL_GATEWAY_WEBHOOK_ALLOW", value_name = "CIDR:PORT,..", value_delimiter = ',')]
+    webhook_allow: Vec<Allowed>,
     /// Failed logins a minute, for each address and for each API key, before the answer is 429
     #[arg(long, env = "VECMILL_GATEWAY_FAILED_LOGINS_PER_MINUTE", value_name = "N", default_value_t = 30, value_parser = value_parser!(u32).range(1..=1_000_000))]
     failed_logins_per_minute: u32,
@@ -77,6 +78,11 @@ pub(super) struct Settings {
     /// Seconds that what the signer last said of revocations is gone by while it is away; then nothing is served
     #[arg(long, env = "VECMILL_REVOCATIONS_MAX_AGE_S", value_name = "S", default_value_t = STALENESS_MAX.as_secs(), value_parser = value_parser!(u64).range(10..=3600))]
     revocations_max_age_s: u64,
+    /// Bytes of request bodies and of vectors in answers held at once, half of them at most of one tenant. The process takes up to
+    /// three times as many
+    // Of one request 40 MiB at most: its body, and 2,048 vectors of 4,096 numbers. Six tenants have room for one of these at once.
+    #[arg(long, env = "VECMILL_GATEWAY_BODY_BYTES", value_name = "BYTES", default_value_t = 256 << 20, value_parser = value_parser!(u64).range(128 << 20..=1 << 40))]
+    body_bytes: u64,
     #[command(flatten)]
     tls: ClientTlsArgs,
     #[command(flatten)]
@@ -93,6 +99,7 @@ pub(super) struct Config {
     pub(super) model: String,
     pub(super) answer_within: Duration,
     pub(super) in_flight: u32,
+    pub(super) body_bytes: u64,
     pub(super) failed_logins_per_minute: u32,
     pub(super) signer_url: String,
     pub(super) tls: ClientTls,
@@ -168,6 +175,7 @@ impl Settings {
                     model: self.model,
                     answer_within: Duration::from_secs(self.answer_within_s),
                     in_flight: self.in_flight,
+                    body_bytes: self.body_bytes,
                     failed_logins_per_minute: self.failed_logins_per_minute,
                     signer_url: self.signer_url,
                     tls,

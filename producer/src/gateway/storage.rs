@@ -2,8 +2,19 @@
 
 use vecmill_signer::claims::TenantId;
 
+use super::error::ApiError;
+use crate::contract::CONTRACT_VERSION;
+
 /// Records are this long at most: a batch's names up to a thousand bad lines.
 pub(super) const RECORD_BYTES_MAX: usize = 1 << 20;
+
+/// Whether a record is of a version that this program reads.
+pub(super) fn readable(version: u32) -> Result<(), ApiError> {
+    match version {
+        ..=CONTRACT_VERSION => Ok(()),
+        _ => Err(ApiError::internal("unreadable_record", "it was stored by a later version than this gateway's")),
+    }
+}
 
 /// Where the records of a tenant's files lie, in the order of their ids.
 pub(super) fn files(tenant: &TenantId) -> String {
@@ -60,14 +71,20 @@ pub(super) fn preparing(tenant: &TenantId, batch: &str) -> String {
     format!("_preparing/{tenant}/{batch}.json")
 }
 
-/// Where it is kept which batches' ends are to be told, of all tenants: a tenant's name does not begin with an underscore.
+/// Where it is kept which batches' ends are to be told, a folder for each tenant: a tenant's name does not begin with an
+/// underscore.
 pub(super) fn webhooks() -> String {
     "_webhooks/".to_owned()
 }
 
-/// That a batch's end is to be told.
-pub(super) fn webhook(batch: &str) -> String {
-    format!("_webhooks/{batch}.json")
+/// Where those lie that gateways of before have put there, without folders.
+pub(super) fn old_webhooks() -> String {
+    "_webhooks/batch_".to_owned()
+}
+
+/// That a batch's end is to be told, and when to look or try next: those of a tenant are listed as they are due.
+pub(super) fn webhook(tenant: &TenantId, next_at: u64, batch: &str) -> String {
+    format!("_webhooks/{tenant}/{next_at:012}-{batch}.json")
 }
 
 /// The id in a record's key.

@@ -14,6 +14,7 @@ use super::auth::Caller;
 use super::error::{ApiError, ErrorEnvelope};
 use super::ids;
 use super::limits::{Left, Standing};
+use super::stored::{BATCHES_MAX, FILES_MAX};
 use crate::contract::{USAGE_DAYS, usage_key};
 
 const DAY_S: u64 = 86_400;
@@ -36,6 +37,23 @@ pub(super) struct Usage {
     object: &'static str,
     /// The days, the newest first.
     data: Vec<Day>,
+    /// What lies on S3; null until it has been counted.
+    stored: Option<StoredAmount>,
+}
+
+/// What a tenant has on S3.
+#[derive(Serialize, ToSchema)]
+pub(super) struct StoredAmount {
+    /// Bytes of files, chunks, vectors and records.
+    bytes: u64,
+    /// Bytes held for what is being uploaded, and for the vectors of jobs under way.
+    reserved_bytes: u64,
+    /// Files, uploaded ones and what batches came to.
+    files: u64,
+    /// Batches.
+    batches: u64,
+    /// When all of it was counted last, in Unix seconds; what came and went since then is counted on it.
+    counted_at: u64,
 }
 
 /// A day's tokens.
@@ -124,7 +142,14 @@ pub(super) async fn usage(
         let date = jiff::Timestamp::from_second(((today - ago) * DAY_S) as i64).unwrap_or_default();
         Day { date: date.strftime("%Y-%m-%d").to_string(), tokens: by.iter().map(|used| used.tokens).sum(), by }
     });
-    Ok(Json(Usage { object: "list", data: data.collect() }))
+    let stored = app.shared.stored().amount(tenant).await?.map(|amount| StoredAmount {
+        bytes: amount.bytes,
+        reserved_bytes: amount.reserved,
+        files: amount.files,
+        batches: amount.batches,
+        counted_at: amount.counted_at,
+    });
+    Ok(Json(Usage { object: "list", data: data.collect(), stored }))
 }
 
 /// Where the tenant stands with its limits.
@@ -154,5 +179,11 @@ pub(super) async fn limits(
     data.push(limit("tokens_per_day", limits.tokens_per_day, day_tokens, Some(midnight_ms)));
     data.push(limit("queued_tokens", limits.queued_tokens, tokens, None));
     data.push(limit("concurrent_jobs", limits.concurrent_jobs, queued.len() as u64, None));
+    let stored = app.shared.stored().amount(tenant).await?;
+    if let Some(most) = limits.stored_bytes {
+        data.push(limit("stored_bytes", most, stored.map_or(0, |stored| stored.bytes + stored.reserved), None));
+    }
+    data.push(limit("files", FILES_MAX, stored.map_or(0, |stored| stored.files), None));
+    data.push(limit("batches", BATCHES_MAX, stored.map_or(0, |stored| stored.batches), None));
     Ok(Json(Limits { object: "limits", data }))
 }

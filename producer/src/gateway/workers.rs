@@ -11,7 +11,7 @@ use lapin::{BasicProperties, Channel, Confirmation, Connection, PublisherConfirm
 use tokio::sync::{oneshot, watch};
 use vecmill_signer::edge;
 
-use crate::contract::{EmbedAnswer, EmbedRequest};
+use crate::contract::EmbedAnswer;
 use crate::publish::connect;
 use crate::topology::{BrokerSettings, EMBED_KEY, Topology, TopologyError};
 
@@ -25,6 +25,15 @@ const OPEN_WITHIN: Duration = Duration::from_secs(30);
 /// When RabbitMQ's word that it has a request is looked at, where no answer has come by then: most have, and say more. A
 /// refusal by a full queue is heard of this much later.
 const CONFIRM_AFTER: Duration = Duration::from_millis(10);
+
+/// A request as it goes to the workers.
+pub(super) struct Question {
+    pub(super) id: String,
+    /// Until when its answer is waited for, Unix milliseconds.
+    pub(super) deadline_ms: u64,
+    /// The message.
+    pub(super) bytes: Vec<u8>,
+}
 
 /// Why no worker answered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -87,25 +96,27 @@ impl Workers {
 
     /// Asks a worker and waits for its answer, until the request's deadline. Dropped before it resolves, the workers are told
     /// that nobody waits.
-    pub(super) async fn ask(&self, request: &EmbedRequest) -> Result<EmbedAnswer, AskError> {
+    pub(super) async fn ask(&self, question: Question) -> Result<EmbedAnswer, AskError> {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        let left = Duration::from_millis(request.deadline_ms).saturating_sub(now);
+        let Question { id, deadline_ms, bytes } = question;
+        let left = Duration::from_millis(deadline_ms).saturating_sub(now);
         let Session { channel, .. } = self.0.session.borrow().clone().ok_or(AskError::Away)?;
         let (answer, mut answered) = oneshot::channel();
         let mut place =
-            Place { shared: &self.0, channel: channel.clone(), id: request.id.clone(), confirm: None, answered: false };
-        self.0.waiting.lock().unwrap_or_else(PoisonError::into_inner).insert(request.id.clone(), answer);
-        let bytes = request.to_bytes();
+            Place { shared: &self.0, channel: channel.clone(), id: id.clone(), confirm: None, answered: false };
+        self.0.waiting.lock().unwrap_or_else(PoisonError::into_inner).insert(id.clone(), answer);
         let asking = async {
             let properties = BasicProperties::default()
                 .with_reply_to(REPLY_TO.into())
-                .with_correlation_id(request.id.as_str().into())
+                .with_correlation_id(id.as_str().into())
                 .with_expiration(left.as_millis().to_string().into());
             let (options, exchange) =
                 (BasicPublishOptions { mandatory: true, ..Default::default() }, self.0.topology.embed_exchange());
             let publishing =
                 channel.basic_publish(exchange.as_str().into(), EMBED_KEY.into(), options, &bytes, properties);
             place.confirm = Some(publishing.await.map_err(|_| AskError::Away)?);
+            // On its way: an answer takes the room that it had.
+            drop(bytes);
             let early = tokio::time::timeout(CONFIRM_AFTER, &mut answered).await;
             place.confirmed().await?;
             let answer = match early {
@@ -117,7 +128,7 @@ impl Workers {
         };
         let body = tokio::time::timeout(left, asking).await.map_err(|_| AskError::Late)??;
         place.answered = true;
-        EmbedAnswer::parse(&body).map_err(|_| AskError::Garbled)
+        EmbedAnswer::parse(body).map_err(|_| AskError::Garbled)
     }
 }
 

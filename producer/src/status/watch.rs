@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use vecmill_signer::claims::{Digest, JobId, TenantId};
 
+use super::budget::{ManifestBudget, Room};
 use super::{JobState, JobStatus, StatusError, WaitReason, Waiting};
 use crate::{
     contract::{ChunkResult, FinalManifest, JobKeys, MANIFEST_BYTES_MAX, Manifest, Outcome, PartEntry, chunk_of_key},
@@ -26,6 +27,9 @@ pub struct Watch {
     manifest: Option<(u32, Manifest, Digest)>,
     /// What chunks of the run that counts came to.
     seen: Option<Seen>,
+    /// Where manifests may not take what they like, and what this one takes.
+    budget: Option<(ManifestBudget, TenantId)>,
+    room: Option<Room>,
 }
 
 /// What a watch has seen of a run.
@@ -37,7 +41,19 @@ struct Seen {
 impl Watch {
     /// A watch that has seen nothing yet.
     pub fn new(store: Store, tenant: &TenantId, job: &JobId) -> Self {
-        Self { ledger: Ledger::new(store, tenant, job), job: job.clone(), manifest: None, seen: None }
+        Self {
+            ledger: Ledger::new(store, tenant, job),
+            job: job.clone(),
+            manifest: None,
+            seen: None,
+            budget: None,
+            room: None,
+        }
+    }
+
+    /// The same within what a program lets manifests take.
+    pub fn within(self, budget: &ManifestBudget, tenant: &TenantId) -> Self {
+        Self { budget: Some((budget.clone(), tenant.clone())), ..self }
     }
 
     /// The job.
@@ -159,10 +175,18 @@ impl Watch {
             return Ok(());
         }
         let key = self.ledger.keys_of(entry.job.at()).manifest();
+        (self.manifest, self.room) = (None, None);
+        if let Some((budget, tenant)) = &self.budget {
+            let Some(bytes) = self.ledger.store().bytes(&key).await? else { return Ok(()) };
+            self.room = Some(budget.room(tenant, bytes).await.ok_or(StatusError::Busy)?);
+        }
         self.manifest = match self.ledger.store().get(&key, MANIFEST_BYTES_MAX).await? {
             Some(bytes) => Some((life, Manifest::parse(&bytes)?, Digest::of(&bytes))),
             None => None,
         };
+        if let Some(room) = &mut self.room {
+            room.read();
+        }
         Ok(())
     }
 }

@@ -38,6 +38,7 @@ use crate::{
     pipeline::{Parts, Pipeline},
     quota,
     request_audit::RequestAudit,
+    settings::CHUNK_MEMORY_BYTES,
 };
 
 /// The only tenant there is.
@@ -94,6 +95,7 @@ impl Local {
             health: Arc::new(Health::default()),
             metrics,
             tokenizers: std::thread::available_parallelism().map_or(1, usize::from),
+            chunk_memory_bytes: CHUNK_MEMORY_BYTES,
         });
         let (deliveries, received) = mpsc::channel(1);
         let (give_up, given_up) = watch::channel(false);

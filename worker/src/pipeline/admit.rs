@@ -5,8 +5,9 @@ use std::{sync::Arc, time::Duration};
 
 use tracing::debug;
 use vecmill_producer::{
-    contract::{ChunkEntry, ChunkMessage, ChunkRow, JobKeys, Manifest, read_chunk, usage_field},
+    contract::{CHUNK_TEXT_BYTES_MAX, ChunkEntry, ChunkMessage, ChunkRow, JobKeys, Manifest, read_chunk, usage_field},
     life::{Ledger, LedgerError},
+    shares::Share,
     store::StoreError,
 };
 use vecmill_signer::{
@@ -19,7 +20,7 @@ use crate::{
     delivery::Incoming,
     health::Need,
     manifests::ManifestTrouble,
-    quota::{Ask, Charge, Limits, Verdict},
+    quota::{Ask, Charge, Verdict, Work},
 };
 
 /// How long a chunk waits outside when something that admission needs is away.
@@ -28,6 +29,16 @@ const AWAY_WAIT: Duration = Duration::from_secs(5);
 /// How long a chunk waits outside that asks for a precision which this worker does not have. Short: a worker that has it
 /// takes only what lies in the lane when it has a place.
 const ELSEWHERE_WAIT: Duration = Duration::from_secs(5);
+
+/// How long a chunk waits outside for which there is no memory: others are done within seconds.
+const FULL_WAIT: Duration = Duration::from_secs(2);
+
+/// How many times as long as its object a chunk's text is taken to be: zstd makes of text a fifth at best. What is longer is
+/// counted too low, and bounded by [`CHUNK_TEXT_BYTES_MAX`].
+const TEXT_PER_BYTE: usize = 8;
+
+/// Bytes of a number of a vector, on its way: as a hidden state, cut and normalized, and in a part.
+pub(super) const BYTES_PER_VALUE: u64 = 3 * 4;
 
 const QUOTA_GONE: &str = "the quota's task has ended";
 
@@ -188,28 +199,37 @@ impl Pipeline {
         decoded.await.unwrap_or_else(|_| Err(Stop::Transient { reason: "decoding the chunk ended early".to_owned() }))
     }
 
-    /// Charges the tenant for the chunk's exact tokens, once, however often the chunk comes.
-    pub(super) async fn charge(&self, claim: &Claim, tokens: u64) -> Result<(), Stop> {
+    /// Memory for a chunk in hand: its object, its text, its rows' hidden states and their vectors.
+    ///
+    /// No chunk that a producer cuts comes near a share. One that was made to be large waits outside until there is room, and one
+    /// that never can have it is given up.
+    pub(super) fn memory_for(&self, claim: &Claim, entry: ChunkEntry) -> Result<Share, Stop> {
+        let hidden = self.parts.embedder.info().hidden as u64;
+        let text = CHUNK_TEXT_BYTES_MAX.min((entry.bytes as usize).saturating_mul(TEXT_PER_BYTE)) as u64;
+        let bytes = u64::from(entry.bytes) + text + u64::from(entry.rows) * hidden * BYTES_PER_VALUE;
+        if bytes > self.parts.chunk_memory_bytes {
+            let most = self.parts.chunk_memory_bytes;
+            let reason = format!("the chunk takes {bytes} bytes of memory, workers have {most}: cut it smaller");
+            return Err(Stop::Dead { code: "chunk_too_large", reason });
+        }
+        self.memory.take(claim.grant.tenant().as_str(), bytes).ok_or(Stop::Later { wait: FULL_WAIT })
+    }
+
+    /// Charges the tenant for the chunk's exact tokens, once for each time that it is computed, however often it comes before.
+    pub(super) async fn charge(&self, claim: &Claim, admitted: &Admitted, tokens: u64) -> Result<(), Stop> {
         if tokens == 0 {
             return Ok(());
         }
-        let limits = claim.grant.limits();
         let charge = Charge {
-            tenant: claim.grant.tenant().to_string(),
-            job: charged(claim),
-            chunk: claim.chunk,
+            work: work(claim, admitted),
             tokens,
-            limits: Limits {
-                tokens_per_minute: limits.tokens_per_minute,
-                tokens_burst: limits.tokens_burst,
-                tokens_per_day: limits.tokens_per_day,
-            },
+            limits: claim.grant.limits().into(),
             usage: usage_field(Some(claim.grant.job().as_str()), claim.grant.key_id()),
             keep_s: claim.grant.expires_at().saturating_sub(claim.grant.issued_at()),
         };
         let asking = self.patiently(Need::Quota, || async {
             let (reply, answer) = tokio::sync::oneshot::channel();
-            let ask = Ask { charge: charge.clone(), reply };
+            let ask = Ask::Charge { charge: charge.clone(), reply };
             self.parts.quota.send(ask).await.map_err(|_| QUOTA_GONE.to_owned())?;
             answer.await.map_err(|_| QUOTA_GONE.to_owned())?.map_err(|error| error.to_string())
         });
@@ -219,12 +239,20 @@ impl Pipeline {
             Err(_) => Err(Stop::Later { wait: AWAY_WAIT }),
         }
     }
+
+    /// The chunk's result is recorded: whoever has it computed again pays again.
+    pub(super) async fn spent(&self, claim: &Claim, admitted: &Admitted) {
+        // Whoever keeps the quota is gone with the worker.
+        _ = self.parts.quota.send(Ask::Spent(work(claim, admitted))).await;
+    }
 }
 
-/// What is charged once for each of its chunks: a life of a job. Deleted and submitted again, it is computed again.
-fn charged(claim: &Claim) -> String {
-    match claim.grant.run().life {
-        0 => claim.grant.job().to_string(),
-        life => format!("{}.{life}", claim.grant.job()),
+/// What is paid for: this chunk's bytes, in this run. The job's id alone would be its client's to choose, and to use again for
+/// other texts.
+fn work(claim: &Claim, admitted: &Admitted) -> Work {
+    Work {
+        tenant: claim.grant.tenant().to_string(),
+        of: format!("{}.{}", claim.grant.job(), claim.grant.run()),
+        piece: format!("{}:{}", claim.chunk, admitted.entry.sha256),
     }
 }

@@ -6,18 +6,38 @@ use std::{
 };
 
 use tokio::task::JoinError;
-use vecmill_producer::contract::{ChunkRow, RowError, Truncate};
+use vecmill_producer::contract::{ChunkRow, RowError, RowInput, Truncate};
+use vecmill_signer::claims::TenantId;
 
 use super::{Pipeline, admit::Stop};
 use crate::{
     embedder::Hiddens,
-    engine::{Encoded, Input, TokenizeError, Tokenizer, finish},
+    engine::{Encoded, Input, TEXT_BYTES_PER_TOKEN_MAX, TokenizeError, Tokenizer, finish},
+    schedule::Class,
 };
 
 /// Text that is tokenized where it stands: it takes less than the two changes of thread to a blocking one and back.
 const SMALL_TEXT_BYTES: usize = 512;
 /// The same for vectors to cut and normalize: five of 2,560 numbers.
 const SMALL_VALUES: usize = 12_800;
+
+/// Text that is tokenized in one turn: some ten milliseconds. A text that is longer has a turn alone.
+const PIECE_BYTES: usize = 64 << 10;
+/// Bytes of a text for each token that the model takes, from where on a look at its beginning is worth while: English is below.
+const BEGINNING_BYTES_PER_TOKEN: usize = 4;
+/// Where a text is cut, its last word may be cut into more tokens than it has.
+const CUT_TOKENS_MAX: usize = 64;
+
+/// What is to be tokenized, and whose it is.
+pub(super) struct Texts {
+    pub(super) tenant: TenantId,
+    pub(super) class: Class,
+    pub(super) rows: Vec<ChunkRow>,
+    pub(super) instruction: Option<String>,
+    pub(super) truncate: Truncate,
+    /// Where one row that can't be computed, or more tokens than this, make the rest worthless: then it ends there.
+    pub(super) tokens_max: Option<u64>,
+}
 
 /// A chunk's rows as token ids. A row that has none keeps its place as a failure.
 pub(super) struct Tokenized {
@@ -40,6 +60,11 @@ impl Tokenized {
         Self { rows, tokens }
     }
 
+    fn append(&mut self, mut more: Self) {
+        self.rows.append(&mut more.rows);
+        self.tokens.append(&mut more.tokens);
+    }
+
     /// Exact tokens of the rows that can be computed; of what was cut, those that are kept.
     pub(super) fn total(&self) -> u64 {
         self.tokens.iter().flatten().map(|encoded| encoded.ids.len() as u64).sum()
@@ -57,27 +82,39 @@ impl Tokenized {
 }
 
 impl Pipeline {
-    /// Tokenizes on a blocking thread, a bounded number of chunks at once; a query's worth of text here and now.
-    pub(super) async fn tokenize(
-        &self,
-        rows: Vec<ChunkRow>,
-        instruction: Option<String>,
-        truncate: Truncate,
-    ) -> Result<Tokenized, Stop> {
+    /// Tokenizes on a blocking thread, in pieces and in turn with other tenants; a query's worth of text here and now.
+    pub(super) async fn tokenize(&self, texts: Texts) -> Result<Tokenized, Stop> {
+        let Texts { tenant, class, rows, instruction, truncate, tokens_max } = texts;
         let ended = |_| Stop::Transient { reason: "tokenizing ended early".to_owned() };
-        let bytes = rows.iter().map(|row| row.input.size_bytes()).sum::<usize>()
-            + instruction.as_ref().map_or(0, |text| text.len() * rows.len());
-        if bytes <= SMALL_TEXT_BYTES {
+        let beside = instruction.as_ref().map_or(0, String::len);
+        let bytes = |row: &ChunkRow| row.input.size_bytes() + beside;
+        if rows.iter().map(bytes).sum::<usize>() <= SMALL_TEXT_BYTES {
             return Ok(Tokenized::of(rows, &self.parts.tokenizer, instruction.as_deref(), truncate));
         }
-        let permit = Arc::clone(&self.tokenizing).acquire_owned().await.map_err(|_| Stop::HandBack)?;
-        let tokenizer = self.parts.tokenizer.clone();
-        let tokenized = tokio::task::spawn_blocking(move || {
-            let tokenized = Tokenized::of(rows, &tokenizer, instruction.as_deref(), truncate);
-            drop(permit);
-            tokenized
-        });
-        tokenized.await.map_err(ended)
+        let instruction: Option<Arc<str>> = instruction.map(Into::into);
+        let mut tokenized = Tokenized { rows: Vec::with_capacity(rows.len()), tokens: Vec::with_capacity(rows.len()) };
+        let mut rows = rows.into_iter().peekable();
+        while let Some(first) = rows.next() {
+            let mut size = bytes(&first);
+            let mut piece = vec![first];
+            while let Some(next) = rows.next_if(|next| size + bytes(next) <= PIECE_BYTES) {
+                size += bytes(&next);
+                piece.push(next);
+            }
+            let turn = self.turnstile.turn(tenant.as_str(), class).await;
+            let (tokenizer, instruction) = (self.parts.tokenizer.clone(), instruction.clone());
+            let working = tokio::task::spawn_blocking(move || {
+                // Also where nobody waits for it any more: the core is taken until it is done.
+                let _turn = turn;
+                Tokenized::of(piece, &tokenizer, instruction.as_deref(), truncate)
+            });
+            tokenized.append(working.await.map_err(ended)?);
+            let over = tokens_max.is_some_and(|most| tokenized.total() > most || tokenized.first_failure().is_some());
+            if over {
+                break;
+            }
+        }
+        Ok(tokenized)
     }
 
     /// Cuts and normalizes; a vector that is not finite fails its row. On a blocking thread, but for a query's worth.
@@ -137,7 +174,11 @@ fn tokenize_row(
     instruction: Option<&str>,
     truncate: Truncate,
 ) -> Result<Encoded, RowError> {
-    match catch_unwind(AssertUnwindSafe(|| tokenizer.encode_input(Input::from(&row.input), instruction, truncate))) {
+    let encode = || match too_long_by_its_beginning(tokenizer, row, truncate) {
+        Some(error) => Err(error),
+        None => tokenizer.encode_input(Input::from(&row.input), instruction, truncate),
+    };
+    match catch_unwind(AssertUnwindSafe(encode)) {
         Ok(Ok(encoded)) => Ok(encoded),
         Ok(Err(error)) => {
             let code = match error {
@@ -150,6 +191,29 @@ fn tokenize_row(
         }
         Err(_) => Err(row_error(row, "tokenizer_failed", "the tokenizer failed on this text".to_owned())),
     }
+}
+
+/// A text that is far too long, as its beginning shows: what refuses it costs as much as the longest that is not refused, and not
+/// as much as it is long. Beginnings double, so that what is looked at in vain is less than what is tokenized then.
+fn too_long_by_its_beginning(tokenizer: &Tokenizer, row: &ChunkRow, truncate: Truncate) -> Option<TokenizeError> {
+    let RowInput::Text(text) = &row.input else { return None };
+    let tokens_max = tokenizer.tokens_max();
+    let bytes_max = tokens_max.saturating_mul(TEXT_BYTES_PER_TOKEN_MAX);
+    // What is to be cut is cut at its tokens; what is longer than that is refused without a look.
+    if truncate == Truncate::End || text.len() > bytes_max {
+        return None;
+    }
+    let mut bytes = tokens_max.saturating_mul(BEGINNING_BYTES_PER_TOKEN);
+    while bytes < text.len() {
+        let beginning = &text[..text.floor_char_boundary(bytes)];
+        match tokenizer.encode_input(Input::Text(beginning), None, Truncate::None) {
+            Err(TokenizeError::TooLong { tokens, .. }) if tokens > tokens_max + CUT_TOKENS_MAX => {
+                return Some(TokenizeError::TooLong { tokens: tokens - CUT_TOKENS_MAX, tokens_max });
+            }
+            _ => bytes = bytes.saturating_mul(2),
+        }
+    }
+    None
 }
 
 fn row_error(row: &ChunkRow, code: &str, message: String) -> RowError {

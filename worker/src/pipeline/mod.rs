@@ -1,6 +1,7 @@
 //! One chunk from delivery to settlement. Each delivery is a task; the steps read from top to bottom.
 
 mod admit;
+mod counts;
 mod embed;
 mod settle;
 mod suspect;
@@ -14,16 +15,17 @@ use std::{
 };
 
 use tokio::{
-    sync::{RwLock, Semaphore, mpsc, watch},
+    sync::{RwLock, mpsc, watch},
     task::JoinSet,
 };
 use vecmill_producer::{
     life::{LedgerError, Standing},
+    shares::Shares,
     store::Store,
 };
 use vecmill_signer::{claims::RunId, verify::Verifier};
 
-use self::admit::Claim;
+use self::{admit::Claim, counts::Counts};
 use crate::{
     delivery::Delivery,
     embedder::Embedder,
@@ -34,6 +36,7 @@ use crate::{
     metrics::Metrics,
     quota,
     request_audit::RequestAudit,
+    turnstile::Turnstile,
 };
 
 /// How long something that is away is waited for with the chunk at hand, before the chunk goes to a wait queue. A
@@ -68,8 +71,10 @@ pub struct Parts {
     pub metrics: Arc<Metrics>,
     /// Where synchronous requests leave their audit records.
     pub request_audit: RequestAudit,
-    /// Chunks tokenized at once: the machine's cores.
+    /// Pieces of text tokenized at once: the machine's cores.
     pub tokenizers: usize,
+    /// Memory for the chunks in hand.
+    pub chunk_memory_bytes: u64,
 }
 
 /// The steps and what they share.
@@ -77,7 +82,11 @@ pub struct Pipeline {
     parts: Parts,
     manifests: Manifests,
     finisher: Finisher,
-    tokenizing: Arc<Semaphore>,
+    turnstile: Turnstile,
+    /// Memory for chunks, by tenant.
+    memory: Shares,
+    /// Tokens of chunks that wait for quota.
+    counts: Counts,
     /// Read by chunks that are computed together, written by one that must be alone.
     turns: RwLock<()>,
     /// When each run's ledger was last looked at and let it go on.
@@ -90,7 +99,9 @@ impl Pipeline {
         Arc::new(Self {
             manifests: Manifests::new(parts.store.clone()),
             finisher: Finisher::start(),
-            tokenizing: Arc::new(Semaphore::new(parts.tokenizers)),
+            turnstile: Turnstile::new(parts.tokenizers),
+            memory: Shares::new(parts.chunk_memory_bytes),
+            counts: Counts::default(),
             turns: RwLock::default(),
             going: Mutex::default(),
             parts,

@@ -10,6 +10,7 @@ use tracing::{debug, info, warn};
 use vecmill_producer::{
     contract::{DeadChunk, Manifest, Outcome as ChunkOutcome},
     life::Standing,
+    shares::Share,
     store::StoreError,
 };
 use vecmill_signer::claims::Digest;
@@ -17,6 +18,7 @@ use vecmill_signer::claims::Digest;
 use super::{
     Pipeline,
     admit::{Admitted, Claim, Stop},
+    embed::Texts,
     write::Encoded,
 };
 use crate::{
@@ -122,7 +124,8 @@ impl Pipeline {
         let turn = self.turn(delivery, claim).await?;
         let computed = self.compute(claim, admitted).await;
         self.survived(turn, claim).await;
-        let encoded = computed?;
+        // The memory is held until all of it is written.
+        let (encoded, _memory) = computed?;
         // It may have been revoked while it was computed, or be of a run that counts no longer.
         self.check_revoked(claim)?;
         loop {
@@ -139,18 +142,41 @@ impl Pipeline {
         }
         // The GPU's work is in hand: patience here saves doing it again.
         self.patiently(Need::Store, || self.write(claim, admitted, &encoded, begun)).await?;
+        self.spent(claim, admitted).await;
         self.end(claim, manifest).await?;
         debug!(job = %claim.grant.job(), chunk = claim.chunk, "chunk done");
         Ok(Ended::Embedded)
     }
 
     /// From the chunk's object to the objects that are to be written.
-    async fn compute(&self, claim: &Claim, admitted: &Admitted) -> Result<Encoded, Stop> {
+    async fn compute(&self, claim: &Claim, admitted: &Admitted) -> Result<(Encoded, Share), Stop> {
+        let of = (claim.grant.manifest_sha256(), claim.chunk);
+        let known = self.counts.get(of);
+        if let Some(tokens) = known {
+            // It waited for quota: it is not fetched before it has it.
+            self.charge(claim, admitted, tokens).await?;
+        }
+        let memory = self.memory_for(claim, admitted.entry)?;
         let rows = self.fetch(claim, admitted.entry).await?;
         let spec = &admitted.manifest.spec;
-        let mut tokenized = self.tokenize(rows, spec.instruction.clone(), spec.truncate).await?;
+        let texts = Texts {
+            tenant: claim.grant.tenant().clone(),
+            class: Class::Bulk,
+            rows,
+            instruction: spec.instruction.clone(),
+            truncate: spec.truncate,
+            tokens_max: None,
+        };
+        let mut tokenized = self.tokenize(texts).await?;
         self.check_revoked(claim)?;
-        self.charge(claim, tokenized.total()).await?;
+        if known.is_none() {
+            let tokens = tokenized.total();
+            let charged = self.charge(claim, admitted, tokens).await;
+            if let Err(Stop::Later { .. }) = charged {
+                self.counts.keep(of, tokens);
+            }
+            charged?;
+        }
         let good = tokenized.take_good();
         let counts: Vec<u32> = good.iter().map(|tokens| tokens.len() as u32).collect();
         kill_point_of("before-embed", claim.grant.job().as_str());
@@ -163,7 +189,7 @@ impl Pipeline {
         let finishing = Self::finish(tokenized, counts, hiddens, spec.dimensions as usize);
         let embedded =
             finishing.await.map_err(|_| Stop::Transient { reason: "finishing rows ended early".to_owned() })?;
-        self.encode(claim, admitted, embedded).await
+        Ok((self.encode(claim, admitted, embedded).await?, memory))
     }
 
     /// Has the run looked at, now that this chunk has ended.

@@ -7,20 +7,22 @@ use vecmill_producer::contract::{
     ChunkRow, EMBED_INPUTS_MAX, EMBED_TOKENS_MAX, EmbedAnswer, EmbedRefusal, EmbedRequest, RefusalKind, Truncate,
     usage_field,
 };
-use vecmill_signer::{claims::Scope, verify::VerifiedAccess};
+use vecmill_signer::{edge, verify::VerifiedEmbed};
 
-use super::Pipeline;
+use super::{Pipeline, admit::BYTES_PER_VALUE, embed::Texts};
 use crate::{
     audit::{AuditRecord, Decision},
     kill_point::kill_point,
-    quota::{Ask, Charge, Limits, Over, Verdict},
+    quota::{Ask, Charge, Over, Verdict, Work},
     schedule::Class,
 };
 
 /// Shortest vector that a Matryoshka model of this family was trained to be cut to.
 const DIMENSIONS_MIN: u32 = 32;
-/// A charge is remembered for longer than its request can be about.
-const CHARGE_KEPT_S: u64 = 300;
+/// A charge is remembered for longer than one that got lost on its way is asked for again.
+const CHARGE_KEPT_S: u64 = 10;
+/// A message that is read where it stands: it takes less than the two changes of thread.
+const SMALL_BYTES: usize = 64 << 10;
 /// When to come back where something is away: a restart takes seconds.
 const AWAY_MS: u64 = 2_000;
 
@@ -34,9 +36,14 @@ fn away(code: &str, message: &str) -> EmbedRefusal {
 
 impl Pipeline {
     /// Answers a request, or nobody: its caller's time was over before it came.
-    pub async fn answer(&self, body: &[u8]) -> Option<EmbedAnswer> {
+    pub async fn answer(&self, body: Vec<u8>) -> Option<EmbedAnswer> {
         let begun = Instant::now();
-        let request = match EmbedRequest::parse(body) {
+        let read = if body.len() <= SMALL_BYTES {
+            EmbedRequest::parse(&body)
+        } else {
+            tokio::task::spawn_blocking(move || EmbedRequest::parse(&body)).await.ok()?
+        };
+        let request = match read {
             Ok(request) => request,
             Err(error) => {
                 return Some(EmbedAnswer::Refused(refusal(RefusalKind::Invalid, "malformed", error.to_string())));
@@ -51,28 +58,43 @@ impl Pipeline {
 
     async fn embed_now(&self, request: EmbedRequest, begun: Instant) -> Result<EmbedAnswer, EmbedRefusal> {
         let access = self.authorize(&request).await?;
-        let dimensions = self.check(&request)?;
+        let dimensions = self.check(&request, &access)?;
+        // Of the same memory as chunks: the words of a request are few, and their vectors are not.
+        let values = request.inputs.len() as u64 * self.parts.embedder.info().hidden as u64;
+        let _memory = self.memory.take(access.tenant().as_str(), values * BYTES_PER_VALUE).ok_or_else(|| {
+            away("overloaded", "the worker has all the requests and chunks of this tenant that it can hold; ask again")
+        })?;
         // Unaudited means unserved: the place in the audit comes before the work.
         let place = self.parts.request_audit.place().ok_or_else(|| {
             away("audit_unavailable", "the audit can't be written at the moment, and nothing is served without it")
         })?;
         let inputs = request.inputs.into_iter().zip(0..);
         let rows = inputs.map(|(input, index)| ChunkRow { line: index, id: String::new(), input: input.into() });
-        let mut tokenized = self
-            .tokenize(rows.collect(), request.instruction, Truncate::None)
-            .await
-            .map_err(|_| away("worker_draining", "the worker is going away; ask again"))?;
+        let texts = Texts {
+            tenant: access.tenant().clone(),
+            class: Class::Synchronous,
+            rows: rows.collect(),
+            instruction: request.instruction,
+            truncate: Truncate::None,
+            tokens_max: Some(EMBED_TOKENS_MAX),
+        };
+        let mut tokenized =
+            self.tokenize(texts).await.map_err(|_| away("worker_draining", "the worker is going away; ask again"))?;
+        let total = tokenized.total();
         if let Some(failure) = tokenized.first_failure() {
             let at_fault = Some(failure.line as u32);
             let message = failure.message.clone();
-            return Err(EmbedRefusal { input: at_fault, ..refusal(RefusalKind::Invalid, &failure.code, message) });
+            let refused = EmbedRefusal { input: at_fault, ..refusal(RefusalKind::Invalid, &failure.code, message) };
+            self.charge_refused(&access, total).await;
+            return Err(refused);
         }
-        let total = tokenized.total();
         if total > EMBED_TOKENS_MAX {
-            let message = format!("the inputs have {total} tokens, {EMBED_TOKENS_MAX} may be asked for at once");
+            let message =
+                format!("the inputs have {total} tokens or more, {EMBED_TOKENS_MAX} may be asked for at once");
+            self.charge_refused(&access, total).await;
             return Err(refusal(RefusalKind::Invalid, "too_many_tokens", message));
         }
-        self.charge_request(&access, &request.id, total).await?;
+        self.charge_request(&access, total).await?;
         let good = tokenized.take_good();
         let tokens: Vec<u32> = good.iter().map(|ids| ids.len() as u32).collect();
         kill_point("before-synchronous-embed");
@@ -107,60 +129,76 @@ impl Pipeline {
         Ok(EmbedAnswer::Embedded { tokens, dimensions, vectors })
     }
 
-    async fn authorize(&self, request: &EmbedRequest) -> Result<VerifiedAccess, EmbedRefusal> {
-        let access = self.parts.verifier.access(&request.token).await.map_err(|refused| {
+    /// Whose request it is. Only an embed token says so: an access token opens more than a queue should hold.
+    async fn authorize(&self, request: &EmbedRequest) -> Result<VerifiedEmbed, EmbedRefusal> {
+        self.parts.verifier.embed(&request.token).await.map_err(|refused| {
             tracing::warn!(request = request.id, code = refused.code(), "synchronous request refused");
             if refused.is_transient() {
-                away("signer_unavailable", "access tokens can't be verified at the moment")
+                away("signer_unavailable", "tokens can't be verified at the moment")
             } else {
-                refusal(RefusalKind::Unauthorized, "invalid_token", "the access token is not good; ask for a new one")
+                refusal(RefusalKind::Unauthorized, "invalid_token", "the token is not good; ask for a new one")
             }
-        })?;
-        if access.has_scope(Scope::Embed) {
-            return Ok(access);
-        }
-        Err(refusal(RefusalKind::Forbidden, "insufficient_scope", "the access token lacks the scope embed"))
+        })
     }
 
     /// What can be said without a look at the texts; gives the vectors' length.
-    fn check(&self, request: &EmbedRequest) -> Result<u32, EmbedRefusal> {
+    fn check(&self, request: &EmbedRequest, access: &VerifiedEmbed) -> Result<u32, EmbedRefusal> {
         let invalid = |code: &str, message: String| Err(refusal(RefusalKind::Invalid, code, message));
         let (model, hidden) = (&self.parts.model, self.parts.embedder.info().hidden as u32);
         if request.model != *model {
             return invalid("model_not_found", format!("these workers serve {model}, not {}", request.model));
         }
+        if access.model() != request.model {
+            let message = format!("the token is for {}, not for {}", access.model(), request.model);
+            return Err(refusal(RefusalKind::Forbidden, "access_denied", message));
+        }
         if !(1..=EMBED_INPUTS_MAX).contains(&request.inputs.len()) {
             return invalid("invalid_input", format!("there must be 1 to {EMBED_INPUTS_MAX} inputs"));
         }
-        match request.dimensions {
-            None => Ok(hidden),
-            Some(dimensions) if (DIMENSIONS_MIN.min(hidden)..=hidden).contains(&dimensions) => Ok(dimensions),
-            Some(asked) => invalid(
+        let dimensions = request.dimensions.unwrap_or(hidden);
+        if !(DIMENSIONS_MIN.min(hidden)..=hidden).contains(&dimensions) {
+            return invalid(
                 "invalid_dimensions",
-                format!("dimensions must be {DIMENSIONS_MIN} to {hidden} for {model}, not {asked}"),
-            ),
+                format!("dimensions must be {DIMENSIONS_MIN} to {hidden} for {model}, not {dimensions}"),
+            );
+        }
+        if dimensions > access.dimensions_max() {
+            let most = access.dimensions_max();
+            let message = format!("dimensions {dimensions} are more than this tenant may ask for ({most})");
+            return Err(refusal(RefusalKind::Forbidden, "access_denied", message));
+        }
+        Ok(dimensions)
+    }
+
+    /// Charges what was tokenized of a request that is refused for it: a core has worked on it. A tenant that is over its quota
+    /// pays nothing more; it works through its turns only.
+    async fn charge_refused(&self, access: &VerifiedEmbed, tokens: u64) {
+        if tokens > 0 {
+            // The answer is no either way.
+            _ = self.charge_request(access, tokens).await;
         }
     }
 
-    async fn charge_request(&self, access: &VerifiedAccess, id: &str, tokens: u64) -> Result<(), EmbedRefusal> {
-        let limits = access.limits();
+    /// Charges a request. Each that is computed is: whatever it is called, and however often it lies in the queue.
+    async fn charge_request(&self, access: &VerifiedEmbed, tokens: u64) -> Result<(), EmbedRefusal> {
+        let mut nonce = [0; 16];
+        // The one source of randomness that TLS has too; without it there would be no connection.
+        _ = edge::provider().secure_random.fill(&mut nonce);
         let charge = Charge {
-            tenant: access.tenant().to_string(),
-            job: format!("request-{id}"),
-            chunk: 0,
-            tokens,
-            limits: Limits {
-                tokens_per_minute: limits.tokens_per_minute,
-                tokens_burst: limits.tokens_burst,
-                tokens_per_day: limits.tokens_per_day,
+            work: Work {
+                tenant: access.tenant().to_string(),
+                of: format!("request-{:032x}", u128::from_be_bytes(nonce)),
+                piece: String::new(),
             },
+            tokens,
+            limits: access.limits().into(),
             usage: usage_field(None, access.key_id()),
             keep_s: CHARGE_KEPT_S,
         };
         let (reply, answer) = tokio::sync::oneshot::channel();
         let gone =
             || away("quota_unavailable", "the quota can't be asked at the moment, and nothing is served without it");
-        self.parts.quota.send(Ask { charge, reply }).await.map_err(|_| gone())?;
+        self.parts.quota.send(Ask::Charge { charge, reply }).await.map_err(|_| gone())?;
         match answer.await.map_err(|_| gone())?.map_err(|_| gone())? {
             Verdict::Charged | Verdict::AlreadyCharged => Ok(()),
             Verdict::Later { wait_ms, over } => {

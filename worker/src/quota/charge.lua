@@ -1,10 +1,10 @@
--- Charges one chunk's tokens to its tenant, once: checks everything, then writes everything or nothing.
+-- Charges tokens to a tenant, once until they are spent: checks everything, then writes everything or nothing.
 --
 -- KEYS[1]  hash: level (units), at_ms (when level was true), day (UTC, since 1970), day_tokens.
 --          Absent is the same as a full bucket on a fresh day, so it expires when both are true again.
--- KEYS[2]  bitmap: which chunks of this job, in one page of chunk numbers, are charged
+-- KEYS[2]  set: which pieces of this work are charged and not spent
 -- KEYS[3]  hash: the day's tokens by what they were spent on, for the tenant to see
--- ARGV     tokens, tokens a minute, burst tokens, tokens a day, bit in KEYS[2], ms to remember the charge, field of KEYS[3],
+-- ARGV     tokens, tokens a minute, burst tokens, tokens a day, piece in KEYS[2], ms to remember the charge, field of KEYS[3],
 --          ms to keep KEYS[3]
 -- Answers  {'charged', 0}, {'already', 0}, {'minute', wait_ms} or {'day', wait_ms}
 --
@@ -18,10 +18,10 @@ local tokens = tonumber(ARGV[1])
 local rate = tonumber(ARGV[2])
 local burst = tonumber(ARGV[3])
 local day_limit = tonumber(ARGV[4])
-local bit = ARGV[5]
+local piece = ARGV[5]
 local keep_ms = tonumber(ARGV[6])
 
-if redis.call('GETBIT', KEYS[2], bit) == 1 then
+if redis.call('SISMEMBER', KEYS[2], piece) == 1 then
   return {'already', 0}
 end
 
@@ -79,8 +79,8 @@ redis.call('HSET', KEYS[1],
   'day', string.format('%.0f', today),
   'day_tokens', string.format('%.0f', day_tokens + tokens))
 redis.call('PEXPIRE', KEYS[1], string.format('%.0f', math.max(math.ceil((full - level) / rate), midnight_ms)))
-redis.call('SETBIT', KEYS[2], bit, 1)
--- The page serves many chunks: it stays for the one that asks longest. Without an expiry PTTL is -1.
+redis.call('SADD', KEYS[2], piece)
+-- The set serves many pieces: it stays for the one that asks longest. Without an expiry PTTL is -1.
 if redis.call('PTTL', KEYS[2]) < keep_ms then
   redis.call('PEXPIRE', KEYS[2], string.format('%.0f', keep_ms))
 end

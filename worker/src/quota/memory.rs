@@ -5,14 +5,14 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use tokio::sync::mpsc;
 
-use super::{Ask, Charge, DAY_MS, Over, TOKENS_MAX, UNITS_PER_TOKEN, Verdict, keep_ms};
+use super::{Ask, Charge, DAY_MS, Over, TOKENS_MAX, UNITS_PER_TOKEN, Verdict, Work, keep_ms};
 
 /// Quotas of all tenants, in this process only: gone when it ends, unknown to any other.
 #[derive(Debug, Default)]
 pub struct MemoryQuota {
     tenants: HashMap<String, Usage>,
-    /// When each charge, by tenant and job and then by chunk, may be forgotten. Holds the charges of running jobs only.
-    charged: HashMap<(String, String), HashMap<u32, u64>>,
+    /// When each charge that is not spent, by tenant and work and then by piece, may be forgotten.
+    unspent: HashMap<(String, String), HashMap<String, u64>>,
 }
 
 /// What a tenant has used. Absent is the same as a full bucket on a fresh day.
@@ -34,12 +34,13 @@ impl MemoryQuota {
         Self::default()
     }
 
-    /// Charges a chunk's tokens, once. `now_ms` is Unix time in milliseconds.
+    /// Charges tokens, once until they are spent. `now_ms` is Unix time in milliseconds.
     pub fn charge(&mut self, charge: &Charge, now_ms: u64) -> Verdict {
         let limits = charge.limits.clamped();
         let tokens = charge.tokens.min(TOKENS_MAX);
-        let job = (charge.tenant.clone(), charge.job.clone());
-        let charged_until_ms = self.charged.get(&job).and_then(|chunks| chunks.get(&charge.chunk));
+        let Work { tenant, of, piece } = &charge.work;
+        let work = (tenant.clone(), of.clone());
+        let charged_until_ms = self.unspent.get(&work).and_then(|pieces| pieces.get(piece));
         if charged_until_ms.is_some_and(|until_ms| *until_ms > now_ms) {
             return Verdict::AlreadyCharged;
         }
@@ -56,7 +57,7 @@ impl MemoryQuota {
         // 128 bits: no product below can overflow.
         let rate = i128::from(limits.tokens_per_minute);
         let full = units(limits.tokens_burst);
-        let (level, day_tokens) = match self.tenants.get(&charge.tenant) {
+        let (level, day_tokens) = match self.tenants.get(tenant) {
             Some(usage) => {
                 // A clock that went back refills nothing, and begins no day.
                 let elapsed_ms = now_ms.saturating_sub(usage.at_ms);
@@ -77,38 +78,54 @@ impl MemoryQuota {
             return Verdict::Later { wait_ms: minute_wait_ms, over: Over::Minute };
         }
 
-        if !self.charged.contains_key(&job) {
+        if !self.unspent.contains_key(&work) {
             self.forget(now_ms);
         }
         let level = level - units(tokens);
         let until_ms = now_ms + millis(full - level, rate).max(midnight_ms);
         let usage = Usage { level, at_ms: now_ms, day: today, day_tokens: day_tokens + tokens, until_ms };
-        self.tenants.insert(charge.tenant.clone(), usage);
-        self.charged.entry(job).or_default().insert(charge.chunk, now_ms + keep_ms(charge.keep_s));
+        self.tenants.insert(tenant.clone(), usage);
+        self.unspent.entry(work).or_default().insert(piece.clone(), now_ms + keep_ms(charge.keep_s));
         Verdict::Charged
     }
 
-    /// Tenants and jobs held in memory.
-    #[cfg(test)]
-    pub(super) fn holds(&self) -> usize {
-        self.tenants.len() + self.charged.len()
+    /// Forgets a charge whose work is done.
+    pub fn spent(&mut self, work: &Work) {
+        let of = (work.tenant.clone(), work.of.clone());
+        if let Some(pieces) = self.unspent.get_mut(&of) {
+            pieces.remove(&work.piece);
+            if pieces.is_empty() {
+                self.unspent.remove(&of);
+            }
+        }
     }
 
-    /// Drops what no longer changes a verdict. Called once a job, so that memory follows the jobs that still run.
+    /// Tenants and works held in memory.
+    #[cfg(test)]
+    pub(super) fn holds(&self) -> usize {
+        self.tenants.len() + self.unspent.len()
+    }
+
+    /// Drops what no longer changes a verdict. Called once a work, so that memory follows those that still go on.
     fn forget(&mut self, now_ms: u64) {
         self.tenants.retain(|_, usage| usage.until_ms > now_ms);
-        self.charged.retain(|_, chunks| chunks.values().any(|until_ms| *until_ms > now_ms));
+        self.unspent.retain(|_, pieces| pieces.values().any(|until_ms| *until_ms > now_ms));
     }
 }
 
 /// Answers asks until all senders are gone. Each takes microseconds, so one at a time.
 pub async fn serve(mut quota: MemoryQuota, mut asks: mpsc::Receiver<Ask>) {
-    while let Some(Ask { charge, reply }) = asks.recv().await {
-        // A clock before 1970 is one that went back: nothing refills.
-        let now_ms = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64);
-        let verdict = quota.charge(&charge, now_ms);
-        // The asker may have gone. The charge stands; whoever takes the chunk next hears `AlreadyCharged`.
-        drop(reply.send(Ok(verdict)));
+    while let Some(ask) = asks.recv().await {
+        match ask {
+            Ask::Charge { charge, reply } => {
+                // A clock before 1970 is one that went back: nothing refills.
+                let now_ms = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64);
+                let verdict = quota.charge(&charge, now_ms);
+                // The asker may have gone. The charge stands; whoever takes the chunk next hears `AlreadyCharged`.
+                drop(reply.send(Ok(verdict)));
+            }
+            Ask::Spent(work) => quota.spent(&work),
+        }
     }
 }
 

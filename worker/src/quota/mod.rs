@@ -1,4 +1,5 @@
-//! A tenant's quota: so many tokens a minute with a burst, and so many a day, charged once per (job, chunk).
+//! A tenant's quota: so many tokens a minute with a burst, and so many a day, charged once each time that
+//! something is computed.
 //!
 //! Rules, the same in Redis ([`RedisQuota`]) and in memory ([`memory::MemoryQuota`]):
 //! - **Minute.** A bucket of `tokens_burst` tokens refills at `tokens_per_minute`. A chunk is admitted when the bucket
@@ -8,8 +9,10 @@
 //!   is then the day's last.
 //! - A limit of zero is closed, not unlimited.
 //! - A charge writes all or nothing. A refused one writes nothing, so asking again costs nothing.
-//! - A charge is remembered by (job, chunk) for `keep_s`. A retry answers [`Verdict::AlreadyCharged`], so an answer that
-//!   got lost on the way may be asked for again.
+//! - A charge is remembered by what it is for, to the digest of what is computed, until that is **spent**: computed, and the
+//!   result recorded. Until then a retry answers [`Verdict::AlreadyCharged`], so that what a worker dies over is not paid for
+//!   twice; after it the same is charged again, for then it is computed again. A charge that is never spent is forgotten after
+//!   `keep_s`. Nothing of the name that it goes by is worth choosing: other work under an old name is other work.
 
 pub mod memory;
 mod redis;
@@ -51,6 +54,16 @@ pub struct Limits {
     pub tokens_per_day: u64,
 }
 
+impl From<vecmill_signer::claims::Limits> for Limits {
+    fn from(limits: vecmill_signer::claims::Limits) -> Self {
+        Self {
+            tokens_per_minute: limits.tokens_per_minute,
+            tokens_burst: limits.tokens_burst,
+            tokens_per_day: limits.tokens_per_day,
+        }
+    }
+}
+
 impl Limits {
     /// The same limits, each within what the bucket's arithmetic holds exactly.
     fn clamped(self) -> Self {
@@ -62,22 +75,29 @@ impl Limits {
     }
 }
 
-/// One chunk's exact tokens, to be charged to its tenant.
+/// What is paid for: one piece of some work, by what it is and not only by what it is called.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Work {
+    /// The tenant, from verified claims.
+    pub tenant: String,
+    /// What it is part of: a run of a job.
+    pub of: String,
+    /// Which part: a chunk's number and digest.
+    pub piece: String,
+}
+
+/// Exact tokens, to be charged to a tenant.
 #[derive(Clone, Debug)]
 pub struct Charge {
-    /// The tenant, from the verified grant.
-    pub tenant: String,
-    /// The job's id, from the verified grant.
-    pub job: String,
-    /// The chunk's number in its job.
-    pub chunk: u32,
-    /// The chunk's exact tokens, as the model counts them.
+    /// What for.
+    pub work: Work,
+    /// The exact tokens, as the model counts them.
     pub tokens: u64,
     /// The tenant's limits now.
     pub limits: Limits,
     /// Under what the tokens are counted for the tenant to see: [`vecmill_producer::contract::usage_field`].
     pub usage: String,
-    /// Seconds for which the charge must be remembered: until the grant expires.
+    /// Seconds for which the charge must be remembered, unless it is spent: until the grant expires.
     pub keep_s: u64,
 }
 
@@ -86,7 +106,7 @@ pub struct Charge {
 pub enum Verdict {
     /// The tokens are charged: compute the chunk.
     Charged,
-    /// This (job, chunk) was charged before, nothing is charged now: compute the chunk.
+    /// This was charged before and not spent yet, nothing is charged now: compute it.
     AlreadyCharged,
     /// Nothing is charged: hold the chunk and ask again.
     Later {
@@ -126,14 +146,20 @@ pub enum Cause {
     Answer,
 }
 
-/// A charge on its way to whoever keeps the quota, with the way back.
+/// What is asked of whoever keeps the quota.
 ///
 /// This is the seam between the pipeline and the store: the pipeline holds a channel of asks, and does not know whether
 /// [`serve`] or [`memory::serve`] stands at its other end.
 #[derive(Debug)]
-pub struct Ask {
-    /// What to charge.
-    pub charge: Charge,
-    /// Where the verdict goes.
-    pub reply: oneshot::Sender<Result<Verdict, QuotaError>>,
+pub enum Ask {
+    /// To charge.
+    Charge {
+        /// What.
+        charge: Charge,
+        /// Where the verdict goes.
+        reply: oneshot::Sender<Result<Verdict, QuotaError>>,
+    },
+    /// To forget a charge whose work is done. Nobody waits for it: where it is lost, the same may be computed once more for
+    /// nothing.
+    Spent(Work),
 }

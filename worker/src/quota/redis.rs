@@ -2,26 +2,23 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use deadpool_redis::redis::{Script, ScriptInvocation, cmd};
+use deadpool_redis::redis::{AsyncTypedCommands as _, Script, ScriptInvocation, cmd};
 use futures_util::{StreamExt, stream};
 use tokio::sync::mpsc;
+use tracing::debug;
 
 use vecmill_producer::contract::{USAGE_DAYS, usage_key};
 pub use vecmill_producer::redis::SetupError;
 use vecmill_producer::redis::{AskError, Redis};
 use vecmill_signer::edge::ClientTls;
 
-use super::{Ask, Cause, Charge, DAY_MS, Over, QuotaError, TOKENS_MAX, Verdict, keep_ms};
+use super::{Ask, Cause, Charge, DAY_MS, Over, QuotaError, TOKENS_MAX, Verdict, Work, keep_ms};
 
 /// The rules as Redis runs them. Its header says what it takes and answers.
 pub(super) const CHARGE_LUA: &str = include_str!("charge.lua");
 
-/// Asks under way at once. A worker asks once a chunk, a chunk takes seconds, and an ask takes about a millisecond.
+/// Asks under way at once. A worker asks twice a chunk, a chunk takes seconds, and an ask takes about a millisecond.
 const ASKS_MAX: usize = 8;
-
-/// Chunks that share one bitmap of charged chunks, as a power of two: 65,536 bits are 8 KiB, whatever number a chunk
-/// has. One bitmap a job would take half a gigabyte for a chunk numbered near 2^32.
-const PAGE_BITS: u32 = 16;
 
 /// Quotas of all tenants, shared by all workers through Redis.
 pub struct RedisQuota {
@@ -43,7 +40,7 @@ impl RedisQuota {
         Ok(Self { redis: Redis::new(url, tls)?, script: Script::new(script) })
     }
 
-    /// Charges a chunk's tokens, once.
+    /// Charges tokens, once until they are spent.
     ///
     /// # Errors
     /// [`QuotaError::Unavailable`] within 1.5 s when Redis can't be asked. Asking again is harmless.
@@ -60,6 +57,17 @@ impl RedisQuota {
         }
     }
 
+    /// Forgets a charge whose work is done.
+    ///
+    /// # Errors
+    /// [`QuotaError::Unavailable`] within 1.5 s when Redis can't be asked.
+    pub async fn spent(&self, work: &Work) -> Result<(), QuotaError> {
+        let (key, piece) = (unspent_key(work), &work.piece);
+        let key = &key;
+        let asked = self.redis.ask(|mut line| async move { line.srem(key, piece).await }).await;
+        asked.map(drop).map_err(unavailable)
+    }
+
     /// Asks whether Redis answers, for start-up and readiness.
     ///
     /// # Errors
@@ -70,25 +78,29 @@ impl RedisQuota {
 
     /// The script's call for a charge. All keys of a tenant share its hash tag, so they lie on one node of a cluster.
     fn invocation(&self, charge: &Charge) -> ScriptInvocation<'_> {
-        let Charge { tenant, job, chunk, tokens, usage, keep_s, .. } = charge;
+        let Charge { work, tokens, usage, keep_s, .. } = charge;
         let limits = charge.limits.clamped();
-        let page = chunk >> PAGE_BITS;
-        let bit = chunk & ((1 << PAGE_BITS) - 1);
         let mut invocation = self.script.prepare_invoke();
         invocation
-            .key(format!("vecmill:{{{tenant}}}:quota"))
-            .key(format!("vecmill:{{{tenant}}}:charged:{job}:{page}"))
-            .key(usage_key(tenant, unix_day()))
+            .key(format!("vecmill:{{{}}}:quota", work.tenant))
+            .key(unspent_key(work))
+            .key(usage_key(&work.tenant, unix_day()))
             .arg((*tokens).min(TOKENS_MAX))
             .arg(limits.tokens_per_minute)
             .arg(limits.tokens_burst)
             .arg(limits.tokens_per_day)
-            .arg(bit)
+            .arg(&work.piece)
             .arg(keep_ms(*keep_s))
             .arg(usage)
             .arg(USAGE_DAYS * DAY_MS);
         invocation
     }
+}
+
+/// The set of a work's pieces that are charged and not done. It has those in hand at workers, and the few of which it was never
+/// said that they were done.
+fn unspent_key(work: &Work) -> String {
+    format!("vecmill:{{{}}}:unspent:{}", work.tenant, work.of)
 }
 
 /// The UTC day, from 1970. By this machine's clock: which day a chunk at midnight is counted under decides nothing.
@@ -103,10 +115,17 @@ fn unix_day() -> u64 {
 pub async fn serve(quota: RedisQuota, mut asks: mpsc::Receiver<Ask>) {
     let quota = &quota;
     stream::poll_fn(move |cx| asks.poll_recv(cx))
-        .for_each_concurrent(ASKS_MAX, async |Ask { charge, reply }| {
-            let verdict = quota.charge(&charge).await;
-            // The asker may have gone. The charge stands; whoever takes the chunk next hears `AlreadyCharged`.
-            drop(reply.send(verdict));
+        .for_each_concurrent(ASKS_MAX, async |ask| match ask {
+            Ask::Charge { charge, reply } => {
+                let verdict = quota.charge(&charge).await;
+                // The asker may have gone. The charge stands; whoever takes the chunk next hears `AlreadyCharged`.
+                drop(reply.send(verdict));
+            }
+            Ask::Spent(work) => {
+                if let Err(error) = quota.spent(&work).await {
+                    debug!(%error, "a charge that is spent could not be forgotten");
+                }
+            }
         })
         .await;
 }

@@ -210,3 +210,18 @@ fn who_waits_goes_ahead_of_every_job_and_leaves_it_the_room() {
     assert_eq!(tokens(&scheduler.next_batch(), "person"), 0);
     assert_eq!(scheduler.waiting_tokens_of("person"), 0);
 }
+
+#[test]
+fn whoever_keeps_the_synchronous_ring_full_stops_no_job() {
+    let mut scheduler = Scheduler::new(100);
+    for place in 0..40 {
+        scheduler.push("job", Class::Bulk, row("job", place, 50));
+    }
+    for place in 0..1_000 {
+        scheduler.push("person", Class::Synchronous, row("person", place, 50));
+    }
+    for _ in 0..10 {
+        let batches: Vec<i64> = (0..8).map(|_| tokens(&scheduler.next_batch(), "job")).collect();
+        assert_eq!(batches, [0, 0, 0, 0, 0, 0, 0, 100], "one batch of eight");
+    }
+}

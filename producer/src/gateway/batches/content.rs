@@ -13,19 +13,21 @@ use bytes::Bytes;
 use futures_util::stream;
 use serde_json::json;
 use tempfile::TempPath;
-use tokio::sync::{OwnedSemaphorePermit, mpsc};
+use tokio::sync::mpsc;
 use vecmill_signer::claims::{JobId, TenantId};
 
 use super::super::App;
 use super::super::embeddings::{self, Encoding};
 use super::super::error::ApiError;
 use super::super::files::What;
+use super::super::transfers::paid;
 use super::record::{BatchRecord, OutputFormat};
 use crate::contract::{
     DeadChunk, FinalManifest, JobKeys, MANIFEST_BYTES_MAX, Manifest, PartEntry, RowError, RunId, read_chunk,
 };
 use crate::life::{EndState, Ledger, read_summary};
 use crate::part::{OneFile, PartRows};
+use crate::shares::Share;
 use crate::status::JobStatus;
 use crate::store::Store;
 
@@ -45,7 +47,7 @@ pub(in super::super) async fn content(
     tenant: TenantId,
     record: BatchRecord,
     what: What,
-    place: OwnedSemaphorePermit,
+    place: Share,
 ) -> Result<Body, ApiError> {
     let source = Source::of(&app, &tenant, record).await?;
     let (pieces, taken) = mpsc::channel(PIECES_MAX);
@@ -62,9 +64,7 @@ pub(in super::super) async fn content(
             let _ = pieces.send(Err(std::io::Error::other("the file could not be made to its end"))).await;
         }
     });
-    Ok(Body::from_stream(stream::unfold((taken, place), async |(mut taken, place)| {
-        Some((taken.recv().await?, (taken, place)))
-    })))
+    Ok(paid(stream::unfold(taken, async |mut taken| Some((taken.recv().await?, taken))), place))
 }
 
 /// Where pieces are gathered. Used from threads that may block.

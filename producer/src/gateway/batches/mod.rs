@@ -16,6 +16,7 @@ use axum::extract::{Path, Query, State};
 use axum::http::HeaderMap;
 use axum::{Extension, Json};
 use futures_util::{StreamExt, TryStreamExt, stream};
+use serde::de::{self, Deserializer, MapAccess, Visitor};
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 use vecmill_signer::claims::{Digest, JobId, TenantId};
@@ -24,8 +25,10 @@ use super::auth::Caller;
 use super::embeddings::{parsed, printable};
 use super::error::{ApiError, ErrorEnvelope};
 use super::files::{FileRecord, What};
+use super::shared::refusal;
+use super::stored::{Room, of_upload};
 use super::{App, ids, paging, storage, webhooks};
-use crate::contract::{CONTRACT_VERSION, Truncate};
+use crate::contract::{CONTRACT_VERSION, RunId, Truncate};
 use crate::life::{Appended, Entry, Event, Ledger, Moot, UNRECORDED};
 
 pub(super) use content::content;
@@ -41,6 +44,15 @@ const ENDPOINT: &str = "/v1/embeddings";
 const METADATA_MAX: usize = 16;
 const METADATA_KEY_MAX: usize = 64;
 const METADATA_VALUE_MAX: usize = 512;
+/// Bytes of a body: all that a batch may be told, in JSON's longest way of writing it.
+const BODY_BYTES_MAX: usize = 256 << 10;
+/// Bytes of a model's name, of an instruction and of a field's name: as [`crate::contract::JobSpec`] has them, and as long as
+/// anybody calls a column. With metadata, a record that holds them is far shorter than its readers take.
+const MODEL_BYTES_MAX: usize = 128;
+const INSTRUCTION_BYTES_MAX: usize = 4_096;
+const FIELD_BYTES_MAX: usize = 256;
+/// Of the oldest batches, those that are looked at when a tenant has as many as it may: what nothing is left of is removed.
+const OLDEST_MAX: usize = 100;
 /// Longest completion window: a week, as `vecmill submit` has it. What a tenant may have is the signer's to say.
 const WINDOW_S: std::ops::RangeInclusive<u64> = 3600..=7 * 24 * 3600;
 /// Most batches of a list, and how many where nobody says.
@@ -70,6 +82,7 @@ pub(super) struct CreateBatch {
     #[schema(pattern = "^([1-9][0-9]{0,2}h|[1-7]d)$")]
     completion_window: String,
     /// Up to 16 names of up to 64 characters, each with a text of up to 512.
+    #[serde(default, deserialize_with = "few")]
     metadata: Option<BTreeMap<String, String>>,
     /// The model; what the first line names where this is left out.
     model: Option<String>,
@@ -125,6 +138,34 @@ pub(super) struct BatchList {
     has_more: bool,
 }
 
+/// No more names than metadata may have, refused as the first too many is read.
+fn few<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<BTreeMap<String, String>>, D::Error> {
+    struct Few;
+    impl<'de> Visitor<'de> for Few {
+        type Value = Option<BTreeMap<String, String>>;
+
+        fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            f.write_str("names with texts")
+        }
+
+        fn visit_unit<E: de::Error>(self) -> Result<Self::Value, E> {
+            Ok(None)
+        }
+
+        fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+            let mut few = BTreeMap::new();
+            while let Some((name, text)) = map.next_entry()? {
+                if few.len() == METADATA_MAX {
+                    return Err(de::Error::custom(format_args!("`metadata` may have {METADATA_MAX} names")));
+                }
+                few.insert(name, text);
+            }
+            Ok(Some(few))
+        }
+    }
+    deserializer.deserialize_any(Few)
+}
+
 impl CreateBatch {
     fn check(self) -> Result<BatchRecord, ApiError> {
         let wrong = |param: &str, sentence: String| ApiError::invalid("invalid_body", Some(param), sentence);
@@ -139,8 +180,18 @@ impl CreateBatch {
                 return Err(wrong("metadata", sentence));
             }
         }
-        if self.metadata.as_ref().is_some_and(|metadata| metadata.len() > METADATA_MAX) {
-            return Err(wrong("metadata", format!("metadata may have {METADATA_MAX} names")));
+        let input = self.input.as_ref();
+        let fields = [
+            ("input_file_id", Some(&self.input_file_id), MODEL_BYTES_MAX),
+            ("model", self.model.as_ref(), MODEL_BYTES_MAX),
+            ("instruction", self.instruction.as_ref(), INSTRUCTION_BYTES_MAX),
+            ("input.id_field", input.and_then(|input| input.id_field.as_ref()), FIELD_BYTES_MAX),
+            ("input.text_field", input.and_then(|input| input.text_field.as_ref()), FIELD_BYTES_MAX),
+        ];
+        for (name, text, most) in fields {
+            if text.is_some_and(|text| !(1..=most).contains(&text.len())) {
+                return Err(wrong(name, format!("{name} must have 1 to {most} bytes")));
+            }
         }
         if self.chunk_rows.is_some_and(|rows| !(1..=100_000).contains(&rows)) {
             return Err(wrong("chunk_rows", "chunk_rows must be 1 to 100,000".to_owned()));
@@ -220,6 +271,9 @@ pub(super) async fn create(
     body: Result<Bytes, BytesRejection>,
 ) -> Result<Json<Batch>, ApiError> {
     let tenant = caller.access.tenant().clone();
+    if body.as_ref().is_ok_and(|body| body.len() > BODY_BYTES_MAX) {
+        return Err(ApiError::too_large(format!("the body of a batch may have {BODY_BYTES_MAX} bytes")));
+    }
     let body: CreateBatch = parsed(body, "a batch")?;
     let idempotency_key = match headers.get("idempotency-key").map(|key| key.to_str()) {
         None => None,
@@ -272,6 +326,8 @@ pub(super) async fn create(
         }
     }
     let written = async {
+        // After its name is known to be new: who asks twice makes one batch.
+        count(&app, &caller, &record.id).await?;
         // The record last: where it is missing, the others are of no effect and go.
         pending::entrust(&app, &caller, &record.id).await?;
         if let Some(url) = &webhook_url {
@@ -279,13 +335,57 @@ pub(super) async fn create(
         }
         record.write(&app, &tenant).await
     };
-    if let Err(refusal) = written.await {
+    let written = written.await;
+    app.shared.stored().settle(&tenant, &record.id, Some(0), 0, i64::from(written.is_ok())).await;
+    if let Err(refusal) = written {
         app.shared.forget(&tenant, &name).await;
         return Err(refusal);
     }
     tracing::info!(%tenant, key_id = caller.access.key_id(), batch = record.id, file = record.input_file_id, "batch made");
     pending::start(&app, &tenant, &record.id);
     Ok(Json(view::look(&app, &tenant, record).await?))
+}
+
+/// Counts a batch more, before it is made. Where the tenant has as many as it may, the oldest that nothing is left of make room.
+async fn count(app: &App, caller: &Caller, id: &str) -> Result<(), ApiError> {
+    let (tenant, limit) = (caller.access.tenant(), caller.access.limits().stored_bytes);
+    let room = Room { files: 0, batches: 1, ..of_upload(id, 0) };
+    let stored = app.shared.stored();
+    match stored.take(&app.shared, &app.store, tenant, limit, room).await {
+        Err(Ok(over)) if over.limit == "batches" && removed_oldest(app, tenant).await? > 0 => {
+            stored.take(&app.shared, &app.store, tenant, limit, room).await.map(drop).map_err(refusal)
+        }
+        taken => taken.map(drop).map_err(refusal),
+    }
+}
+
+/// Removes the records of the oldest batches that have ended and whose files are gone; gives how many.
+async fn removed_oldest(app: &App, tenant: &TenantId) -> Result<u64, ApiError> {
+    let mut objects = app.store.list(&storage::batches(tenant), None).await?;
+    let mut removed = 0;
+    for object in objects.drain(..).rev().take(OLDEST_MAX) {
+        let id = storage::id_of_key(&object.key);
+        let Ok(Some(record)) = BatchRecord::read(app, tenant, id).await else { continue };
+        let files = match (&record.ended, record.failed_at) {
+            (Some(ended), _) => [&ended.output_file_id, &ended.error_file_id].map(Option::clone),
+            (None, Some(_)) => [None, None],
+            (None, None) => continue,
+        };
+        let mut left = false;
+        for file in files.into_iter().flatten() {
+            left |= app.store.exists(&storage::file(tenant, &file)).await?;
+        }
+        if left {
+            continue;
+        }
+        // Its record last: what is left of a removal that failed is removed by the next.
+        app.store.delete(&storage::batch_cancelled(tenant, id)).await?;
+        app.store.delete(&storage::batch_ended(tenant, id)).await?;
+        app.store.delete(&object.key).await?;
+        app.shared.stored().removed(tenant, object.bytes, 0, 1).await;
+        removed += 1;
+    }
+    Ok(removed)
 }
 
 /// How far a batch is, for whoever tells of its end.
@@ -364,14 +464,26 @@ pub(super) async fn list(
     // One more than asked for tells whether there are more.
     let objects = app.store.list_some(&storage::batches(tenant), start_after.as_deref(), limit + 1).await?;
     let has_more = objects.len() > limit;
-    let data: Vec<Batch> = stream::iter(objects.into_iter().take(limit))
-        .map(|object| {
+    let ids: Vec<String> =
+        objects.iter().take(limit).map(|object| storage::id_of_key(&object.key).to_owned()).collect();
+    // Of what is listed, whether or not it can be read: the next page must begin behind it.
+    let (first_id, last_id) = paging::ends(&ids, |id: &String| id);
+    let data: Vec<Batch> = stream::iter(ids)
+        .map(|id| {
             let app = &app;
             async move {
-                let record = BatchRecord::read(app, tenant, storage::id_of_key(&object.key)).await?;
-                match record {
-                    Some(record) => view::look(app, tenant, record).await.map(Some),
-                    None => Ok(None),
+                let looked = async {
+                    match BatchRecord::read(app, tenant, &id).await? {
+                        Some(record) => view::look(app, tenant, record).await.map(Some),
+                        None => Ok(None),
+                    }
+                };
+                match looked.await {
+                    Err(error) if error.is_of_a_record() => {
+                        app.shared.set_aside(&storage::batch(tenant, &id));
+                        Ok(None)
+                    }
+                    looked => looked,
                 }
             }
         })
@@ -379,7 +491,6 @@ pub(super) async fn list(
         .try_filter_map(async |batch| Ok::<_, ApiError>(batch))
         .try_collect()
         .await?;
-    let (first_id, last_id) = paging::ends(&data, Batch::id);
     Ok(Json(BatchList { object: "list", data, first_id, last_id, has_more }))
 }
 
@@ -414,7 +525,7 @@ pub(super) async fn cancel(
     match &record.job {
         Some(job) => leave(&app, tenant, job, &record.id).await?,
         // Whoever prepares it sees the mark, and writes down that it is cancelled.
-        None => pending::start(&app, tenant, &record.id),
+        None => pending::end(&app, tenant, &record.id),
     }
     tracing::info!(%tenant, key_id = caller.access.key_id(), batch = record.id, "batch cancelled");
     Ok(Json(view::look(&app, tenant, record).await?))
@@ -439,19 +550,28 @@ pub(super) async fn release(app: &App, tenant: &TenantId, batch: &str, what: Wha
     if let Appended::Written(entry) | Appended::Moot(Moot::Deleted, Some(entry)) = released
         && entry.job.deleted
     {
+        let mut bytes = 0;
+        let prefix = ledger.keys_of(RunId { life: entry.job.life, run: 0 }).prefix().to_owned();
+        app.store.each(&prefix, |page| bytes += page.iter().map(|object| object.bytes).sum::<u64>()).await?;
         ledger.remove(entry.job.life).await?;
-        app.shared.give_back(tenant, job).await;
+        app.shared.give_back(tenant, job, false).await;
+        app.shared.stored().removed(tenant, bytes, 0, 0).await;
     }
     Ok(())
 }
 
-/// Whether another batch of the tenant is of the job.
+/// Whether another batch of the tenant is of the job. One that can't be read may be.
 async fn is_named_elsewhere(app: &App, tenant: &TenantId, job: &JobId, batch: &str) -> Result<bool, ApiError> {
     for object in app.store.list(&storage::batches(tenant), None).await? {
         let id = storage::id_of_key(&object.key);
-        if id != batch && BatchRecord::read(app, tenant, id).await?.is_some_and(|other| other.job.as_ref() == Some(job))
-        {
-            return Ok(true);
+        if id == batch {
+            continue;
+        }
+        match BatchRecord::read(app, tenant, id).await {
+            Ok(other) if other.as_ref().is_some_and(|other| other.job.as_ref() == Some(job)) => return Ok(true),
+            Ok(_) => {}
+            Err(error) if error.is_of_a_record() => return Ok(true),
+            Err(error) => return Err(error),
         }
     }
     Ok(false)
@@ -463,7 +583,7 @@ async fn leave(app: &App, tenant: &TenantId, job: &JobId, batch: &str) -> Result
     let entry = ledger.append(|_| Ok(Event::Leave(batch.to_owned()))).await?.entry();
     let goes_on = |entry: Entry| entry.job.unfinished().is_some_and(|run| run.cancelling_at.is_none());
     if !entry.is_some_and(goes_on) {
-        app.shared.give_back(tenant, job).await;
+        app.shared.give_back(tenant, job, true).await;
     }
     Ok(())
 }

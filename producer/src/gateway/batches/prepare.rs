@@ -1,17 +1,21 @@
 //! From a batch's file to a queued job: the same path as `vecmill submit` takes. Every step gives the same when it is done twice.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
-use vecmill_signer::claims::TenantId;
+use vecmill_signer::claims::{JobId, TenantId};
 use vecmill_signer::client::ClientError;
 
 use super::super::error::ApiError;
 use super::super::files::FileRecord;
+use super::super::shared::{Over, Reservation};
+use super::super::stored::Room;
 use super::super::{App, ids, storage};
 use super::pending::Pending;
 use super::record::{BAD_LINES_MAX, BadLine, BatchRecord, InputOptions, OutputOptions};
-use crate::contract::{JobKeys, JobSpec, RowError};
-use crate::prepare::{Corpus, Event, PrepareError, Prepared, prepare};
+use super::turns::long_enough;
+use crate::contract::{Input, JobKeys, JobSpec, RowError};
+use crate::life::{Appended, Event as LifeEvent, Ledger, LedgerError, Moot};
+use crate::prepare::{Corpus, Event, PrepareError, Prepared, job_id, prepare};
 use crate::read::{BadRow, InputFormat, ReadOptions};
 use crate::source::{Source, SourceError};
 use crate::split::{Cut, SplitError};
@@ -19,6 +23,8 @@ use crate::submit::{SubmitError, enter};
 
 /// Where chunks are cut, if the tenant does not say: as `vecmill submit` does.
 const CUT: Cut = Cut { chunk_rows: 1000, chunk_bytes: 256 << 10 };
+/// Seconds after the longest preparation that room for it lapses, where its gateway has died.
+const ROOM_AFTER_S: u64 = 600;
 /// Bytes of a block of rejected rows; the writer cuts far below.
 const REJECTED_BYTES_MAX: usize = 16 << 20;
 
@@ -30,6 +36,12 @@ pub(super) enum Trouble {
     Passing(String),
     /// The tenant wants no more of it.
     Cancelled,
+    /// Its window is over.
+    Expired,
+    /// The gateway shuts down.
+    Closing,
+    /// It has had its time.
+    TooLong,
 }
 
 impl From<ApiError> for Trouble {
@@ -38,12 +50,14 @@ impl From<ApiError> for Trouble {
     }
 }
 
-/// Makes a job of a batch.
+/// Makes a job of a batch. While its file is read and cut it can be stopped, for the reason that `unwanted` gives: what was read
+/// by then is dropped, and its threads end. From its reservation on it goes on to its end, which is seconds away.
 pub(super) async fn attempt(
     app: &App,
     pending: &Pending,
     tenant: &TenantId,
     mut record: BatchRecord,
+    unwanted: impl Future<Output = Trouble>,
 ) -> Result<(), Trouble> {
     let signer = app.auth.signer_with(pending.token(tenant))?;
     let file = FileRecord::read(app, tenant, &record.input_file_id).await?.ok_or_else(|| Trouble::Failed {
@@ -51,19 +65,47 @@ pub(super) async fn attempt(
         message: "the input file was deleted before it was read".to_owned(),
         bad_lines: Vec::new(),
     })?;
-    let corpus = corpus(app, tenant, &mut record, &file).await?;
-    let spec = spec(app, &record);
-    spec.check().map_err(|error| failed("invalid_parameters", error.to_string()))?;
-    let prepared = prepared(app, tenant, &spec, &corpus).await?;
+    // What it will be cut into is about as long as its file; held before there is anything of it.
+    let until = ids::unix_s() + long_enough(file.bytes).as_secs() + ROOM_AFTER_S;
+    let room = Room { name: &record.id, bytes: file.bytes, until, files: 0, batches: 0 };
+    let taken = app.shared.stored().take(&app.shared, &app.store, tenant, pending.limits.stored_bytes, room).await;
+    taken.map_err(over)?;
+    let job = OnceLock::new();
+    let cutting = async {
+        let corpus = corpus(app, tenant, &mut record, &file).await?;
+        let spec = spec(app, &record);
+        spec.check().map_err(|error| failed("invalid_parameters", error.to_string()))?;
+        if let Some(sha256) = file.sha256 {
+            let input = Input { sha256, bytes: file.bytes, format: corpus.format };
+            _ = job.set(job_id(tenant, &spec, &input, &corpus.options, corpus.cut));
+        }
+        prepared(app, tenant, &spec, &corpus).await
+    };
+    let cut = tokio::select! {
+        cut = cutting => cut,
+        why = unwanted => Err(why),
+        () = tokio::time::sleep(long_enough(file.bytes)) => Err(Trouble::TooLong),
+    };
+    let prepared = match cut {
+        Ok(prepared) => prepared,
+        Err(trouble) => {
+            if let (Some(job), Trouble::Cancelled | Trouble::Expired | Trouble::TooLong) = (job.get(), &trouble) {
+                abandon(app, tenant, job).await;
+            }
+            app.shared.stored().settle(tenant, &record.id, Some(0), 0, 0).await;
+            return Err(trouble);
+        }
+    };
     record.bad_lines = match prepared.manifest.rejected {
         0 => Vec::new(),
         _ => rejected(app, &prepared.keys()).await?,
     };
     let expires_at = ids::unix_s() + record.window_s;
-    app.shared.reserve(&app.store, tenant, pending.limits, &prepared, expires_at).await.map_err(|over| match over {
-        Ok(over) => failed("token_limit_exceeded", over),
-        Err(away) => Trouble::from(away),
-    })?;
+    let wanted = Reservation::of(&prepared, expires_at);
+    let reserved = app.shared.reserve(&app.store, tenant, pending.limits, wanted).await;
+    // Its chunks are in what the job holds.
+    app.shared.stored().settle(tenant, &record.id, Some(0), 0, 0).await;
+    reserved.map_err(over)?;
     if is_cancelled(app, tenant, &record.id).await? {
         give_back(app, tenant, &prepared).await?;
         return Err(Trouble::Cancelled);
@@ -96,13 +138,47 @@ pub(super) async fn attempt(
     Ok(())
 }
 
+/// Removes what was cut of a corpus that is not cut to its end. Whoever cuts it beside, for another batch or a submission, sees that
+/// the life is over, and begins anew. A failure is for the log: what is left counts as the tenant's, and is cut over the next time.
+async fn abandon(app: &App, tenant: &TenantId, job: &JobId) {
+    let ledger = Ledger::new(app.store.clone(), tenant, job);
+    let abandoning = async {
+        let Some(head) = ledger.head().await?.filter(|head| !head.job.deleted) else { return Ok(()) };
+        // Complete, it is a job that others may have.
+        if head.job.run.is_some() || app.store.exists(&ledger.keys_of(head.job.at()).manifest()).await? {
+            return Ok(());
+        }
+        let life = head.job.life;
+        let abandoned = ledger.append(|head| match head {
+            Some(head) if head.job.life == life => Ok(LifeEvent::Abandon),
+            _ => Err(Moot::Superseded),
+        });
+        if let Appended::Written(_) = abandoned.await? {
+            ledger.remove(life).await?;
+        }
+        Ok::<(), LedgerError>(())
+    };
+    if let Err(error) = abandoning.await {
+        tracing::warn!(%tenant, %job, %error, "a corpus that was not cut to its end has left objects behind");
+    }
+}
+
 /// Gives back what was reserved for a job, unless it runs for somebody else.
 async fn give_back(app: &App, tenant: &TenantId, prepared: &Prepared) -> Result<(), Trouble> {
     let head = prepared.ledger.head().await.map_err(ApiError::from)?;
     if head.is_none_or(|head| head.job.unfinished().is_none()) {
-        app.shared.give_back(tenant, &prepared.job).await;
+        app.shared.give_back(tenant, &prepared.job, true).await;
     }
     Ok(())
+}
+
+/// That the tenant is over a limit, as a batch's failure.
+fn over(no: Result<Over, ApiError>) -> Trouble {
+    match no {
+        Ok(Over { limit: "stored_bytes", sentence }) => failed("storage_limit_exceeded", sentence),
+        Ok(Over { sentence, .. }) => failed("token_limit_exceeded", sentence),
+        Err(away) => Trouble::from(away),
+    }
 }
 
 async fn is_cancelled(app: &App, tenant: &TenantId, id: &str) -> Result<bool, ApiError> {
@@ -230,11 +306,10 @@ async fn rejected(app: &App, keys: &JobKeys) -> Result<Vec<BadLine>, Trouble> {
             param: None,
         }));
         if lines.len() >= BAD_LINES_MAX {
-            lines.truncate(BAD_LINES_MAX);
             break;
         }
     }
-    Ok(lines)
+    Ok(BadLine::bounded(lines))
 }
 
 impl BadLine {

@@ -17,6 +17,10 @@ use crate::submit::Submitted;
 pub(super) const PREFIX: &str = "batch_";
 /// Bad lines that a batch names; the error file has all.
 pub(super) const BAD_LINES_MAX: usize = 1_000;
+/// Bytes of them as they are stored: with what a tenant may give besides, a record is shorter than its readers take.
+const BAD_LINES_BYTES_MAX: usize = 512 << 10;
+/// Characters of what is said of one: a reason may quote a tenant's own names.
+const BAD_LINE_CHARS_MAX: usize = 500;
 
 /// What was asked for, and what has become of it as far as the job itself does not tell.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -123,6 +127,24 @@ pub(in super::super) struct BadLine {
     pub(super) param: Option<String>,
 }
 
+impl BadLine {
+    /// As many as a record has room for, each as long as is useful.
+    pub(super) fn bounded(lines: impl IntoIterator<Item = Self>) -> Vec<Self> {
+        let mut bytes = 0;
+        let shortened = lines.into_iter().take(BAD_LINES_MAX).map(|mut line| {
+            if let Some((end, _)) = line.message.char_indices().nth(BAD_LINE_CHARS_MAX) {
+                line.message.truncate(end);
+            }
+            line
+        });
+        let fits = shortened.take_while(|line| {
+            bytes += serde_json::to_vec(line).map_or(0, |line| line.len() + 1);
+            bytes <= BAD_LINES_BYTES_MAX
+        });
+        fits.collect()
+    }
+}
+
 /// The end of a batch.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) struct Ended {
@@ -185,6 +207,7 @@ impl BatchRecord {
         }
         let record: Option<Self> = app.store.get_json(&storage::batch(tenant, id), storage::RECORD_BYTES_MAX).await?;
         let Some(mut record) = record else { return Ok(None) };
+        storage::readable(record.version)?;
         if record.ended.is_none() {
             let key = storage::batch_ended(tenant, id);
             record.ended = app.store.get_json(&key, storage::RECORD_BYTES_MAX).await?;
@@ -211,8 +234,22 @@ impl BatchRecord {
     /// That it never became a job, and why.
     pub(super) fn fail(&mut self, code: &str, message: String, bad_lines: Vec<BadLine>) {
         self.failed_at = Some(ids::unix_s());
-        self.bad_lines = vec![BadLine { code: code.to_owned(), line: None, message, param: None }];
-        self.bad_lines.extend(bad_lines);
-        self.bad_lines.truncate(BAD_LINES_MAX);
+        let first = BadLine { code: code.to_owned(), line: None, message, param: None };
+        self.bad_lines = BadLine::bounded(std::iter::once(first).chain(bad_lines));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_said_of_bad_lines_fits_its_record() {
+        let line = |message: String| BadLine { code: "bad_json".to_owned(), line: Some(7), message, param: None };
+        // Each a character that JSON writes with six.
+        let worst = BadLine::bounded((0..5_000).map(|_| line("\u{1}".repeat(10_000))));
+        let bytes = serde_json::to_vec(&worst).expect("JSON").len();
+        assert!(bytes <= BAD_LINES_BYTES_MAX + 2 && worst.len() > 100, "{bytes} bytes of {} lines", worst.len());
+        assert_eq!(BadLine::bounded((0..5_000).map(|_| line("short".to_owned()))).len(), BAD_LINES_MAX);
     }
 }

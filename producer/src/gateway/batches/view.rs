@@ -139,10 +139,6 @@ pub(in super::super) enum State {
 }
 
 impl Batch {
-    pub(super) fn id(&self) -> &str {
-        &self.id
-    }
-
     pub(super) fn has_ended(&self) -> bool {
         matches!(self.status, State::Failed | State::Completed | State::Expired | State::Cancelled)
     }
@@ -256,7 +252,7 @@ pub(super) async fn look(app: &App, tenant: &TenantId, mut record: BatchRecord) 
         return Ok(batch);
     };
     // An end that has come is in the ledger after this.
-    let status = JobStatus::read(&app.store, tenant, &job).await?;
+    let status = app.status(tenant, &job).await?;
     let ledger = Ledger::new(app.store.clone(), tenant, &job);
     let (since, run) = record.submitted.as_ref().map_or((0, 0), |submitted| (submitted.entry, submitted.run));
     let not_there = || ApiError::internal("job_not_found", "the batch's job is not there: make the batch again");
@@ -287,7 +283,7 @@ pub(super) async fn look(app: &App, tenant: &TenantId, mut record: BatchRecord) 
     record.end(app, tenant, ended).await?;
     // Of a job that goes on for others, the reservation is theirs.
     if entry.job.unfinished().is_none() {
-        app.shared.give_back(tenant, &job).await;
+        app.shared.give_back(tenant, &job, true).await;
     }
     Ok(Batch::ended(record, marked_at))
 }
@@ -384,7 +380,7 @@ impl Came {
         let (output_file_id, error_file_id) = files_of(app, tenant, record, &keys, &summary, counts, at).await?;
         // Bounded before it is stored: a record that is longer than its reader takes would be lost.
         let told = if state == EndState::Failed { BAD_LINES_MAX } else { 0 };
-        let bad_lines = summary.dead.iter().take(told).map(BadLine::of_dead).collect();
+        let bad_lines = BadLine::bounded(summary.dead.iter().take(told).map(BadLine::of_dead));
         let tokens = summary.tokens;
         Ok(Ended { state, at, counts, tokens, output_file_id, error_file_id, life, summary: Some(sha256), bad_lines })
     }

@@ -1,5 +1,6 @@
 //! `/v1/files`: what tenants upload for batches, and what batches come to, streamed from and to S3.
 
+mod form;
 pub(super) mod upload;
 
 use std::sync::Arc;
@@ -12,14 +13,15 @@ use axum::response::{IntoResponse, Response};
 use axum::{Extension, Json};
 use futures_util::{StreamExt, TryStreamExt, stream};
 use serde::{Deserialize, Serialize};
-use tokio::sync::OwnedSemaphorePermit;
 use utoipa::{IntoParams, ToSchema};
 use vecmill_signer::claims::{Digest, TenantId};
 
 use super::auth::Caller;
 use super::error::{ApiError, ErrorEnvelope};
+use super::transfers::paid;
 use super::{App, batches, ids, paging, storage};
 use crate::contract::CONTRACT_VERSION;
+use crate::shares::Share;
 use crate::store::ByteStream;
 
 /// How a file's id begins.
@@ -175,6 +177,7 @@ impl FileRecord {
         }
         let record: Option<Self> = app.store.get_json(&storage::file(tenant, id), storage::RECORD_BYTES_MAX).await?;
         let Some(record) = record else { return Ok(None) };
+        storage::readable(record.version)?;
         if record.expires_at.is_some_and(|at| at <= ids::unix_s()) {
             record.remove(app, tenant).await?;
             return Ok(None);
@@ -194,7 +197,10 @@ impl FileRecord {
     /// batch or a submission holds it, too.
     pub(super) async fn remove(&self, app: &App, tenant: &TenantId) -> Result<(), ApiError> {
         match &self.made_from {
-            None => app.store.delete(&storage::content(tenant, &self.id)).await?,
+            None => {
+                app.store.delete(&storage::content(tenant, &self.id)).await?;
+                app.shared.stored().removed(tenant, self.bytes, 1, 0).await;
+            }
             Some(MadeFrom { batch, what }) => batches::release(app, tenant, batch, *what).await?,
         }
         if let Some(at) = self.expires_at {
@@ -205,18 +211,39 @@ impl FileRecord {
     }
 }
 
-/// Removes some files whose time is over: whoever uploads more, or looks, has those before removed.
-async fn sweep(app: &App, tenant: &TenantId) -> Result<(), ApiError> {
+/// Removes some files whose time is over: whoever uploads more, or looks, has those before removed. One that can't be removed keeps
+/// neither the others nor the request that came by.
+async fn sweep(app: &App, tenant: &TenantId) {
+    if let Err(error) = swept(app, tenant).await {
+        tracing::warn!(%tenant, %error, "files whose time is over wait to be removed");
+    }
+}
+
+async fn swept(app: &App, tenant: &TenantId) -> Result<(), ApiError> {
     let prefix = storage::all_expiring(tenant);
-    for object in app.store.list_some(&prefix, None, SWEPT_MAX).await? {
-        let Some((at, id)) = storage::id_of_key(&object.key).split_once('-') else { continue };
-        if at.parse::<u64>().is_ok_and(|at| at > ids::unix_s()) {
-            // They are listed in the order of their times.
-            break;
-        }
-        // Reading one whose time is over removes it.
-        if FileRecord::read(app, tenant, id).await?.is_none() {
-            app.store.delete(&object.key).await?;
+    let (mut after, mut removed) = (None, 0);
+    // Past those that are set aside: they must not fill the share.
+    while removed < SWEPT_MAX {
+        let objects = app.store.list_some(&prefix, after.as_deref(), SWEPT_MAX).await?;
+        let Some(last) = objects.last() else { break };
+        after = Some(last.key.clone());
+        for object in objects.iter().filter(|object| !app.shared.is_unreadable(&object.key)) {
+            let Some((at, id)) = storage::id_of_key(&object.key).split_once('-') else {
+                app.shared.set_aside(&object.key);
+                continue;
+            };
+            if at.parse::<u64>().is_ok_and(|at| at > ids::unix_s()) {
+                // They are listed in the order of their times.
+                return Ok(());
+            }
+            removed += 1;
+            // Reading one whose time is over removes it.
+            match FileRecord::read(app, tenant, id).await {
+                Ok(None) => app.store.delete(&object.key).await?,
+                Ok(Some(_)) => {}
+                Err(error) if error.is_of_a_record() => app.shared.set_aside(&object.key),
+                Err(error) => return Err(error),
+            }
         }
     }
     Ok(())
@@ -246,7 +273,7 @@ pub(super) async fn list(
     let limit = paging::limit(page.limit, LIST_MAX, LIST_MAX)?;
     let (tenant, after) = (caller.access.tenant(), page.after.as_deref());
     paging::after(after, PREFIX)?;
-    sweep(&app, tenant).await?;
+    sweep(&app, tenant).await;
     let ids = match page.order.unwrap_or(Order::Desc) {
         Order::Desc => {
             let start_after = after.map(|after| storage::file(tenant, after));
@@ -263,7 +290,15 @@ pub(super) async fn list(
     let found: Vec<FileRecord> = stream::iter(ids)
         .map(|object| {
             let (app, tenant) = (&app, tenant);
-            async move { FileRecord::read(app, tenant, storage::id_of_key(&object.key)).await }
+            async move {
+                match FileRecord::read(app, tenant, storage::id_of_key(&object.key)).await {
+                    Err(error) if error.is_of_a_record() => {
+                        app.shared.set_aside(&object.key);
+                        Ok(None)
+                    }
+                    read => read,
+                }
+            }
         })
         .buffered(READS_MAX)
         .try_filter_map(async |record| Ok(record))
@@ -340,8 +375,8 @@ pub(super) async fn content(
     id: Id,
 ) -> Result<Response, ApiError> {
     let record = found(&app, &caller, id).await?;
-    let place = app.transfer()?;
     let tenant = caller.access.tenant();
+    let place = app.transfer(tenant)?;
     let Some(made_from) = &record.made_from else {
         let object = app.store.open(&storage::content(tenant, &record.id)).await?;
         let (bytes, stream) = object.ok_or_else(|| no_such_file(&record.id))?;
@@ -365,9 +400,11 @@ pub(super) fn named(filename: &str, body: Body) -> Response {
 }
 
 /// An object as a body. The place is held until its end.
-pub(super) fn streamed(bytes: ByteStream, place: OwnedSemaphorePermit) -> Body {
-    Body::from_stream(stream::try_unfold((bytes, place), async |(mut bytes, place)| {
-        let piece = bytes.try_next().await.map_err(std::io::Error::other)?;
-        Ok::<_, std::io::Error>(piece.map(|piece| (piece, (bytes, place))))
-    }))
+pub(super) fn streamed(bytes: ByteStream, place: Share) -> Body {
+    paid(
+        stream::try_unfold(bytes, async |mut bytes| {
+            Ok::<_, std::io::Error>(bytes.try_next().await.map_err(std::io::Error::other)?.map(|piece| (piece, bytes)))
+        }),
+        place,
+    )
 }

@@ -3,22 +3,33 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::extract::multipart::{Field, MultipartError, MultipartRejection};
-use axum::extract::{Multipart, State};
+use axum::extract::multipart::{Field, MultipartError};
+use axum::extract::{FromRequest as _, Multipart, Request, State};
 use axum::{Extension, Json};
 use utoipa::ToSchema;
-use vecmill_signer::claims::Digest;
+use vecmill_signer::claims::{Digest, TenantId};
 
 use super::super::auth::Caller;
 use super::super::embeddings::printable;
 use super::super::error::{ApiError, ErrorEnvelope};
+use super::super::shared::{Over, refusal};
+use super::super::stored::of_upload;
 use super::super::{App, ids, storage};
+use super::form::{self, FormError, Reading};
 use super::{BATCH, FileObject, FileRecord, PREFIX, sweep};
 use crate::contract::CONTRACT_VERSION;
 use crate::store::Upload;
 
 /// Longest field of a form that is not the file.
 const FIELD_BYTES_MAX: usize = 1024;
+/// Most parts of a form: it may have four, each once.
+const PARTS_MAX: usize = 4;
+/// Bytes for which room is taken at once, before they are stored: a part's to S3.
+const ROOM_BYTES: u64 = 8 << 20;
+/// Bytes that are read of an upload that is refused in its middle, and how long: a caller that has sent all hears why, where the
+/// connection would otherwise be closed under it.
+const DRAINED_BYTES_MAX: usize = 1 << 20;
+const DRAINED_WITHIN: Duration = Duration::from_secs(2);
 /// Longest time without a byte of an upload.
 const IDLE_MAX: Duration = Duration::from_secs(60);
 /// Seconds that a file may be kept: an hour to thirty days, as OpenAI has it.
@@ -50,23 +61,29 @@ pub(in super::super) struct FileForm {
 pub(in super::super) async fn upload(
     State(app): State<Arc<App>>,
     Extension(caller): Extension<Caller>,
-    form: Result<Multipart, MultipartRejection>,
+    request: Request,
 ) -> Result<Json<FileObject>, ApiError> {
+    let reading = Reading::default();
+    let form = Multipart::from_request(request.map(|body| form::bounded(body, reading.clone())), &()).await;
     let mut form = form.map_err(|_| {
         ApiError::invalid("invalid_body", None, "the body must be multipart/form-data with the fields purpose and file")
     })?;
-    let _place = app.transfer()?;
     let tenant = caller.access.tenant();
-    sweep(&app, tenant).await?;
+    let _place = app.transfer(tenant)?;
+    sweep(&app, tenant).await;
     let id = ids::new(PREFIX);
+    let to = To { app: &app, tenant, limit: caller.access.limits().stored_bytes, id: &id };
+    // Before a byte is taken: whoever has no room hears of it at once.
+    to.take(0).await.map_err(refusal)?;
     let mut given = Form::default();
-    let read = given.read(&app, &mut form, &storage::content(tenant, &id)).await;
+    let read = given.read(&to, &mut form, &reading).await;
     let checked = read.and_then(|()| given.check());
     let (expires_after_s, (filename, bytes, sha256)) = match checked {
         Ok(checked) => checked,
         Err(refusal) => {
             // The form was wrong beside the file.
             app.store.delete(&storage::content(tenant, &id)).await?;
+            app.shared.stored().settle(tenant, &id, Some(0), 0, 0).await;
             return Err(refusal);
         }
     };
@@ -83,12 +100,40 @@ pub(in super::super) async fn upload(
         made_from: None,
     };
     record.write(&app, tenant).await?;
+    app.shared.stored().settle(tenant, &record.id, Some(bytes), 1, 0).await;
     tracing::info!(%tenant, key_id = caller.access.key_id(), file = record.id, bytes, "file uploaded");
     Ok(Json(record.object()))
 }
 
 /// A file's name, length and digest.
 type Received = (String, u64, Digest);
+
+/// Where an upload goes, and on whose account.
+struct To<'a> {
+    app: &'a App,
+    tenant: &'a TenantId,
+    limit: Option<u64>,
+    id: &'a str,
+}
+
+impl To<'_> {
+    /// Takes room for so many bytes in all.
+    async fn take(&self, bytes: u64) -> Result<(), Result<Over, ApiError>> {
+        let room = of_upload(self.id, bytes);
+        let stored = self.app.shared.stored();
+        stored.take(&self.app.shared, &self.app.store, self.tenant, self.limit, room).await.map(drop)
+    }
+
+    /// Takes room for the next pieces, so that not each has to ask; or for these bytes alone, where there is no more. Gives for
+    /// how many.
+    async fn take_more(&self, bytes: u64) -> Result<u64, ApiError> {
+        match self.take(bytes + ROOM_BYTES).await {
+            Ok(()) => Ok(bytes + ROOM_BYTES),
+            Err(Ok(_)) => self.take(bytes).await.map(|()| bytes).map_err(refusal),
+            Err(Err(away)) => Err(away),
+        }
+    }
+}
 
 /// What a form has brought so far.
 #[derive(Default)]
@@ -100,8 +145,17 @@ struct Form {
 }
 
 impl Form {
-    async fn read(&mut self, app: &App, form: &mut Multipart, key: &str) -> Result<(), ApiError> {
-        while let Some(field) = in_time(form.next_field()).await? {
+    async fn read(&mut self, to: &To<'_>, form: &mut Multipart, reading: &Reading) -> Result<(), ApiError> {
+        let mut parts = 0;
+        loop {
+            reading.looks_for_a_part();
+            let Some(field) = in_time(form.next_field()).await? else { return Ok(()) };
+            reading.has_found_one();
+            parts += 1;
+            if parts > PARTS_MAX {
+                let sentence = format!("the form has more than {PARTS_MAX} parts");
+                return Err(ApiError::invalid("invalid_body", None, sentence));
+            }
             let name = field.name().unwrap_or_default().to_owned();
             match name.as_str() {
                 "purpose" => self.purpose = Some(text(field).await?),
@@ -113,7 +167,7 @@ impl Form {
                 "file" => {
                     let filename: String =
                         field.file_name().unwrap_or("file").chars().filter(|c| !c.is_control()).take(255).collect();
-                    let (bytes, sha256) = received(app, field, key).await?;
+                    let (bytes, sha256) = received(to, field).await?;
                     self.file = Some((filename, bytes, sha256));
                 }
                 other => {
@@ -124,7 +178,6 @@ impl Form {
                 }
             }
         }
-        Ok(())
     }
 
     /// The seconds to keep the file, if it is not for ever; and its name, length and digest.
@@ -158,12 +211,13 @@ impl Form {
 }
 
 /// Streams the file to S3; gives its length and digest. Nothing stays there of one that does not come whole.
-async fn received(app: &App, mut field: Field<'_>, key: &str) -> Result<(u64, Digest), ApiError> {
-    let mut upload = app.store.upload(key);
-    let streamed = pieces(app, &mut field, &mut upload).await;
+async fn received(to: &To<'_>, mut field: Field<'_>) -> Result<(u64, Digest), ApiError> {
+    let mut upload = to.app.store.upload(&storage::content(to.tenant, to.id));
+    let streamed = pieces(to, &mut field, &mut upload).await;
     match streamed {
         Ok(()) => Ok(upload.finish().await?),
         Err(refusal) => {
+            _ = tokio::time::timeout(DRAINED_WITHIN, drain(&mut field)).await;
             if let Err(error) = upload.abort().await {
                 tracing::warn!(%error, "a part of an upload that failed is left on S3");
             }
@@ -172,16 +226,30 @@ async fn received(app: &App, mut field: Field<'_>, key: &str) -> Result<(u64, Di
     }
 }
 
-async fn pieces(app: &App, field: &mut Field<'_>, upload: &mut Upload) -> Result<(), ApiError> {
-    let mut bytes = 0;
+async fn pieces(to: &To<'_>, field: &mut Field<'_>, upload: &mut Upload) -> Result<(), ApiError> {
+    let app = to.app;
+    let (mut bytes, mut taken) = (0, 0);
     while let Some(piece) = in_time(field.chunk()).await? {
         bytes += piece.len() as u64;
         if bytes > app.file_bytes_max {
             return Err(ApiError::too_large(format!("a file may have {} bytes here", app.file_bytes_max)));
         }
+        if bytes > taken {
+            taken = to.take_more(bytes).await?;
+        }
         upload.push(&piece).await?;
     }
     Ok(())
+}
+
+async fn drain(field: &mut Field<'_>) {
+    let mut bytes = 0;
+    while let Ok(Some(piece)) = field.chunk().await {
+        bytes += piece.len();
+        if bytes > DRAINED_BYTES_MAX {
+            return;
+        }
+    }
 }
 
 async fn text(mut field: Field<'_>) -> Result<String, ApiError> {
@@ -198,12 +266,28 @@ async fn text(mut field: Field<'_>) -> Result<String, ApiError> {
 async fn in_time<T>(step: impl Future<Output = Result<T, MultipartError>>) -> Result<T, ApiError> {
     match tokio::time::timeout(IDLE_MAX, step).await {
         Ok(Ok(value)) => Ok(value),
-        Ok(Err(_)) => {
-            Err(ApiError::invalid("invalid_body", None, "the form ends too early or is not multipart/form-data"))
-        }
+        Ok(Err(error)) => Err(match refused(&error) {
+            Some(FormError::Header) => ApiError::too_large(format!("{}: give it fewer headers", FormError::Header)),
+            Some(FormError::Slow) => ApiError::invalid("upload_stalled", None, FormError::Slow.to_string()),
+            Some(FormError::Broken) | None => {
+                ApiError::invalid("invalid_body", None, "the form ends too early or is not multipart/form-data")
+            }
+        }),
         Err(_) => {
             let sentence = format!("no byte of the upload came in {} s: upload it again", IDLE_MAX.as_secs());
             Err(ApiError::invalid("upload_stalled", None, sentence))
         }
     }
+}
+
+/// Our own refusal among the causes of the parser's.
+fn refused(error: &MultipartError) -> Option<FormError> {
+    let mut cause: Option<&dyn std::error::Error> = Some(error);
+    while let Some(error) = cause {
+        if let Some(refused) = error.downcast_ref() {
+            return Some(*refused);
+        }
+        cause = error.source();
+    }
+    None
 }

@@ -5,7 +5,7 @@ mod waiting;
 
 use std::convert::Infallible;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::extract::rejection::{BytesRejection, PathRejection, QueryRejection};
 use axum::extract::{Path, Query, State};
@@ -15,7 +15,6 @@ use axum::{Extension, Json};
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt, TryStreamExt, stream};
 use serde::{Deserialize, Serialize};
-use tokio::sync::OwnedSemaphorePermit;
 use utoipa::{IntoParams, ToSchema};
 use vecmill_signer::claims::{JobId, TenantId};
 
@@ -23,9 +22,13 @@ use super::App;
 use super::auth::Caller;
 use super::embeddings::parsed;
 use super::error::{ApiError, ErrorEnvelope};
-use super::paging;
+use super::shared::{Reservation, refusal};
+use super::{ids, paging};
+use crate::contract::{JobKeys, MANIFEST_BYTES_MAX, Manifest, tenant_jobs_prefix};
 use crate::control;
-use crate::status::{JobState, JobStatus, Watch, list_jobs};
+use crate::life::Ledger;
+use crate::shares::Share;
+use crate::status::{JobState, JobStatus, StatusError, Watch, list_jobs};
 use crate::submit::{SubmitError, Submitted, repair};
 
 /// Jobs looked at at once for a list.
@@ -35,6 +38,10 @@ const LIST_MAX: usize = 1_000;
 const LIST_DEFAULT: usize = 100;
 /// Between two looks at a job that is watched.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// Longest life of a watch: whoever wants to see more begins another, and its place is shared out anew.
+const WATCH_MAX: Duration = Duration::from_secs(3600);
+/// Bytes of a body: it may name a window.
+const BODY_BYTES_MAX: usize = 1 << 10;
 /// Looks that may fail in a row before a watch ends: an S3 server that restarts is back by then.
 const FAILED_LOOKS_MAX: u32 = 60;
 /// Completion window of what goes on, where nobody says: as `vecmill repair` has it.
@@ -137,7 +144,7 @@ fn no_such_job() -> ApiError {
 /// A watch of a job that is there.
 async fn found(app: &App, tenant: &TenantId, id: JobPath) -> Result<(JobId, Watch), ApiError> {
     let job = id.ok().and_then(|Path(id)| JobId::try_from(id).ok()).ok_or_else(no_such_job)?;
-    let watch = Watch::new(app.store.clone(), tenant, &job);
+    let watch = app.watch(tenant, &job);
     if watch.exists().await? { Ok((job, watch)) } else { Err(no_such_job()) }
 }
 
@@ -170,10 +177,20 @@ pub(super) async fn list(
     let last_id = jobs.last().map(JobId::to_string);
     let mut data: Vec<JobStatus> = stream::iter(jobs)
         .map(|job| {
-            let store = &app.store;
-            async move { JobStatus::read(store, tenant, &job).await }
+            let app = &app;
+            async move {
+                match app.status(tenant, &job).await {
+                    // What is stored of one job keeps nobody from seeing the others.
+                    Err(error) if error.is_of_a_record() => {
+                        app.shared.set_aside(&format!("{}{job}/", tenant_jobs_prefix(tenant)));
+                        Ok(None)
+                    }
+                    status => status.map(Some),
+                }
+            }
         })
         .buffered(LOOKS_MAX)
+        .try_filter_map(async |status| Ok::<_, ApiError>(status))
         .try_collect()
         .await?;
     data.retain(JobStatus::is_known);
@@ -215,7 +232,7 @@ pub(super) async fn events(
     id: JobPath,
 ) -> Result<Sse<impl Stream<Item = Result<Event, Infallible>>>, ApiError> {
     let (_, watch) = found(&app, caller.access.tenant(), id).await?;
-    let place = app.transfer()?;
+    let place = app.transfer(caller.access.tenant())?;
     Ok(Sse::new(statuses(app, caller, watch, place)).keep_alive(KeepAlive::default()))
 }
 
@@ -223,16 +240,18 @@ fn statuses(
     app: Arc<App>,
     caller: Caller,
     watch: Watch,
-    place: OwnedSemaphorePermit,
+    place: Share,
 ) -> impl Stream<Item = Result<Event, Infallible>> {
     struct Watching {
         app: Arc<App>,
         caller: Caller,
         watch: Watch,
         last: Option<JobStatus>,
-        _place: OwnedSemaphorePermit,
+        until: Instant,
+        _place: Share,
     }
-    let watching = Watching { app, caller, watch, last: None, _place: place };
+    let until = Instant::now() + WATCH_MAX;
+    let watching = Watching { app, caller, watch, last: None, until, _place: place };
     stream::unfold(watching, async |mut watching| {
         if watching.last.as_ref().is_some_and(|status| status.state.is_final()) {
             return None;
@@ -241,6 +260,9 @@ fn statuses(
         let status = loop {
             if watching.last.is_some() || failed_looks > 0 {
                 tokio::time::sleep(LOOK_EVERY).await;
+            }
+            if watching.until <= Instant::now() {
+                return None;
             }
             match look(&watching.app, &watching.caller, &mut watching.watch).await {
                 Ok(status) if watching.last.as_ref() != Some(&status) => break status,
@@ -287,10 +309,15 @@ async fn say(app: &App, caller: &Caller, id: JobPath, say: Say) -> Result<Json<J
         match say {
             Say::Cancel => {
                 control::cancel(watch.ledger()).await?;
-                app.shared.give_back(tenant, &job).await;
+                app.shared.give_back(tenant, &job, true).await;
             }
             Say::Pause => drop(control::pause(watch.ledger()).await?),
-            Say::Resume => drop(control::resume(watch.ledger()).await?),
+            Say::Resume => {
+                // Until its own window's end: what it held may have been lost with Redis, or never taken.
+                let until = watch.look().await?.expires_at.map_or(0, |at| at.as_second().unsigned_abs());
+                reserve(app, caller, &job, until).await?;
+                drop(control::resume(watch.ledger()).await?);
+            }
         }
     }
     Ok(Json(look(app, caller, &mut watch).await?))
@@ -350,6 +377,22 @@ pub(super) async fn resume(
     say(&app, &caller, id, Say::Resume).await
 }
 
+/// Reserves for what is left of a job, as a batch does for all of it: whatever begins a run, or lets one go on, is held to the
+/// tenant's limits of what is queued.
+async fn reserve(app: &App, caller: &Caller, job: &JobId, until: u64) -> Result<(), ApiError> {
+    let tenant = caller.access.tenant();
+    let status = app.status(tenant, job).await?;
+    if status.state == JobState::Completed {
+        return Ok(());
+    }
+    let Some(entry) = Ledger::new(app.store.clone(), tenant, job).head().await? else { return Ok(()) };
+    let keys = JobKeys::new(tenant, job, entry.job.at());
+    let Some(bytes) = app.store.get(&keys.manifest(), MANIFEST_BYTES_MAX).await? else { return Ok(()) };
+    let manifest = Manifest::parse(&bytes).map_err(StatusError::from)?;
+    let wanted = Reservation::of_rest(job, &manifest, &status, until);
+    app.shared.reserve(&app.store, tenant, caller.access.limits(), wanted).await.map_err(refusal)
+}
+
 /// Publishes again what is not done of a job: chunks that were given up, or all that is left of one that was cancelled, has
 /// expired, or was lost by the broker.
 #[utoipa::path(
@@ -372,6 +415,9 @@ pub(super) async fn retry(
 ) -> Result<Json<Submitted>, ApiError> {
     let (job, _) = found(&app, caller.access.tenant(), id).await?;
     let again: Again = match body {
+        Ok(body) if body.len() > BODY_BYTES_MAX => {
+            return Err(ApiError::too_large(format!("the body may have {BODY_BYTES_MAX} bytes")));
+        }
         Ok(body) if body.is_empty() => Again::default(),
         body => parsed(body, "how a job goes on")?,
     };
@@ -380,7 +426,16 @@ pub(super) async fn retry(
         Some(text) => super::batches::window(text)?,
     };
     let signer = app.auth.signer(&caller)?;
+    let tenant = caller.access.tenant();
+    reserve(&app, &caller, &job, ids::unix_s() + window_s).await?;
     let published = repair(&app.store, &signer, &app.broker, &job, window_s, |_| {}).await;
+    if !matches!(&published, Ok(Some(_))) {
+        // Nothing was begun; what runs keeps what it holds.
+        let head = Ledger::new(app.store.clone(), tenant, &job).head().await?;
+        if head.is_none_or(|head| head.job.unfinished().is_none()) {
+            app.shared.give_back(tenant, &job, true).await;
+        }
+    }
     let published = published.map_err(|error| match error {
         SubmitError::Signer(error) => ApiError::from(error),
         error => {

@@ -16,6 +16,7 @@ use super::super::App;
 use super::super::auth::Caller;
 use super::super::error::{ApiError, ErrorEnvelope};
 use super::super::files::{named, streamed};
+use super::super::transfers::paid;
 use super::{JobPath, found, no_such_job};
 use crate::contract::FinalManifest;
 use crate::status::{Results, Watch};
@@ -121,7 +122,7 @@ pub(in super::super) async fn part(
     };
     let part: u32 = part.parse().map_err(|_| no_such_part())?;
     let key = watch.part(part).await?.ok_or_else(no_such_part)?;
-    let place = app.transfer()?;
+    let place = app.transfer(caller.access.tenant())?;
     let (bytes, stream) = app.store.open(&key).await?.ok_or_else(no_such_part)?;
     let mut response = named(&format!("part-{part:06}.parquet"), streamed(stream, place));
     response.headers_mut().insert(CONTENT_LENGTH, bytes.into());
@@ -166,22 +167,22 @@ pub(in super::super) async fn errors(
     id: JobPath,
 ) -> Result<Response, ApiError> {
     let (_, watch) = found(&app, caller.access.tenant(), id).await?;
-    let place = app.transfer()?;
+    let place = app.transfer(caller.access.tenant())?;
     let keys = error_objects(&app, &watch).await?;
-    let body = stream::try_unfold((app, keys.into_iter(), None, place), async |(app, mut keys, mut open, place)| {
+    let body = stream::try_unfold((app, keys.into_iter(), None), async |(app, mut keys, mut open)| {
         loop {
             let mut now: Option<crate::store::ByteStream> = open.take();
             if let Some(stream) = &mut now
                 && let Some(piece) = stream.try_next().await.map_err(std::io::Error::other)?
             {
-                return Ok::<_, std::io::Error>(Some((piece, (app, keys, now, place))));
+                return Ok::<_, std::io::Error>(Some((piece, (app, keys, now))));
             }
             let Some(key) = keys.next() else { return Ok(None) };
             open = app.store.open(&key).await.map_err(std::io::Error::other)?.map(|(_, stream)| stream);
         }
     });
     let content_type = [(axum::http::header::CONTENT_TYPE, "application/x-ndjson")];
-    Ok((content_type, axum::body::Body::from_stream(body)).into_response())
+    Ok((content_type, paid(body, place)).into_response())
 }
 
 /// The objects that hold the rows without a vector, in the order in which they are told.

@@ -61,7 +61,7 @@ fn memory_follows_the_jobs_that_run() {
     let mut quota = MemoryQuota::new();
     for day in 0..1_000 {
         let mut charge = charge(0, 1, limits(60, 10, 10));
-        (charge.tenant, charge.job) = (format!("tenant {day}"), format!("job {day}"));
+        (charge.work.tenant, charge.work.of) = (format!("tenant {day}"), format!("job {day}"));
         assert_eq!(quota.charge(&charge, START_MS + day * 86_400_000), Verdict::Charged);
         assert!(quota.holds() <= 4, "{} on day {day}", quota.holds());
     }
@@ -73,9 +73,13 @@ async fn asks_are_answered_over_the_channel() {
     let served = tokio::spawn(serve(MemoryQuota::new(), receiver));
     for expected in [Verdict::Charged, Verdict::AlreadyCharged] {
         let (reply, answer) = oneshot::channel();
-        asks.send(Ask { charge: charge(0, 1, limits(1, 10, 10)), reply }).await.unwrap();
+        asks.send(Ask::Charge { charge: charge(0, 1, limits(1, 10, 10)), reply }).await.unwrap();
         assert_eq!(answer.await.unwrap().unwrap(), expected);
     }
+    asks.send(Ask::Spent(charge(0, 1, limits(1, 10, 10)).work)).await.unwrap();
+    let (reply, answer) = oneshot::channel();
+    asks.send(Ask::Charge { charge: charge(0, 1, limits(1, 10, 10)), reply }).await.unwrap();
+    assert_eq!(answer.await.unwrap().unwrap(), Verdict::Charged);
     drop(asks);
     served.await.unwrap();
 }

@@ -6,14 +6,12 @@ mod redis;
 mod same;
 mod server;
 
-use super::{Charge, Limits};
+use super::{Charge, Limits, Work};
 
 /// A charge to the tenant "acme" for the first chunks of a job.
 fn charge(chunk: u32, tokens: u64, limits: Limits) -> Charge {
     Charge {
-        tenant: "acme".to_owned(),
-        job: "job".to_owned(),
-        chunk,
+        work: Work { tenant: "acme".to_owned(), of: "job".to_owned(), piece: chunk.to_string() },
         tokens,
         limits,
         usage: "job key".to_owned(),

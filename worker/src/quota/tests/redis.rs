@@ -51,7 +51,6 @@ async fn one_chunk_asked_by_many_is_charged_once() {
     let mut clients = JoinSet::new();
     for _ in 0..64 {
         let quota = Arc::clone(&quota);
-        // The highest chunk number there is.
         clients.spawn(async move { quota.charge(&charge(u32::MAX, 10, limits(SLOW, 20, 20))).await.unwrap() });
     }
     let verdicts = clients.join_all().await;
@@ -62,17 +61,38 @@ async fn one_chunk_asked_by_many_is_charged_once() {
 }
 
 #[tokio::test]
-async fn tenants_and_jobs_are_apart() {
+async fn tenants_and_jobs_and_contents_are_apart() {
     let server = Server::start().await;
     let quota = server.quota();
     let first = charge(0, 10, limits(SLOW, 20, 20));
     let mut other_job = first.clone();
-    other_job.job = "other".to_owned();
+    other_job.work.of = "other".to_owned();
     let mut other_tenant = first.clone();
-    other_tenant.tenant = "other".to_owned();
-    for charge in [&first, &other_job, &other_tenant] {
+    other_tenant.work.tenant = "other".to_owned();
+    let mut other_content = first.clone();
+    other_content.work.piece = "0:another digest".to_owned();
+    for charge in [&first, &other_job, &other_tenant, &other_content] {
         assert_eq!(quota.charge(charge).await.unwrap(), Verdict::Charged);
     }
+}
+
+#[tokio::test]
+async fn what_is_computed_again_is_charged_again() {
+    let server = Server::start().await;
+    let quota = server.quota();
+    let charge = charge(0, 10, limits(SLOW, 30, 30));
+    for _ in 0..3 {
+        assert_eq!(quota.charge(&charge).await.unwrap(), Verdict::Charged);
+        // A worker that died before the result was there.
+        assert_eq!(quota.charge(&charge).await.unwrap(), Verdict::AlreadyCharged);
+        // Said twice, it is as good.
+        quota.spent(&charge.work).await.unwrap();
+        quota.spent(&charge.work).await.unwrap();
+    }
+    assert!(matches!(quota.charge(&charge).await.unwrap(), Verdict::Later { .. }), "three times is all there was");
+    let keys: Vec<String> =
+        cmd("KEYS").arg("vecmill:{acme}:unspent:*").query_async(&mut server.connection().await).await.unwrap();
+    assert!(keys.is_empty(), "of what is done nothing is kept: {keys:?}");
 }
 
 #[tokio::test]
@@ -188,11 +208,11 @@ async fn all_that_is_written_expires() {
     let mut ttl_s = async |key: &str| cmd("TTL").arg(key).query_async::<i64>(&mut redis).await.unwrap();
     // 90 s until the bucket is full, or until the day is over.
     assert!((89..=86_400).contains(&ttl_s("vecmill:{acme}:quota").await));
-    let page = "vecmill:{acme}:charged:job:0";
+    let page = "vecmill:{acme}:unspent:job";
     assert!((3_590..=3_600).contains(&ttl_s(page).await));
     // Another grant of the job may end later, never makes it end sooner; and absurd times are refused by nobody.
-    for (chunk, keep_s, at_least) in [(1, 7_200, 7_190), (2, 0, 7_190), (3, u64::MAX, 31_000_000)] {
-        (charge.chunk, charge.keep_s, charge.tokens) = (chunk, keep_s, 1);
+    for (chunk, keep_s, at_least) in [(1_u32, 7_200, 7_190), (2, 0, 7_190), (3, u64::MAX, 31_000_000)] {
+        (charge.work.piece, charge.keep_s, charge.tokens) = (format!("{chunk}"), keep_s, 1);
         assert_eq!(quota.charge(&charge).await.unwrap(), Verdict::Charged);
         assert!(ttl_s(page).await >= at_least);
     }
@@ -214,7 +234,7 @@ async fn asks_are_answered_over_the_channel() {
     let mut replies = Vec::new();
     for chunk in 0..100 {
         let (reply, answer) = oneshot::channel();
-        asks.send(Ask { charge: charge(chunk, 10, limits(SLOW, 500, LARGE)), reply }).await.unwrap();
+        asks.send(Ask::Charge { charge: charge(chunk, 10, limits(SLOW, 500, LARGE)), reply }).await.unwrap();
         // Every third asker goes away; its chunk is charged all the same.
         if chunk % 3 != 0 {
             replies.push(answer);

@@ -8,7 +8,7 @@ use proptest::test_runner::{Config, TestRunner};
 
 use super::server::{Server, set_clock};
 use crate::quota::memory::MemoryQuota;
-use crate::quota::{Charge, Limits, Verdict};
+use crate::quota::{Charge, Limits, Verdict, Work};
 
 /// Sequences tried; each is up to 40 charges, some milliseconds.
 const CASES: u32 = 64;
@@ -32,6 +32,8 @@ struct Step {
     clock_ms: i64,
     chunk: u32,
     tokens: u64,
+    /// Whether it is computed at once, if it may be.
+    spent: bool,
 }
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
@@ -42,7 +44,12 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         2 => 0_i64..100_000_000,
         1 => -5_000_i64..0,
     ];
-    let step = (clock_ms, 0_u32..30, amount()).prop_map(|(clock_ms, chunk, tokens)| Step { clock_ms, chunk, tokens });
+    let step = (clock_ms, 0_u32..30, amount(), any::<bool>()).prop_map(|(clock_ms, chunk, tokens, spent)| Step {
+        clock_ms,
+        chunk,
+        tokens,
+        spent,
+    });
     vec(step, 1..40)
 }
 
@@ -61,14 +68,12 @@ fn the_script_and_the_memory_agree() {
             let tenant = format!("tenant {}", count(&tenants));
             let mut memory = MemoryQuota::new();
             let mut now_ms = 20_000 * 86_400_000_u64 + 80_000_000;
-            for Step { clock_ms, chunk, tokens } in steps {
+            for Step { clock_ms, chunk, tokens, spent } in steps {
                 now_ms = now_ms.saturating_add_signed(clock_ms);
                 // A year: real expiries in Redis follow its own clock, not the test's.
                 let keep_s = 365 * 86_400;
                 let charge = Charge {
-                    tenant: tenant.clone(),
-                    job: "j".to_owned(),
-                    chunk,
+                    work: Work { tenant: tenant.clone(), of: "j".to_owned(), piece: chunk.to_string() },
                     tokens,
                     limits,
                     usage: String::new(),
@@ -79,6 +84,10 @@ fn the_script_and_the_memory_agree() {
                     quota.charge(&charge).await.unwrap()
                 });
                 prop_assert_eq!(memory.charge(&charge, now_ms), in_redis, "{:?} at {}", charge, now_ms);
+                if spent && !matches!(in_redis, Verdict::Later { .. }) {
+                    memory.spent(&charge.work);
+                    runtime.block_on(quota.spent(&charge.work)).unwrap();
+                }
                 count(match in_redis {
                     Verdict::Charged => &charged,
                     Verdict::AlreadyCharged => &already,
