@@ -203,7 +203,7 @@ async fn on_redis_each_role_has_its_keys_and_its_commands() {
     let key = |what: &str| format!("vecmill:{{{name}}}:{what}");
     for (role, own, foreign) in [
         (Role::Worker, "quota", ["queued", "requests", "once:x"]),
-        (Role::Gateway, "queued", ["charged:x", "tokens", "usage:x"]),
+        (Role::Gateway, "queued", ["unspent:x", "tokens", "usage:x"]),
     ] {
         let url = &cluster.env[&role.variable("VECMILL_REDIS_URL")];
         assert!(ask_unless_refused(url, &["HSET", &key(own), "a", "1"]).is_ok(), "{role:?}: {own}");
