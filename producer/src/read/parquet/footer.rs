@@ -40,7 +40,7 @@ enum Type {
     Struct(Fields),
 }
 
-/// The fields that the crate reads of a struct. It passes over all others, as the walk does.
+/// The fields that the crate reads of a struct, in version 60; a later one may read more. It passes over all others, as the walk does.
 type Fields = &'static [(i16, Type)];
 
 const BOOL: Type = Type::Is(Kind::Bool);
@@ -71,6 +71,7 @@ const LOGICAL_TYPE: Type = Type::Struct(&[
     (16, Type::Struct(&[(1, I8)])),
     (17, Type::Struct(&[(1, BINARY)])),
     (18, Type::Struct(&[(1, BINARY), (2, I32)])),
+    (19, EMPTY),
 ]);
 const SCHEMA_ELEMENT: Fields = &[
     (1, I32),
