@@ -102,6 +102,9 @@ async fn many_revoked_keys_become_one_entry_and_cost_jobs_only_where_their_own_c
         let mut of_revoked = Vec::new();
         for number in 0..ENTRIES as u8 + 4 {
             let key = signer.key("globex", "writer").await;
+            // In the second in which tokens become void together none is given.
+            let client = signer.client(&key);
+            eventually("a login", SECONDS, || async { client.access_token(&[]).await.is_ok() }).await;
             of_revoked.push((signer.token(&key).await, None));
             if with_grants {
                 of_revoked.last_mut().expect("one").1 = Some(signer.grant(&key, number).await);

@@ -37,15 +37,19 @@ fn expires(token: &str) -> u64 {
 /// Asks for everything with the key, all at once, from before the revocation until after it.
 async fn grab(client: SignerClient, access: AccessToken, number: u8) -> Got {
     let mut got = Got::default();
+    let mut may_log_in = true;
     for turn in 0..6_u8 {
         let request = grant_request(number.wrapping_mul(8).wrapping_add(turn));
+        // Once it has failed it is not tried again: an address has so many failures a minute.
+        let login = async || if may_log_in { Some(client.access_token(&[]).await) } else { None };
         let (logged_in, embed, submission, grant) = tokio::join!(
-            client.access_token(&[]),
+            login(),
             client.embed_token(&access, MODEL),
             client.submission(&access),
             client.job_grant(&access, &request)
         );
-        got.access.extend(logged_in.map(|access| access.token.to_string()));
+        may_log_in = matches!(logged_in, Some(Ok(_)));
+        got.access.extend(logged_in.into_iter().flatten().map(|access| access.token.to_string()));
         got.embeds.extend(embed.map(|embed| embed.token.to_string()));
         got.submissions.extend(submission);
         got.grants.extend(grant.map(|grant| grant.grant));
