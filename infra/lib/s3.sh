@@ -15,7 +15,7 @@ s3_launch() {
     for part in GRPC_MASTER GRPC_VOLUME GRPC_FILER GRPC_S3 GRPC_CLIENT HTTPS_MASTER; do
         closed+=("WEED_${part}_CERT=$tls/server.pem" "WEED_${part}_KEY=$tls/server.key")
     done
-    # volume.max=0: as many volumes as the disk has room for; they grow as they fill, 64 MB at most.
+    # Each bucket takes seven volumes, which grow as they fill, 64 MB at most: as many as tests have buckets, whatever room the disk has.
     # Short raft timers: a master with no peers has nobody to wait for, and the defaults cost 13 s after a kill.
     # By the environment: others see arguments.
     (
@@ -27,7 +27,7 @@ s3_launch() {
             -s3 -s3.port="$(port "$port_s3")" -s3.port.grpc=$((weed_port + 6)) \
             -s3.port.https="$(port "$port_s3_tls")" -s3.cert.file="$tls/server.pem" -s3.key.file="$tls/server.key" \
             -s3.port.iceberg=0 -s3.port.lance=0 -s3.iam=false -s3.config="$dir/s3/s3.json" \
-            -master.telemetry=false -master.volumeSizeLimitMB=64 -volume.max=0 \
+            -master.telemetry=false -master.volumeSizeLimitMB=64 -volume.max=10000 \
             -master.heartbeatInterval=20ms -master.electionTimeout=100ms
     )
 }

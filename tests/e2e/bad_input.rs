@@ -296,7 +296,9 @@ async fn standard_input_and_s3_are_read_like_a_file() {
     let output = cluster.vecmill_with_input(&tenant, &["submit", "-", "--json"], JSONL);
     let from_input = json_of(&output);
     assert_eq!((&from_input["job"], &from_input["published"]), (&json!(file), &json!(0)));
-    let output = cluster.vecmill(&tenant, &["submit", &object, "--json"]);
+    // Who submits from S3 needs a right to read it there, beside a producer's: here an operator's.
+    let reader = ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"].map(|name| (name, cluster.env[name].as_str()));
+    let output = cluster.vecmill_with_env(&tenant, &["submit", &object, "--json"], &reader);
     let from_s3 = json_of(&output);
     assert_eq!((&from_s3["job"], &from_s3["published"]), (&json!(file), &json!(0)));
 
@@ -305,6 +307,6 @@ async fn standard_input_and_s3_are_read_like_a_file() {
     assert_eq!(named("standard input", &output.stderr), owned(&[(12, "not_utf8")]));
     let as_lines = json_of(&output);
     assert_ne!(as_lines["job"], json!(file));
-    let output = cluster.vecmill(&tenant, &["submit", &object, "--json", "--id-field", "key"]);
+    let output = cluster.vecmill_with_env(&tenant, &["submit", &object, "--json", "--id-field", "key"], &reader);
     assert_eq!(named(&object, &output.stderr).len(), 11, "{}", String::from_utf8_lossy(&output.stderr));
 }
