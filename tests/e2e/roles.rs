@@ -1,11 +1,8 @@
 //! What each role may not do on the servers: `infra/roles` says what it may, and the other tests show that this is enough.
 
 use lapin::{
-    BasicProperties, Connection, ExchangeKind,
-    options::{
-        BasicConsumeOptions, BasicGetOptions, BasicPublishOptions, ExchangeDeclareOptions, QueueDeclareOptions,
-        QueueDeleteOptions,
-    },
+    Connection, ExchangeKind,
+    options::{BasicConsumeOptions, BasicGetOptions, ExchangeDeclareOptions, QueueDeclareOptions, QueueDeleteOptions},
     types::FieldTable,
 };
 use vecmill_producer::{
@@ -94,10 +91,8 @@ async fn on_s3_each_role_writes_what_is_its_own_to_write() {
     of_one.put(&own, Vec::new(), "text/plain").await.expect("its own");
     assert_eq!(of_one.list("only-this/jobs/", None).await.expect("its own").len(), 1);
     assert_eq!(of_one.get("only-this/jobs/none", 1).await.expect("it may look for what is not there"), None);
-    // A folder that looks like its own in another's tenant, or in the audit.
-    for key in [format!("acme/only-this/{LIFE}/input/x"), format!("audit/only-this/{LIFE}/input/x")] {
-        refused_to_write(&of_one, &key).await;
-    }
+    // A folder in the audit that looks like its own.
+    refused_to_write(&of_one, &format!("audit/only-this/{LIFE}/input/x")).await;
 }
 
 /// What a role tried and was refused.
@@ -129,12 +124,7 @@ impl Tries<'_> {
         let publisher = Publisher::open(self.connection).await.expect("a channel");
         let error = publisher.publish(exchange, key, b"x", FieldTable::default()).await.expect_err(exchange);
         assert!(matches!(&error, PublishError::Broker(_)), "{exchange}: {error}");
-        let channel = self.channel().await;
-        let (options, properties) = (BasicPublishOptions::default(), BasicProperties::default());
-        channel.basic_publish(exchange.into(), key.into(), options, b"x", properties).await.expect("sent");
-        // The broker's word for it comes with the next answer.
-        let passive = QueueDeclareOptions { passive: true, ..Default::default() };
-        refused(exchange, channel.queue_declare("none".into(), passive, FieldTable::default())).await;
+        assert!(error.to_string().contains("ACCESS_REFUSED"), "{exchange}: {error}");
     }
 
     async fn refused_to_configure(&self, queue: &str, exchange: &str) {
