@@ -46,14 +46,16 @@ impl fmt::Debug for EmbedInput {
     }
 }
 
-/// About how many tokens a request comes to, from its bytes: what it is let in by, before anybody has counted.
+/// About how many tokens a request comes to, from its bytes: what it is let in by, before anybody has counted. A worker stops where a
+/// request has too many, so none costs more than the most it may have.
 pub fn embed_cost(inputs: &[EmbedInput], instruction: Option<&str>) -> u64 {
     let each = TOKENS_BESIDE + instruction.map_or(0, |text| text.len() as u64 / BYTES_PER_TOKEN);
     let of = |input: &EmbedInput| match input {
         EmbedInput::Text(text) => text.len() as u64 / BYTES_PER_TOKEN,
         EmbedInput::Tokens(ids) => ids.len() as u64,
     };
-    inputs.iter().map(|input| each + of(input)).sum::<u64>() + TOKENS_BESIDE
+    let tokens = inputs.iter().map(|input| each + of(input)).sum::<u64>() + TOKENS_BESIDE;
+    tokens.min(EMBED_TOKENS_MAX)
 }
 
 /// What is wrong with the inputs.
@@ -447,5 +449,6 @@ mod tests {
         let word = [EmbedInput::Text("tide".to_owned())];
         assert_eq!(embed_cost(&word, None), 33);
         assert_eq!(embed_cost(&[EmbedInput::Tokens(vec![1; 100])], Some(&"x".repeat(400))), 232);
+        assert_eq!(embed_cost(&[EmbedInput::Text("x".repeat(7 << 20))], None), EMBED_TOKENS_MAX);
     }
 }

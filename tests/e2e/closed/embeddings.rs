@@ -152,15 +152,20 @@ async fn what_is_refused_is_cheap_and_paid_for() {
         took.push(word(&gateway, &b).await);
     }
     println!("beside bodies that are refused: {took:?}");
+    let mut refused = 0;
     for asked in asking {
         let (status, answer) = asked.await.unwrap();
-        assert_eq!((status, answer["error"]["code"].as_str()), (400, Some("too_many_tokens")), "{answer}");
+        match (status, answer["error"]["code"].as_str().unwrap()) {
+            (400, "too_many_tokens") => refused += 1,
+            // They stand in the way of each other, and of nobody else.
+            (503, "overloaded") => {}
+            _ => panic!("{status}: {answer}"),
+        }
     }
     let paid = charged(&cluster, &a);
-    assert!(
-        (4 * EMBED_TOKENS_MAX..4 * (EMBED_TOKENS_MAX + 70_000)).contains(&paid),
-        "to the limit and no further: {paid}"
-    );
+    assert!(refused > 0);
+    let range = refused * EMBED_TOKENS_MAX..refused * (EMBED_TOKENS_MAX + 70_000);
+    assert!(range.contains(&paid), "{refused} times to the limit and no further: {paid}");
 
     // One text that is far too long is known by its beginning, and the refusal is the same.
     let (status, answer) = post(&gateway, &a.api_key, body(json!(["a", "b c ".repeat(100_000)]))).await;
