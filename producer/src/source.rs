@@ -68,7 +68,7 @@ pub enum SourceError {
     /// S3 failed.
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// Over [`SPOOL_BYTES_MAX`].
+    /// Longer than what is spooled at most.
     #[error("{name} has more than {SPOOL_BYTES_MAX} bytes: submit it in parts, or as a file")]
     TooLong {
         /// The corpus.

@@ -14,7 +14,7 @@ pub const EMBED_REQUEST_BYTES_MAX: usize = 8 << 20;
 /// Most bytes of a model's name and of an instruction, as of a job's: an instruction is put before every input, so that a long
 /// one would be tokenized 2,048 times.
 const MODEL_BYTES_MAX: usize = 128;
-/// See [`MODEL_BYTES_MAX`].
+/// Longest instruction, in bytes: it stands in the message beside the texts.
 pub const EMBED_INSTRUCTION_BYTES_MAX: usize = 4096;
 /// Most bytes of a request's id: the gateway's have 32.
 const ID_BYTES_MAX: usize = 64;
