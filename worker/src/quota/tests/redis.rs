@@ -64,7 +64,7 @@ async fn one_chunk_asked_by_many_is_charged_once() {
 async fn tenants_and_jobs_and_contents_are_apart() {
     let server = Server::start().await;
     let quota = server.quota();
-    let first = charge(0, 10, limits(SLOW, 20, 20));
+    let first = charge(0, 10, limits(SLOW, 30, 30));
     let mut other_job = first.clone();
     other_job.work.of = "other".to_owned();
     let mut other_tenant = first.clone();
