@@ -11,7 +11,7 @@
 //! newcomer waits for at most one turn of each other tenant, however much they have waiting.
 //!
 //! **Two classes.** Texts that somebody waits for ([`Class::Synchronous`]) stand in a ring of their own, which is emptied
-//! before the other gets a token: bulk work takes what room they leave. But of [`BULK_EVERY`] batches one begins with bulk work,
+//! before the other gets a token: bulk work takes what room they leave. But of `BULK_EVERY` batches one begins with bulk work,
 //! while any waits: whoever keeps the synchronous ring full slows jobs down and stops none.
 //!
 //! **Batches.** A turn may span batches. When the text whose turn it is does not fit the room left, the batch is closed,

@@ -2,7 +2,7 @@
 //!
 //! **What is promised.** At most so many turns are taken at once, as there are cores. When one is free it goes to the tenants
 //! that wait in a circle, one piece each: a newcomer waits until one of the pieces under way ends and for one of each other
-//! tenant, however much they have waiting. Whose caller waits goes before jobs, but of [`JOBS_EVERY`] turns one is a job's.
+//! tenant, however much they have waiting. Whose caller waits goes before jobs, but of `JOBS_EVERY` turns one is a job's.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
