@@ -229,7 +229,7 @@ async fn listen(config: Config) -> std::io::Result<()> {
         workers: Workers::connect(config.broker.clone()),
         admission: Admission::new(config.answer_within),
         limits: RequestLimits::new(config.redis.clone()),
-        shared: Shared::new(config.redis),
+        shared: Shared::new(config.redis, config.store.bucket.clone()),
         store: Store::connect(&config.store).await,
         broker: config.broker,
         description: openapi::written(&config.model),

@@ -36,6 +36,8 @@ const UNREADABLE_MAX: usize = 10_000;
 #[derive(Clone)]
 pub(super) struct Shared {
     redis: Redis,
+    /// Whose gateways share work: those of one bucket.
+    bucket: String,
     reserve: Script,
     stored: Stored,
     /// The keys of objects that can't be read, so that each is logged once and costs no further look.
@@ -115,9 +117,9 @@ impl<'a> Reservation<'a> {
 }
 
 impl Shared {
-    pub(super) fn new(redis: Redis) -> Self {
+    pub(super) fn new(redis: Redis, bucket: String) -> Self {
         let (reserve, stored) = (Script::new(include_str!("reserve.lua")), Stored::new(redis.clone()));
-        Self { redis, reserve, stored, unreadable: Arc::default() }
+        Self { redis, bucket, reserve, stored, unreadable: Arc::default() }
     }
 
     /// How much each tenant has on S3.
@@ -175,7 +177,7 @@ impl Shared {
 
     /// The same for work that is no tenant's.
     pub(super) async fn hold_globally(&self, name: &str) -> Option<Held> {
-        self.hold_key(format!("vecmill:gateways:{name}")).await
+        self.hold_key(format!("vecmill:gateways:{}:{name}", self.bucket)).await
     }
 
     async fn hold_key(&self, key: String) -> Option<Held> {

@@ -1,13 +1,15 @@
 //! An HTTP server with limits on what a client may send before it is known, over TLS where a certificate is given.
 
 use std::convert::Infallible;
+use std::future::poll_fn;
 use std::io;
 use std::net::SocketAddr;
-use std::pin::pin;
+use std::pin::{Pin, pin};
+use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use axum::Router;
-use axum::body::Body;
+use axum::body::{Body, HttpBody};
 use axum::extract::ConnectInfo;
 use axum::http::header::{
     CACHE_CONTROL, CONTENT_SECURITY_POLICY, REFERRER_POLICY, STRICT_TRANSPORT_SECURITY, X_CONTENT_TYPE_OPTIONS,
@@ -15,7 +17,7 @@ use axum::http::header::{
 };
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Request};
 use clap::{Args, value_parser};
-use hyper::body::Incoming;
+use hyper::body::{Bytes, Frame, Incoming, SizeHint};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -38,6 +40,9 @@ const HEAD_MAX: Duration = Duration::from_secs(15);
 const HEAD_LEN_MAX: usize = 16 * 1024;
 /// Header fields of a request; browsers send 20.
 const FIELDS_MAX: usize = 64;
+/// How long, and how far, a body is read on that nobody wants: what a client sends before it has read the answer, and no more.
+const LINGER_MAX: Duration = Duration::from_secs(2);
+const LINGER_BYTES_MAX: usize = 16 << 20;
 /// After a failed `accept`: out of descriptors, which only time frees.
 const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
 
@@ -176,11 +181,13 @@ async fn converse<S>(
         request.extensions_mut().insert(ConnectInfo(peer));
         let mut routes = routes.clone();
         async move {
-            let mut response =
-                match routes.call(request.map(|body| Body::new(PatientBody::new(body, bounds.body_patience)))).await {
-                    Ok(response) => response,
-                    Err(never) => match never {},
-                };
+            let mut response = match routes
+                .call(request.map(|body| Body::new(PatientBody::new(Lingering::new(body), bounds.body_patience))))
+                .await
+            {
+                Ok(response) => response,
+                Err(never) => match never {},
+            };
             guard(response.headers_mut(), hsts);
             Ok::<_, Infallible>(response)
         }
@@ -193,6 +200,56 @@ async fn converse<S>(
         .serve_connection(TokioIo::new(stream), answer);
     // Clients that vanish or talk nonsense are theirs to explain.
     let _ = watcher.watch(connection).await;
+}
+
+/// A body that is read on for a while when nobody wants the rest of it: a client that was refused while it sends would find its
+/// connection reset, and not read why.
+struct Lingering(Option<Incoming>);
+
+impl Lingering {
+    fn new(body: Incoming) -> Self {
+        Self(Some(body))
+    }
+}
+
+impl HttpBody for Lingering {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        match &mut self.0 {
+            Some(body) => Pin::new(body).poll_frame(context),
+            None => Poll::Ready(None),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.0.as_ref().is_none_or(HttpBody::is_end_stream)
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.0.as_ref().map(HttpBody::size_hint).unwrap_or_default()
+    }
+}
+
+impl Drop for Lingering {
+    fn drop(&mut self) {
+        let Some(mut body) = self.0.take().filter(|body| !body.is_end_stream()) else { return };
+        // Out of a runtime nobody is left to read for.
+        let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
+        runtime.spawn(timeout(LINGER_MAX, async move {
+            let mut read = 0;
+            while let Some(Ok(frame)) = poll_fn(|context| Pin::new(&mut body).poll_frame(context)).await {
+                read += frame.data_ref().map_or(0, Bytes::len);
+                if read > LINGER_BYTES_MAX {
+                    break;
+                }
+            }
+        }));
+    }
 }
 
 fn guard(headers: &mut HeaderMap, hsts: Option<&'static str>) {
