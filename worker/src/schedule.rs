@@ -120,19 +120,20 @@ impl<T> Scheduler<T> {
     pub fn next_batch(&mut self) -> Vec<Item<T>> {
         let mut batch = Vec::new();
         let mut room_tokens = self.budget_tokens;
-        let bulk_waits = !self.bulk.ring.is_empty();
-        let bulk_first = bulk_waits && self.without_bulk + 1 >= BULK_EVERY;
+        let bulk_tokens = self.bulk.waiting_tokens;
+        let bulk_first = bulk_tokens > 0 && self.without_bulk + 1 >= BULK_EVERY;
         let (first, second) = match bulk_first {
             true => (&mut self.bulk, &mut self.synchronous),
             false => (&mut self.synchronous, &mut self.bulk),
         };
         first.fill(&mut room_tokens, &mut batch);
         // Of those who wait, one that did not fit any more opens the next batch.
-        let both = first.ring.is_empty();
-        if both {
+        if first.ring.is_empty() {
             second.fill(&mut room_tokens, &mut batch);
         }
-        self.without_bulk = if bulk_waits && !bulk_first && !both { self.without_bulk + 1 } else { 0 };
+        // Also where its next text did not fit into what the other ring has left.
+        let passed_over = bulk_tokens > 0 && self.bulk.waiting_tokens == bulk_tokens;
+        self.without_bulk = if passed_over { self.without_bulk + 1 } else { 0 };
         batch
     }
 

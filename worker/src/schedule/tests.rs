@@ -225,3 +225,19 @@ fn whoever_keeps_the_synchronous_ring_full_stops_no_job() {
         assert_eq!(batches, [0, 0, 0, 0, 0, 0, 0, 100], "one batch of eight");
     }
 }
+
+#[test]
+fn whoever_leaves_a_job_too_little_room_each_time_does_not_stop_it() {
+    let mut scheduler = Scheduler::new(100);
+    for place in 0..40 {
+        scheduler.push("job", Class::Bulk, row("job", place, 50));
+    }
+    // The synchronous ring is emptied by each batch, and the job's next text does not fit beside it.
+    let batches: Vec<i64> = (0..8)
+        .map(|place| {
+            scheduler.push("person", Class::Synchronous, row("person", place, 60));
+            tokens(&scheduler.next_batch(), "job")
+        })
+        .collect();
+    assert_eq!(batches, [0, 0, 0, 0, 0, 0, 0, 100], "one batch of eight begins with the job");
+}
