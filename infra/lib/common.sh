@@ -27,5 +27,10 @@ takes_no_arguments() {
     exit 2
 }
 
+# What numbers were measured on.
+print_machine() {
+    echo "machine: $(nproc) cores, $(awk '/MemTotal/ {printf "%.0f GiB", $2 / 1048576}' /proc/meminfo), load $(cut -d' ' -f1 /proc/loadavg), $(sed -n 's/^model name[^:]*: //p' /proc/cpuinfo | head -1)"
+}
+
 # A secret for one private instance, safe in a URL and in any configuration file.
 secret() { od -An -N20 -tx1 /dev/urandom | tr -d ' \n'; }

@@ -6,7 +6,7 @@ program_roles=(producer gateway worker)
 
 # role_secret KIND ROLE: the role's password or key on one of the servers. Made from the folder's own secret, so that it is the
 # same at each start and no list of them is kept.
-role_secret() { printf '%s:%s:%s' "$roles_secret" "$1" "$2" | openssl dgst -sha256 -hex | sed 's/.*= //' | cut -c 1-40; }
+role_secret() { printf '%s:%s:%s' "$roles_secret" "$1" "$2" | sha256sum | cut -c 1-40; }
 
 # test_prefix ROLE: what stands before the names of variables that are for tests, which play each role.
 test_prefix() { local name=${1^^}; printf 'VECMILL_TEST_%s_' "${name//-/_}"; }

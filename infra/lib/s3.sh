@@ -55,9 +55,6 @@ s3_stop() {
     rm -f "/tmp/seaweedfs-filer-$(($(port "$port_weed") + 4)).sock" "/tmp/seaweedfs-s3-$(port "$port_s3").sock"
 }
 
-# s3_keys PREFIX ID SECRET
-s3_keys() { printf 'export %sAWS_ACCESS_KEY_ID=%s\nexport %sAWS_SECRET_ACCESS_KEY=%s\n' "$1" "$2" "$1" "$3"; }
-
 s3_remove() { rm -rf "${dir:?}/s3"; }
 
 # s3_env [ROLE]
@@ -79,3 +76,6 @@ export VECMILL_TEST_S3_TLS=https://127.0.0.1:$(port "$port_s3_tls")
 export VECMILL_TEST_TLS_DIR=$dir/tls
 ENV
 }
+
+# s3_keys PREFIX ID SECRET
+s3_keys() { printf 'export %sAWS_ACCESS_KEY_ID=%s\nexport %sAWS_SECRET_ACCESS_KEY=%s\n' "$1" "$2" "$1" "$3"; }

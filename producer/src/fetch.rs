@@ -187,7 +187,7 @@ fn write_summary(dir: &Path, summary: &impl Serialize) -> Result<(), FetchError>
 /// Downloads one part unless it is there; gives the bytes downloaded.
 async fn fetch_part(store: &Store, keys: &JobKeys, part: &PartEntry, dir: &Path) -> Result<Option<u64>, FetchError> {
     let (name, key) = (format!("part-{:06}.parquet", part.chunk), keys.object(&part.path));
-    let download = async |path: &Path| Ok(store.download(None, &key, path).await?);
+    let download = async |path: &Path| Ok(store.download(&key, path).await?);
     place(dir, &name, key.clone(), part.sha256, download).await
 }
 

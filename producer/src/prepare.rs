@@ -7,7 +7,7 @@ use crate::{
     contract::{
         CONTRACT_VERSION, Input, JobKeys, JobSpec, MANIFEST_BYTES_MAX, Manifest, ManifestError, Precision, RunId,
     },
-    life::{Appended, Entry, Event as LifeEvent, Job, Ledger, LedgerError, Moot},
+    life::{Appended, Entry, Event as LifeEvent, Job, Ledger, LedgerError},
     read::{self, BadRow, InputFormat, ReadError, ReadOptions, Stop, StopOnDrop, stoppable},
     source::{Source, SourceError, Spooled},
     split::{Cut, Listing, SplitError, split},
@@ -63,9 +63,6 @@ pub struct Prepared {
     pub manifest: Manifest,
     /// SHA-256 of the manifest's bytes on S3.
     pub manifest_sha256: Digest,
-    /// Bytes of text in all chunks, 4 for each token id: what the job's tokens can be told from before anybody has counted
-    /// them, however small the corpus was compressed. An estimate for a manifest of before ([`Manifest::text_bytes`]).
-    pub text_bytes: u64,
 }
 
 impl Prepared {
@@ -181,8 +178,7 @@ pub async fn prepare_spooled(
     let prepared = |life: u32, bytes: &[u8]| {
         let (job, tenant, ledger, name) = (job.clone(), tenant.clone(), ledger.clone(), name.clone());
         let (manifest, manifest_sha256) = (Manifest::parse(bytes)?, Digest::of(bytes));
-        let text_bytes = manifest.text_bytes();
-        Ok::<_, PrepareError>(Prepared { job, tenant, life, ledger, name, manifest, manifest_sha256, text_bytes })
+        Ok::<_, PrepareError>(Prepared { job, tenant, life, ledger, name, manifest, manifest_sha256 })
     };
 
     if let Some(entry) = ledger.head().await?.filter(|entry| !entry.job.deleted)
@@ -251,20 +247,9 @@ pub async fn prepare_spooled(
     prepared(life, &bytes)
 }
 
-/// Ends the life of a corpus that was refused, and removes what it was cut into. Whoever else cut it for the same life sees that it
-/// is over. The refusal is what matters: a failure here is for the log only.
+/// Ends the life of a corpus that was refused. The refusal is what matters: a failure here is for the log only.
 async fn abandon(ledger: &Ledger, life: u32) {
-    let abandoning = async {
-        let abandoned = ledger.append(|head| match head {
-            Some(head) if head.job.life == life => Ok(LifeEvent::Abandon),
-            _ => Err(Moot::Superseded),
-        });
-        if let Appended::Written(_) = abandoned.await? {
-            ledger.remove(life).await?;
-        }
-        Ok::<(), LedgerError>(())
-    };
-    if let Err(error) = abandoning.await {
+    if let Err(error) = ledger.abandon(life).await {
         tracing::warn!(%error, "a refused corpus has left objects behind");
     }
 }

@@ -146,10 +146,12 @@ impl Source {
         };
         if let Some((bucket, key)) = object {
             let path = temporary(&name)?;
-            let Some((bytes, sha256)) = store.download_within(bucket, key, &path, SPOOL_BYTES_MAX).await? else {
-                return Err(SourceError::TooLong { name });
+            let downloaded = store.download_within(bucket, key, &path, SPOOL_BYTES_MAX).await;
+            return match downloaded {
+                Ok((bytes, sha256)) => Ok(Spooled { path: path.to_path_buf(), bytes, sha256, name, spool: Some(path) }),
+                Err(error) if error.is_too_long() => Err(SourceError::TooLong { name }),
+                Err(error) => Err(error.into()),
             };
-            return Ok(Spooled { path: path.to_path_buf(), bytes, sha256, name, spool: Some(path) });
         }
         let source = self.clone();
         stoppable(move |stop| match &source {

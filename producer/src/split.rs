@@ -21,8 +21,8 @@ const CUT_MAX: usize = 4;
 const REJECTED_BLOCK_BYTES: usize = 1 << 20;
 /// Most bad rows that are listed one by one: more than anybody reads, and with their reasons some 15 MB. The others are counted.
 pub const REJECTED_LISTED_MAX: u64 = 100_000;
-/// Most bytes of the list of bad rows for any corpus. For a larger one there may be as many as it has itself: what a few bytes decode to
-/// must not be stored as many times their size.
+/// Bytes that the list of bad rows may have for any corpus; beyond them it may have as many as the corpus itself: what a few bytes decode
+/// to must not be stored as many times their size.
 const REJECTED_FREE_BYTES: u64 = 1 << 20;
 /// Bytes of a line of the list besides its words.
 const REJECTED_LINE_BYTES: u64 = 48;

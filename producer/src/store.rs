@@ -1,6 +1,7 @@
 //! S3, as Vecmill uses it: whole small objects under keys that the contract makes, listings, and streams of what tenants
 //! upload and download.
 
+mod list;
 mod upload;
 
 use std::{
@@ -17,7 +18,7 @@ use aws_sdk_s3::{
         retry::RetryConfig, timeout::TimeoutConfig,
     },
     error::{DisplayErrorContext, ProvideErrorMetadata, SdkError},
-    operation::list_objects_v2::ListObjectsV2Output,
+    operation::head_object::HeadObjectOutput,
 };
 use aws_smithy_http_client::{
     Builder as HttpClientBuilder,
@@ -39,8 +40,6 @@ use vecmill_signer::{
 const ATTEMPTS_MAX: u32 = 3;
 /// Tells whether the server keeps conditions. No tenant's name begins with an underscore.
 const CONDITIONS_KEY: &str = "_conditional-writes";
-/// Objects in a page of a listing, at most.
-const PAGE_MAX: i32 = 1000;
 /// Tries of a conditional write that another's comes in between of.
 const CONFLICTS_MAX: u32 = 10;
 
@@ -62,7 +61,7 @@ pub struct StoreSettings {
     pub region: String,
 }
 
-pub use self::upload::Upload;
+pub use self::{list::Object, upload::Upload};
 
 /// An access key, where it is not to come from the standard chain.
 pub struct StoreCredentials {
@@ -134,6 +133,10 @@ impl StoreError {
         Self { action, key: key.to_owned(), message, too_long: false, not_understood: false }
     }
 
+    fn too_long(key: &str, message: String) -> Self {
+        Self { too_long: true, ..Self::other("read", key, message) }
+    }
+
     fn other(action: &'static str, key: &str, message: impl ToString) -> Self {
         Self { action, key: key.to_owned(), message: message.to_string(), too_long: false, not_understood: false }
     }
@@ -155,27 +158,6 @@ fn trusting(ca_pem: Vec<u8>) -> SharedHttpClient {
         Ok(context) => builder.tls_context(context).build_https(),
         // Never the system's authorities in the place of those that were asked for.
         Err(_) => HttpClientBuilder::new().build_http(),
-    }
-}
-
-/// An object in a listing.
-#[derive(Clone, Debug)]
-pub struct Object {
-    /// Its key.
-    pub key: String,
-    /// Its size in bytes.
-    pub bytes: u64,
-    /// When it was last written, as Unix seconds.
-    pub modified_s: f64,
-}
-
-impl Object {
-    fn of(object: &aws_sdk_s3::types::Object) -> Self {
-        Self {
-            key: object.key().unwrap_or_default().to_owned(),
-            bytes: object.size().unwrap_or_default() as u64,
-            modified_s: object.last_modified().map(|time| time.as_secs_f64()).unwrap_or_default(),
-        }
     }
 }
 
@@ -260,8 +242,7 @@ impl Store {
         };
         let bytes = answer.content_length().unwrap_or_default();
         if bytes > bytes_max as i64 {
-            let message = format!("it has {bytes} bytes, at most {bytes_max} are taken");
-            return Err(StoreError { too_long: true, ..StoreError::other("read", key, message) });
+            return Err(StoreError::too_long(key, format!("it has {bytes} bytes, at most {bytes_max} are taken")));
         }
         let body = answer.body.collect().await.map_err(|error| StoreError::other("read", key, error))?;
         Ok(Some(body.into_bytes()))
@@ -351,17 +332,20 @@ impl Store {
 
     /// When an object was last written, as Unix seconds, or `None` where there is none.
     pub async fn modified_s(&self, key: &str) -> Result<Option<f64>, StoreError> {
-        match self.client.head_object().bucket(&self.bucket).key(key).send().await {
-            Ok(found) => Ok(Some(found.last_modified().map(|time| time.as_secs_f64()).unwrap_or_default())),
-            Err(error) if error.as_service_error().is_some_and(|error| error.is_not_found()) => Ok(None),
-            Err(error) => Err(StoreError::new("look for", key, error)),
-        }
+        let found = self.head(key).await?;
+        Ok(found.map(|found| found.last_modified().map(|time| time.as_secs_f64()).unwrap_or_default()))
     }
 
     /// An object's length, or `None` where there is none.
     pub async fn bytes(&self, key: &str) -> Result<Option<u64>, StoreError> {
+        let found = self.head(key).await?;
+        Ok(found.map(|found| found.content_length().unwrap_or_default().unsigned_abs()))
+    }
+
+    /// What S3 says of an object, or `None` where there is none.
+    async fn head(&self, key: &str) -> Result<Option<HeadObjectOutput>, StoreError> {
         match self.client.head_object().bucket(&self.bucket).key(key).send().await {
-            Ok(found) => Ok(Some(found.content_length().unwrap_or_default().unsigned_abs())),
+            Ok(found) => Ok(Some(found)),
             Err(error) if error.as_service_error().is_some_and(|error| error.is_not_found()) => Ok(None),
             Err(error) => Err(StoreError::new("look for", key, error)),
         }
@@ -375,100 +359,19 @@ impl Store {
         }
     }
 
-    /// All objects under `prefix` in the keys' order, those after `start_after` where given.
-    pub async fn list(&self, prefix: &str, start_after: Option<&str>) -> Result<Vec<Object>, StoreError> {
-        let mut objects = Vec::new();
-        self.each_page(prefix, start_after, None, None, |page| {
-            objects.extend(page.contents().iter().map(Object::of));
-            true
-        })
-        .await?;
-        Ok(objects)
+    /// Streams an object into a file; gives its size and SHA-256.
+    pub async fn download(&self, key: &str, path: &Path) -> Result<(u64, Digest), StoreError> {
+        self.download_within(None, key, path, u64::MAX).await
     }
 
-    /// The first `count` of [`Self::list`], in little more requests than they take.
-    pub async fn list_some(
-        &self,
-        prefix: &str,
-        start_after: Option<&str>,
-        count: usize,
-    ) -> Result<Vec<Object>, StoreError> {
-        let mut objects = Vec::new();
-        let page_max = i32::try_from(count).ok();
-        self.each_page(prefix, start_after, None, page_max, |page| {
-            objects.extend(page.contents().iter().map(Object::of));
-            objects.len() < count
-        })
-        .await?;
-        objects.truncate(count);
-        Ok(objects)
-    }
-
-    /// Shows `take` every page of objects under `prefix`, in flat memory, whatever their number.
-    pub async fn each(&self, prefix: &str, mut take: impl FnMut(&[Object])) -> Result<(), StoreError> {
-        self.each_page(prefix, None, None, None, |page| {
-            take(&page.contents().iter().map(Object::of).collect::<Vec<_>>());
-            true
-        })
-        .await
-    }
-
-    /// The "folders" directly under `prefix`, each with its trailing slash.
-    pub async fn list_folders(&self, prefix: &str) -> Result<Vec<String>, StoreError> {
-        let mut folders = Vec::new();
-        self.each_page(prefix, None, Some("/"), None, |page| {
-            folders.extend(page.common_prefixes().iter().filter_map(|folder| folder.prefix().map(str::to_owned)));
-            true
-        })
-        .await?;
-        Ok(folders)
-    }
-
-    /// Calls `take` with each page, until it wants no more.
-    async fn each_page(
-        &self,
-        prefix: &str,
-        start_after: Option<&str>,
-        delimiter: Option<&str>,
-        page_max: Option<i32>,
-        mut take: impl FnMut(&ListObjectsV2Output) -> bool,
-    ) -> Result<(), StoreError> {
-        let mut token: Option<String> = None;
-        loop {
-            let page = self
-                .client
-                .list_objects_v2()
-                .bucket(&self.bucket)
-                .prefix(prefix)
-                .set_start_after(start_after.map(str::to_owned))
-                .set_delimiter(delimiter.map(str::to_owned))
-                .set_continuation_token(token.take())
-                .set_max_keys(page_max.map(|max| max.min(PAGE_MAX)))
-                .send()
-                .await
-                .map_err(|error| StoreError::new("list", prefix, error))?;
-            let more = take(&page);
-            match page.next_continuation_token() {
-                Some(next) if more && page.is_truncated() == Some(true) => token = Some(next.to_owned()),
-                _ => return Ok(()),
-            }
-        }
-    }
-
-    /// Streams an object of any bucket that the credentials open into a file; gives its size and SHA-256.
-    pub async fn download(&self, bucket: Option<&str>, key: &str, path: &Path) -> Result<(u64, Digest), StoreError> {
-        let downloaded = self.download_within(bucket, key, path, u64::MAX).await?;
-        downloaded.ok_or_else(|| StoreError::other("download", key, "it has no end"))
-    }
-
-    /// [`Self::download`] of an object that has at most so many bytes; `None` where it has more.
+    /// [`Self::download`] from any bucket that the credentials open. More than `bytes_max` is an error.
     pub async fn download_within(
         &self,
         bucket: Option<&str>,
         key: &str,
         path: &Path,
         bytes_max: u64,
-    ) -> Result<Option<(u64, Digest)>, StoreError> {
+    ) -> Result<(u64, Digest), StoreError> {
         let bucket = bucket.unwrap_or(&self.bucket);
         let answer = self
             .client
@@ -484,13 +387,13 @@ impl Store {
         let mut hasher = crate::digest::Hasher::default();
         let mut left = bytes_max;
         while let Some(bytes) = body.try_next().await.map_err(|error| failed(&error))? {
-            let Some(still) = left.checked_sub(bytes.len() as u64) else { return Ok(None) };
-            left = still;
+            let still = left.checked_sub(bytes.len() as u64);
+            left = still.ok_or_else(|| StoreError::too_long(key, format!("at most {bytes_max} bytes are taken")))?;
             hasher.update(&bytes);
             file.write_all(&bytes).await.map_err(|error| failed(&error))?;
         }
         file.flush().await.map_err(|error| failed(&error))?;
-        Ok(Some(hasher.finish()))
+        Ok(hasher.finish())
     }
 }
 

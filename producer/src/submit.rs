@@ -198,8 +198,7 @@ pub async fn repair(
         let manifest = Manifest::parse(&bytes).map_err(StatusError::from)?;
         let (job, tenant, ledger) = (job.clone(), tenant.clone(), ledger.clone());
         let (name, manifest_sha256) = (was.name.clone().unwrap_or_default(), Digest::of(&bytes));
-        let text_bytes = manifest.text_bytes();
-        let prepared = Prepared { job, tenant, life, ledger, name, manifest, manifest_sha256, text_bytes };
+        let prepared = Prepared { job, tenant, life, ledger, name, manifest, manifest_sha256 };
         match entry.job.plan(life, true) {
             Plan::Reopen => return Ok(None),
             Plan::Conclude => drop(concluded(&prepared, entry).await?),

@@ -20,7 +20,7 @@ use std::time::Duration;
 
 use futures_util::future::try_join_all;
 use lapin::{
-    Channel, Connection, ErrorKind, ExchangeKind,
+    Channel, Connection, ErrorKind, ExchangeKind, Queue,
     options::{ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions},
     protocol::AMQPSoftError,
     types::{AMQPValue, FieldTable},
@@ -180,10 +180,7 @@ impl Topology {
 
     /// How many workers compute in a precision. Where the topology is not declared, the channel is closed by the question.
     pub async fn workers_in(&self, channel: &Channel, precision: Precision) -> Result<u32, lapin::Error> {
-        let queue = self.computes_queue(precision);
-        let options = QueueDeclareOptions { passive: true, ..Default::default() };
-        let queue = channel.queue_declare(queue.as_str().into(), options, FieldTable::default()).await?;
-        Ok(queue.consumer_count())
+        Ok(look_at(channel, &self.computes_queue(precision)).await?.consumer_count())
     }
 
     /// The exchange on which gateways say that nobody waits for a synchronous request any more.
@@ -285,6 +282,12 @@ impl Topology {
     }
 }
 
+/// How a queue stands, without declaring it. To look takes no right on the broker; of one that is not there the answer closes the channel.
+pub async fn look_at(channel: &Channel, queue: &str) -> Result<Queue, lapin::Error> {
+    let options = QueueDeclareOptions { passive: true, ..Default::default() };
+    channel.queue_declare(queue.into(), options, FieldTable::default()).await
+}
+
 /// Asks for names without declaring them, all at once, on a channel of its own: a no closes it.
 async fn check(connection: &Connection, exchanges: Vec<String>, queues: Vec<String>) -> Result<(), TopologyError> {
     let channel = connection.create_channel().await?;
@@ -297,8 +300,7 @@ async fn check(connection: &Connection, exchanges: Vec<String>, queues: Vec<Stri
     }));
     exchanges.await?;
     let queues = try_join_all(queues.iter().map(|name| {
-        let options = QueueDeclareOptions { passive: true, ..Default::default() };
-        let asked = channel.queue_declare(name.as_str().into(), options, FieldTable::default());
+        let asked = look_at(&channel, name);
         async move { asked.await.map_err(|error| missing("the queue", name, error)) }
     }));
     queues.await?;

@@ -128,10 +128,6 @@ impl Minter {
     }
 
     /// Signs a submission token that lives [`SUBMISSION_LIFETIME_S`]; its one scope is `jobs:submit`, whatever is asked for.
-    pub fn mint_submission(&self, request: AccessRequest) -> Result<(String, AccessClaims), MintError> {
-        self.mint_submission_at(request, unix_now())
-    }
-
     pub(crate) fn mint_submission_at(
         &self,
         request: AccessRequest,
@@ -168,10 +164,6 @@ impl Minter {
     }
 
     /// Signs an embed token that lives [`EMBED_LIFETIME_S`].
-    pub fn mint_embed(&self, request: EmbedRequest) -> Result<(String, EmbedClaims), MintError> {
-        self.mint_embed_at(request, unix_now())
-    }
-
     pub(crate) fn mint_embed_at(&self, request: EmbedRequest, now: u64) -> Result<(String, EmbedClaims), MintError> {
         let claims = EmbedClaims {
             iss: self.issuer.clone(),

@@ -8,6 +8,7 @@ mod events;
 mod grants;
 mod revocations;
 mod roles;
+mod settings;
 mod signing_keys;
 mod tenants;
 
@@ -34,9 +35,10 @@ pub use events::{AuditEvent, AuditFilter};
 pub(crate) use grants::NotGranted;
 pub(crate) use revocations::Revoked;
 pub use roles::Role;
+pub use settings::{Ceiling, SettingsPatch, TenantSettings};
+pub(crate) use settings::{DIMENSIONS_MAX, WINDOW_S_MIN};
 pub use signing_keys::{Held, SigningKeyInfo, SigningKeyState};
-pub use tenants::{Ceiling, SettingsPatch, Tenant, TenantSettings};
-pub(crate) use tenants::{DIMENSIONS_MAX, WINDOW_S_MIN};
+pub use tenants::Tenant;
 
 use crate::time::unix_now;
 use crate::vault::VaultError;

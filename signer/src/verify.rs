@@ -1,10 +1,11 @@
 //! Checking tokens. The only place where a [`VerifiedAccess`] or [`VerifiedGrant`] is made, so that holding one is proof.
 //!
 //! The order is fixed, cheap and untrusting first: length, header (pinned algorithm, exact type, no field that steers the
-//! check), key from the pinned set, signature, then typed claims, issuer and audience, then times, then revocation. Of an access token
-//! that was seen before, signature and claims are remembered; the rest is checked at every sight.
+//! check), key from the pinned set, signature, then typed claims, issuer and audience, then times, then revocation. Of an access or embed
+//! token that was seen before, signature and claims are remembered; the rest is checked at every sight.
 
-use std::net::IpAddr;
+mod verified;
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,9 +14,8 @@ use jsonwebtoken::{Algorithm, DecodingKey, Validation, decode};
 use serde::de::DeserializeOwned;
 
 use crate::claims::{
-    ACCESS_AUDIENCE, ACCESS_TYPE, AccessClaims, Digest, EMBED_AUDIENCE, EMBED_TYPE, EmbedClaims, GRANT_AUDIENCE,
-    GRANT_TYPE, GrantClaims, JobId, Limits, REVOCATIONS_AUDIENCE, RevocationClaims, RunId, SUBMISSION_AUDIENCE,
-    SUBMISSION_TYPE, Scope, TenantId,
+    ACCESS_AUDIENCE, ACCESS_TYPE, AccessClaims, EMBED_AUDIENCE, EMBED_TYPE, EmbedClaims, GRANT_AUDIENCE, GRANT_TYPE,
+    GrantClaims, JobId, REVOCATIONS_AUDIENCE, RevocationClaims, SUBMISSION_AUDIENCE, SUBMISSION_TYPE, Scope,
 };
 use crate::genuine::{Genuine, Print};
 use crate::header::{is_kid, kid_of};
@@ -25,8 +25,9 @@ use crate::keys::PublicKey;
 use crate::mint::{EMBED_LIFETIME_S, SUBMISSION_LIFETIME_S, install_crypto};
 pub use crate::refusal::Refusal;
 pub use crate::remote_keys::RemoteKeys;
-use crate::revocations::{Feed, Name, Subject};
+use crate::revocations::{Feed, Subject};
 use crate::time::unix_now;
+pub use verified::{RevokedGrant, VerifiedAccess, VerifiedEmbed, VerifiedGrant, VerifiedSubmission};
 
 /// Longest token that is parsed at all. Ours are under 1 KiB; a 20 MB claim would cost seconds to refuse.
 const TOKEN_LEN_MAX: usize = 8 * 1024;
@@ -352,278 +353,5 @@ impl Times {
             return Err(Refusal::NotYetValid);
         }
         Ok(())
-    }
-}
-
-/// An access token that passed every check.
-#[derive(Debug, Clone)]
-pub struct VerifiedAccess {
-    kid: String,
-    claims: Arc<AccessClaims>,
-}
-
-impl VerifiedAccess {
-    fn subject(&self) -> Subject<'_> {
-        Subject {
-            kid: &self.kid,
-            tenant: &self.claims.sub,
-            key_id: &self.claims.client_id,
-            epoch: self.claims.epoch,
-            issued_at: self.claims.iat,
-            is_submission: self.claims.aud == SUBMISSION_AUDIENCE,
-            name: Name::Token { id: &self.claims.jti, parent: self.claims.parent.as_deref() },
-        }
-    }
-
-    /// The tenant.
-    pub fn tenant(&self) -> &TenantId {
-        &self.claims.sub
-    }
-
-    /// The API key behind the token.
-    pub fn key_id(&self) -> &str {
-        &self.claims.client_id
-    }
-
-    /// Address of the socket that asked for the token.
-    pub fn client_addr(&self) -> Option<&str> {
-        self.claims.client_addr.as_deref()
-    }
-
-    /// Whether the token carries `scope`.
-    pub fn has_scope(&self, scope: Scope) -> bool {
-        self.claims.scope.split(' ').any(|name| name == scope.as_str())
-    }
-
-    /// The scopes it carries, space-separated.
-    pub fn scope(&self) -> &str {
-        &self.claims.scope
-    }
-
-    /// Whether the token may be shown by a socket of this address.
-    pub fn may_come_from(&self, address: IpAddr) -> bool {
-        self.claims.sources.is_empty() || self.claims.sources.iter().any(|source| source.contains(address))
-    }
-
-    /// Quota of the tenant.
-    pub fn limits(&self) -> Limits {
-        self.claims.limits
-    }
-
-    /// Revocation epoch of the tenant at minting.
-    pub fn epoch(&self) -> u64 {
-        self.claims.epoch
-    }
-
-    /// The token's own id.
-    pub fn token_id(&self) -> &str {
-        &self.claims.jti
-    }
-
-    /// The token that it was made with, if it was made with one: then it is a submission token.
-    pub(crate) fn parent(&self) -> Option<&str> {
-        self.claims.parent.as_deref()
-    }
-
-    /// Whether it is a submission token's.
-    pub(crate) fn is_submission(&self) -> bool {
-        self.claims.aud == SUBMISSION_AUDIENCE
-    }
-
-    /// When it was issued, Unix seconds.
-    pub fn issued_at(&self) -> u64 {
-        self.claims.iat
-    }
-
-    /// When it expires, Unix seconds.
-    pub fn expires_at(&self) -> u64 {
-        self.claims.exp
-    }
-}
-
-/// A submission token that passed every check: it may ask for grants, and for nothing else.
-#[derive(Debug, Clone)]
-pub struct VerifiedSubmission(VerifiedAccess);
-
-impl VerifiedSubmission {
-    /// Who may ask, with `jobs:submit` for its one scope.
-    pub(crate) fn into_access(self) -> VerifiedAccess {
-        self.0
-    }
-}
-
-/// An embed token that passed every check: it may have texts computed at once, and nothing else.
-#[derive(Debug, Clone)]
-pub struct VerifiedEmbed {
-    kid: String,
-    claims: Arc<EmbedClaims>,
-}
-
-impl VerifiedEmbed {
-    fn subject(&self) -> Subject<'_> {
-        Subject {
-            kid: &self.kid,
-            tenant: &self.claims.sub,
-            key_id: &self.claims.client_id,
-            epoch: self.claims.epoch,
-            issued_at: self.claims.iat,
-            is_submission: false,
-            name: Name::Token { id: &self.claims.jti, parent: Some(&self.claims.parent) },
-        }
-    }
-
-    /// The tenant.
-    pub fn tenant(&self) -> &TenantId {
-        &self.claims.sub
-    }
-
-    /// The API key behind the token.
-    pub fn key_id(&self) -> &str {
-        &self.claims.client_id
-    }
-
-    /// Address of the socket that asked for the token.
-    pub fn client_addr(&self) -> Option<&str> {
-        self.claims.client_addr.as_deref()
-    }
-
-    /// The one model that may be used.
-    pub fn model(&self) -> &str {
-        &self.claims.model
-    }
-
-    /// Longest vectors that the tenant may have.
-    pub fn dimensions_max(&self) -> u32 {
-        self.claims.dimensions_max
-    }
-
-    /// Quota of the tenant.
-    pub fn limits(&self) -> Limits {
-        self.claims.limits
-    }
-
-    /// Revocation epoch of the tenant at minting.
-    pub fn epoch(&self) -> u64 {
-        self.claims.epoch
-    }
-
-    /// The token's own id.
-    pub fn token_id(&self) -> &str {
-        &self.claims.jti
-    }
-
-    /// The access token that it was made with, by its `jti`.
-    pub(crate) fn parent(&self) -> &str {
-        &self.claims.parent
-    }
-
-    /// When it was issued, Unix seconds.
-    pub fn issued_at(&self) -> u64 {
-        self.claims.iat
-    }
-
-    /// When it expires, Unix seconds.
-    pub fn expires_at(&self) -> u64 {
-        self.claims.exp
-    }
-}
-
-/// A job grant that the signer did give and has revoked since: good for telling its job so, and for nothing else.
-#[derive(Debug, Clone)]
-pub struct RevokedGrant {
-    /// What it was.
-    pub grant: VerifiedGrant,
-    /// Why it is no longer.
-    pub refusal: Refusal,
-}
-
-/// A job grant that passed every check a token can be put to by itself.
-#[derive(Debug, Clone)]
-pub struct VerifiedGrant {
-    kid: String,
-    claims: GrantClaims,
-}
-
-impl VerifiedGrant {
-    fn subject(&self) -> Subject<'_> {
-        Subject {
-            kid: &self.kid,
-            tenant: &self.claims.sub,
-            key_id: &self.claims.key_id,
-            epoch: self.claims.epoch,
-            issued_at: self.claims.iat,
-            is_submission: false,
-            name: Name::Job(&self.claims.jti),
-        }
-    }
-
-    /// The tenant.
-    pub fn tenant(&self) -> &TenantId {
-        &self.claims.sub
-    }
-
-    /// The job, which is also the grant's own id.
-    pub fn job(&self) -> &JobId {
-        &self.claims.jti
-    }
-
-    /// The API key that asked.
-    pub fn key_id(&self) -> &str {
-        &self.claims.key_id
-    }
-
-    /// Address of the socket that asked.
-    pub fn client_addr(&self) -> Option<&str> {
-        self.claims.client_addr.as_deref()
-    }
-
-    /// SHA-256 of the manifest's raw bytes.
-    pub fn manifest_sha256(&self) -> Digest {
-        self.claims.manifest_sha256
-    }
-
-    /// The model.
-    pub fn model(&self) -> &str {
-        &self.claims.model
-    }
-
-    /// Length of each vector.
-    pub fn dimensions(&self) -> u32 {
-        self.claims.dimensions
-    }
-
-    /// Ceiling on the job's rows.
-    pub fn rows(&self) -> u64 {
-        self.claims.rows
-    }
-
-    /// Queue lane of the tenant.
-    pub fn lane(&self) -> u32 {
-        self.claims.lane
-    }
-
-    /// The run of the job that it is for.
-    pub fn run(&self) -> RunId {
-        RunId { life: self.claims.life.unwrap_or_default(), run: self.claims.run.unwrap_or_default() }
-    }
-
-    /// Token quota of the tenant.
-    pub fn limits(&self) -> Limits {
-        self.claims.limits
-    }
-
-    /// Revocation epoch of the tenant at minting.
-    pub fn epoch(&self) -> u64 {
-        self.claims.epoch
-    }
-
-    /// When it was issued, Unix seconds.
-    pub fn issued_at(&self) -> u64 {
-        self.claims.iat
-    }
-
-    /// When it expires, Unix seconds.
-    pub fn expires_at(&self) -> u64 {
-        self.claims.exp
     }
 }

@@ -2,7 +2,6 @@
 
 use std::{
     collections::BTreeSet,
-    io::Write,
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -13,7 +12,7 @@ use parquet::arrow::ArrowWriter;
 use serde_json::{Value, json};
 use vecmill_producer::part;
 use vecmill_signer::claims::JobId;
-use vecmill_tests::{Cluster, Tenant, WorkerOptions, program::json_of};
+use vecmill_tests::{Cluster, Tenant, WorkerOptions, bombs::gzip, program::json_of};
 
 const LIMIT: Duration = Duration::from_secs(60);
 
@@ -122,12 +121,6 @@ fn cases() -> Vec<Case> {
             )
         },
     ]
-}
-
-fn gzip(bytes: &[u8]) -> Vec<u8> {
-    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
-    encoder.write_all(bytes).unwrap();
-    encoder.finish().unwrap()
 }
 
 fn parquet() -> Vec<u8> {

@@ -12,12 +12,7 @@ use std::{
 };
 
 use axum::{Json, Router, routing::get};
-use futures_util::StreamExt as _;
-use lapin::{
-    BasicProperties,
-    options::{BasicConsumeOptions, BasicPublishOptions},
-    types::FieldTable,
-};
+use lapin::types::FieldTable;
 use serde_json::{Value, json};
 use vecmill_producer::{
     contract::{
@@ -44,6 +39,8 @@ use vecmill_tests::{
     eventually,
     forge::{ForgeKey, sign_hs256, unsigned},
     job::{FIRST_RUN, first_run, spec},
+    receivers::served,
+    requests::Asker,
 };
 use vecmill_worker::audit::{AuditRecord, Decision};
 
@@ -91,10 +88,27 @@ impl Job {
 
     /// The claims with some of them replaced.
     fn claims_with(&self, changes: Value) -> Value {
-        let mut claims = self.claims();
-        let changes = changes.as_object().unwrap().clone();
-        claims.as_object_mut().unwrap().extend(changes);
-        claims
+        with(self.claims(), changes)
+    }
+
+    /// What an honest signer would put into an access token of the job's tenant.
+    fn access_claims(&self, scope: &str) -> Value {
+        let claims = self.claims();
+        json!({
+            "iss": claims["iss"], "sub": claims["sub"], "aud": "vecmill-api", "jti": claims["jti"], "iat": claims["iat"],
+            "nbf": claims["nbf"], "exp": now() + 300, "scope": scope, "client_id": "test", "limits": claims["limits"],
+            "epoch": 0,
+        })
+    }
+
+    /// What an honest signer would put into an embed token of the job's tenant.
+    fn embed_claims(&self) -> Value {
+        let claims = self.claims();
+        json!({
+            "iss": claims["iss"], "sub": claims["sub"], "aud": "vecmill-embed", "jti": "ab".repeat(16),
+            "iat": claims["iat"], "nbf": claims["nbf"], "exp": now() + 90, "model": MODEL, "dimensions_max": 64,
+            "client_id": "test", "parent": "cd".repeat(16), "limits": claims["limits"], "epoch": 0,
+        })
     }
 
     fn chunk(&self, chunk: u32) -> String {
@@ -123,14 +137,32 @@ struct Case {
     chunk: Option<(JobKeys, u32)>,
 }
 
+/// An object with some of its entries replaced.
+fn with(mut object: Value, changes: Value) -> Value {
+    object.as_object_mut().unwrap().extend(changes.as_object().unwrap().clone());
+    object
+}
+
 /// Everything that the test holds.
 struct Scene {
     cluster: Cluster,
     store: Store,
     key: ForgeKey,
+    /// How often the signer was asked for its keys.
+    jwks_asked: Arc<AtomicUsize>,
 }
 
 impl Scene {
+    /// A cluster whose signer is the test.
+    async fn new() -> Self {
+        let key = ForgeKey::new(FORGE_SEED);
+        let (signer, jwks_asked) = serve_as_signer(&key).await;
+        let mut cluster = Cluster::without_signer(Servers::shared());
+        cluster.env.insert("VECMILL_SIGNER_URL".to_owned(), signer);
+        let store = cluster.store().await;
+        Self { cluster, store, key, jwks_asked }
+    }
+
     async fn job(&self, tenant: &str, seed: u64, spec: JobSpec) -> Job {
         let tenant: TenantId = format!("{}-{tenant}", self.cluster.unique()).parse().unwrap();
         let path = write_jsonl(self.cluster.dir.path(), &format!("{tenant}-{seed}.jsonl"), &texts(seed, 9));
@@ -197,24 +229,17 @@ async fn serve_as_signer(key: &ForgeKey) -> (String, Arc<AtomicUsize>) {
         counter.fetch_add(1, Ordering::SeqCst);
         std::future::ready(Json(jwks))
     });
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let listen = listener.local_addr().unwrap();
     let minter = Minter::new(DEFAULT_ISSUER.to_owned(), SigningKey::from_seed(&[FORGE_SEED; 32]).unwrap());
     let minter = Arc::new(minter);
     let statement = get(move || std::future::ready(minter.mint_revocations(RevocationClaims::default()).unwrap()));
     let routes = Router::new().route("/.well-known/jwks.json", handler).route("/v1/revocations/2", statement);
-    tokio::spawn(async move { axum::serve(listener, routes).await });
-    (format!("http://{listen}"), asked)
+    (format!("http://{}", served(routes).await), asked)
 }
 
 /// Messages whose grant, or whose claim on a job, proves nothing.
 fn refused(scene: &Scene, job: &Job) -> Vec<Case> {
     let key = &scene.key;
-    let header = |changes: Value| {
-        let mut header = key.grant_header();
-        header.as_object_mut().unwrap().extend(changes.as_object().unwrap().clone());
-        header
-    };
+    let header = |changes: Value| with(key.grant_header(), changes);
     let claims = job.claims();
     let with = |changes: Value| scene.grant(&job.claims_with(changes));
     let grants = [
@@ -309,12 +334,7 @@ fn refused(scene: &Scene, job: &Job) -> Vec<Case> {
 /// The control of each is [`Scene::good`]: the same header, claims and key.
 fn attacks(scene: &Scene, job: &Job) -> Vec<Case> {
     let claims = job.claims();
-    let access = json!({
-        "iss": claims["iss"], "sub": claims["sub"], "aud": "vecmill-api", "jti": claims["jti"], "iat": claims["iat"],
-        "nbf": claims["nbf"], "exp": now() + 300, "scope": "jobs:submit", "client_id": "test",
-        "limits": claims["limits"], "epoch": 0,
-    });
-    let embed = embed_claims(job);
+    let (access, embed) = (job.access_claims("jobs:submit"), job.embed_claims());
     let mut cases = Vec::new();
     for (kind, own, other) in
         [(Kind::Grant, &claims, &access), (Kind::Access, &access, &claims), (Kind::Embed, &embed, &access)]
@@ -339,33 +359,13 @@ fn attacks(scene: &Scene, job: &Job) -> Vec<Case> {
     cases
 }
 
-/// What an honest signer would put into an embed token of the job's tenant.
-fn embed_claims(job: &Job) -> Value {
-    let claims = job.claims();
-    json!({
-        "iss": claims["iss"], "sub": claims["sub"], "aud": "vecmill-embed", "jti": "ab".repeat(16), "iat": claims["iat"],
-        "nbf": claims["nbf"], "exp": now() + 90, "model": MODEL, "dimensions_max": 64, "client_id": "test",
-        "parent": "cd".repeat(16), "limits": claims["limits"], "epoch": 0,
-    })
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn only_embed_tokens_are_answered() {
-    let key = ForgeKey::new(FORGE_SEED);
-    let (signer, _) = serve_as_signer(&key).await;
-    let mut cluster = Cluster::without_signer(Servers::shared());
-    cluster.env.insert("VECMILL_SIGNER_URL".to_owned(), signer);
-    let store = cluster.store().await;
-    let scene = Scene { cluster, store, key };
+    let scene = Scene::new().await;
     let (connection, _publisher) = scene.cluster.publisher().await;
-    let channel = connection.create_channel().await.unwrap();
     let worker = scene.cluster.worker(WorkerOptions::default()).await;
     let job = scene.job("good", 10, spec()).await;
-    let (embed, grant) = (embed_claims(&job), job.claims());
-    let access = json!({
-        "iss": grant["iss"], "sub": grant["sub"], "aud": "vecmill-api", "jti": grant["jti"], "iat": grant["iat"],
-        "nbf": grant["nbf"], "exp": now() + 300, "scope": "embed", "client_id": "test", "limits": grant["limits"], "epoch": 0,
-    });
+    let (embed, access, grant) = (job.embed_claims(), job.access_claims("embed"), job.claims());
     let bench =
         |kind, own: &Value, other: &Value| Bench::new(kind, FORGE_SEED, scene.key.kid(), own.clone(), other.clone());
     let attacks = bench(Kind::Embed, &embed, &access).attacks();
@@ -374,10 +374,7 @@ async fn only_embed_tokens_are_answered() {
     tokens.push(("an honest grant".to_owned(), bench(Kind::Grant, &grant, &access).control()));
     let good = bench(Kind::Embed, &embed, &access).control();
 
-    let reply_to = "amq.rabbitmq.reply-to";
-    let options = BasicConsumeOptions { no_ack: true, ..Default::default() };
-    let mut answers =
-        channel.basic_consume(reply_to.into(), "answers".into(), options, FieldTable::default()).await.unwrap();
+    let mut asker = Asker::new(&scene.cluster, &connection).await;
     let mut ask = async |token: &str, dimensions| {
         let request = EmbedRequest {
             version: CONTRACT_VERSION,
@@ -389,15 +386,7 @@ async fn only_embed_tokens_are_answered() {
             instruction: None,
             deadline_ms: (now() + 60) * 1000,
         };
-        let properties = BasicProperties::default().with_reply_to(reply_to.into());
-        let queue = scene.cluster.topology().embed_queue();
-        let options = BasicPublishOptions::default();
-        channel
-            .basic_publish("".into(), queue.as_str().into(), options, &request.to_bytes(), properties)
-            .await
-            .unwrap();
-        let answer = tokio::time::timeout(LIMIT, answers.next()).await.expect("an answer").unwrap().unwrap();
-        EmbedAnswer::parse(answer.data.clone()).unwrap()
+        asker.ask(&request).await
     };
     for (name, token) in &tokens {
         match ask(token, None).await {
@@ -413,8 +402,7 @@ async fn only_embed_tokens_are_answered() {
         (json!({ "dimensions_max": 32 }), None, false),
         (json!({ "model": "another/model" }), None, false),
     ] {
-        let mut claims = embed.clone();
-        claims.as_object_mut().unwrap().extend(changes.as_object().unwrap().clone());
+        let claims = with(embed.clone(), changes.clone());
         match ask(&bench(Kind::Embed, &claims, &access).control(), dimensions).await {
             EmbedAnswer::Embedded { .. } => assert!(allowed, "{changes}"),
             EmbedAnswer::Refused(refusal) => {
@@ -428,12 +416,7 @@ async fn only_embed_tokens_are_answered() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_computed_again_is_charged_again() {
-    let key = ForgeKey::new(FORGE_SEED);
-    let (signer, _) = serve_as_signer(&key).await;
-    let mut cluster = Cluster::without_signer(Servers::shared());
-    cluster.env.insert("VECMILL_SIGNER_URL".to_owned(), signer);
-    let store = cluster.store().await;
-    let scene = Scene { cluster, store, key };
+    let scene = Scene::new().await;
     let (_connection, publisher) = scene.cluster.publisher().await;
     let worker = scene.cluster.worker(WorkerOptions::default()).await;
     let job = scene.job("again", 20, spec()).await;
@@ -518,12 +501,7 @@ async fn dead(scene: &Scene) -> Vec<Case> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn only_what_the_signer_vouched_for_is_computed() {
-    let key = ForgeKey::new(FORGE_SEED);
-    let (signer, jwks_asked) = serve_as_signer(&key).await;
-    let mut cluster = Cluster::without_signer(Servers::shared());
-    cluster.env.insert("VECMILL_SIGNER_URL".to_owned(), signer);
-    let store = cluster.store().await;
-    let scene = Scene { cluster, store, key };
+    let scene = Scene::new().await;
     let (_connection, publisher) = scene.cluster.publisher().await;
     let worker = scene.cluster.worker(WorkerOptions::default()).await;
     let good = scene.job("good", 10, spec()).await;
@@ -558,7 +536,8 @@ async fn only_what_the_signer_vouched_for_is_computed() {
     }
     check_records(&scene, &cases, begun).await;
     check_nothing_was_done(&scene, &worker, &cases).await;
-    assert!(jwks_asked.load(Ordering::SeqCst) <= 3, "invented key ids made the worker ask {jwks_asked:?} times");
+    let asked = scene.jwks_asked.load(Ordering::SeqCst);
+    assert!(asked <= 3, "invented key ids made the worker ask {asked} times");
 
     // The same worker, the same job: nothing of that has hurt either.
     for chunk in 0..3 {

@@ -19,8 +19,7 @@ const SECONDS: Duration = Duration::from_secs(10);
 
 /// The same tenant with a new key.
 fn with_new_key(cluster: &Cluster, tenant: &Tenant) -> Tenant {
-    let made = cluster.signer(&["key", "create", "--tenant", tenant.id.as_str(), "--role", "writer"]);
-    Tenant { api_key: made["key"].as_str().unwrap().to_owned(), ..tenant.clone() }
+    Tenant { api_key: cluster.api_key(&tenant.id, "writer"), ..tenant.clone() }
 }
 
 /// Objects that hold vectors of the job.

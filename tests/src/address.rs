@@ -1,8 +1,9 @@
-//! Addresses for the programs that a test starts.
+//! Addresses for the programs that a test starts, and for who connects to them.
 
 use std::{
     hash::{BuildHasher, RandomState},
-    net::TcpListener,
+    io,
+    net::{Ipv4Addr, TcpListener},
     ops::Range,
     os::{
         linux::net::SocketAddrExt,
@@ -10,6 +11,8 @@ use std::{
     },
     sync::Mutex,
 };
+
+use tokio::net::{TcpSocket, TcpStream};
 
 /// Below Linux's range for outgoing connections (32768 up): none of those takes the port before the program listens, or
 /// while it is killed and started again. And below what `infra/services` picks from.
@@ -29,4 +32,14 @@ pub fn free_address() -> String {
             return format!("127.0.0.1:{port}");
         }
     }
+}
+
+/// A connection from an address of this machine's own.
+///
+/// # Errors
+/// When there is none to be had.
+pub async fn connect_from(source: Ipv4Addr, to: std::net::SocketAddr) -> io::Result<TcpStream> {
+    let socket = TcpSocket::new_v4()?;
+    socket.bind((source, 0).into())?;
+    socket.connect(to).await
 }

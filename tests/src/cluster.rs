@@ -3,7 +3,7 @@
 use std::{
     io::Write,
     path::{Path, PathBuf},
-    process::{Child, Command, ExitStatus, Output, Stdio},
+    process::{Child, Command, Output, Stdio},
     sync::{
         Mutex,
         atomic::{AtomicU32, Ordering},
@@ -22,10 +22,11 @@ use vecmill_producer::{
 use vecmill_signer::claims::{JobId, TenantId};
 use vecmill_worker::engine::synthetic;
 
+pub use crate::process::Process;
 use crate::{
     eventually, free_address, history,
     job::FIRST_RUN,
-    program::{end_of, json_of, told},
+    program::{json_of, told},
     servers::{Env, RIGHTS, Role, Servers},
 };
 
@@ -34,14 +35,14 @@ pub const MODEL: &str = "vecmill/mini";
 /// The tests' model: small, so that thousands of texts take seconds.
 const MODEL_SEED: u64 = 7;
 /// Starting a program, with a busy machine in mind.
-const START_LIMIT: Duration = Duration::from_secs(60);
+pub(crate) const START_LIMIT: Duration = Duration::from_secs(60);
 
 /// A tenant with an API key.
 #[derive(Clone, Debug)]
 pub struct Tenant {
     /// The tenant.
     pub id: TenantId,
-    /// A writer's API key.
+    /// An API key: a writer's, unless the test made another.
     pub api_key: String,
 }
 
@@ -71,111 +72,11 @@ pub struct WorkerOptions {
     pub env: Vec<(&'static str, String)>,
 }
 
-/// A running program; killed when dropped.
-pub struct Process {
-    child: Child,
-    /// Where its standard error goes.
-    pub log: PathBuf,
-    /// Where it listens, if it does.
-    pub url: String,
-}
-
-impl Process {
-    /// Its process id.
-    pub fn id(&self) -> u32 {
-        self.child.id()
-    }
-
-    /// `kill -9`.
-    pub fn kill(&mut self) {
-        // It may have died by itself.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-
-    /// SIGTERM, then waits for the end; gives whether it exited with 0.
-    pub async fn terminate(&mut self) -> bool {
-        let pid = self.child.id().to_string();
-        assert!(Command::new("kill").args(["-TERM", &pid]).status().expect("kill runs").success());
-        let child = &mut self.child;
-        eventually("the program ends after SIGTERM", START_LIMIT, || {
-            std::future::ready(child.try_wait().expect("a child"))
-        })
-        .await
-        .success()
-    }
-
-    /// How it ended, if it has.
-    pub fn end(&mut self) -> Option<ExitStatus> {
-        self.child.try_wait().expect("a child")
-    }
-
-    /// Whether it has ended.
-    pub fn has_ended(&mut self) -> bool {
-        self.child.try_wait().expect("a child").is_some()
-    }
-
-    /// What it has logged.
-    pub fn logged(&self) -> String {
-        std::fs::read_to_string(&self.log).unwrap_or_default()
-    }
-
-    /// Answers one of its routes with 200.
-    pub async fn answers(&self, path: &str) -> bool {
-        self.get(path).await.is_some_and(|(status, _)| status == 200)
-    }
-
-    /// Waits until it answers one of its routes with 200.
-    ///
-    /// # Panics
-    /// When it ends instead, or takes too long.
-    async fn comes_up(mut self, path: &str) -> Self {
-        let end = eventually(&format!("{}{path} answers with 200", self.url), START_LIMIT, || {
-            let (end, url) = (self.end(), self.url.clone());
-            async move {
-                let answers = async || http_get(&url, path).await.is_some_and(|(status, _)| status == 200);
-                if end.is_some() || answers().await { Some(end) } else { None }
-            }
-        })
-        .await;
-        // Its log is shown when it is dropped.
-        assert_eq!(end, None, "it ended before it answered {path}");
-        self
-    }
-
-    /// The status and body of one of its routes, or `None` when nobody answers.
-    pub async fn get(&self, path: &str) -> Option<(u16, String)> {
-        http_get(&self.url, path).await
-    }
-
-    /// How many deliveries a worker has settled with an outcome, as its metrics name it.
-    pub async fn settled(&self, outcome: &str) -> u64 {
-        self.counter(&format!("vecmill_worker_chunks_total{{outcome=\"{outcome}\"}}")).await
-    }
-
-    /// A counter of a worker's metrics; one that was never touched is 0.
-    pub async fn counter(&self, name: &str) -> u64 {
-        let (_, metrics) = self.get("/metrics").await.expect("the worker's metrics");
-        let count = metrics.lines().find_map(|metric| metric.strip_prefix(name)?.strip_prefix(' '));
-        count.map_or(0, |count| count.parse().expect("a number"))
-    }
-}
-
 impl Drop for Cluster {
     fn drop(&mut self) {
         if !std::thread::panicking() {
             // Whatever the test looked for, what it was told on the way must have been so.
             history::check();
-        }
-    }
-}
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        self.kill();
-        if std::thread::panicking() {
-            // The folder with the log is about to be removed.
-            eprintln!("the end of {}:\n{}", self.log.display(), end_of(&self.logged()));
         }
     }
 }
@@ -296,9 +197,20 @@ impl Cluster {
     pub fn tenant(&self, name: &str, limits: &[&str]) -> Tenant {
         let id = format!("{}-{name}", self.unique);
         self.signer(&[&["tenant", "create", &id], limits].concat());
-        let key = self.signer(&["key", "create", "--tenant", &id, "--role", "writer"]);
-        let api_key = key["key"].as_str().expect("an API key").to_owned();
-        Tenant { id: id.parse().expect("a tenant id"), api_key }
+        let id: TenantId = id.parse().expect("a tenant id");
+        Tenant { api_key: self.api_key(&id, "writer"), id }
+    }
+
+    /// The same with a key that may do everything in the tenant.
+    pub fn admin(&self, name: &str, limits: &[&str]) -> Tenant {
+        let tenant = self.tenant(name, limits);
+        Tenant { api_key: self.api_key(&tenant.id, "admin"), ..tenant }
+    }
+
+    /// A new API key of a tenant's.
+    pub fn api_key(&self, tenant: &TenantId, role: &str) -> String {
+        let key = self.signer(&["key", "create", "--tenant", tenant.as_str(), "--role", role]);
+        key["key"].as_str().expect("an API key").to_owned()
     }
 
     /// A worker, ready to take chunks.
@@ -515,11 +427,9 @@ impl Cluster {
     fn spawn(&self, program: &str, arguments: &[&str], env: &[(&'static str, String)], url: String) -> Process {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let log = self.dir.path().join(format!("{program}-{}.log", COUNT.fetch_add(1, Ordering::Relaxed)));
-        let file = std::fs::File::create(&log).expect("a log");
         let mut command = self.command(program, arguments);
-        command.envs(env.iter().cloned()).stdout(Stdio::null()).stderr(file);
-        let child = command.spawn().unwrap_or_else(|error| panic!("{program} does not run: {error}"));
-        Process { child, log, url }
+        command.envs(env.iter().cloned());
+        Process::start(command, log, url)
     }
 }
 
@@ -535,18 +445,4 @@ pub fn release_dir() -> PathBuf {
     let this = std::env::current_exe().expect("this program's path");
     let dir = this.parent().expect("a folder");
     if dir.ends_with("deps") { dir.parent().expect("target/release").to_owned() } else { dir.to_owned() }
-}
-
-/// The status and body of a GET, or `None` when nobody answers.
-async fn http_get(url: &str, path: &str) -> Option<(u16, String)> {
-    use tokio::io::{AsyncReadExt, AsyncWriteExt};
-    let address = url.strip_prefix("http://")?;
-    let mut stream = tokio::net::TcpStream::connect(address).await.ok()?;
-    // HTTP/1.0: no chunked bodies.
-    let request = format!("GET {path} HTTP/1.0\r\nHost: {address}\r\n\r\n");
-    stream.write_all(request.as_bytes()).await.ok()?;
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).await.ok()?;
-    let (head, body) = answer.split_once("\r\n\r\n")?;
-    Some((head.split(' ').nth(1)?.parse().ok()?, body.to_owned()))
 }

@@ -6,18 +6,23 @@
 mod address;
 #[path = "../../signer/tests/it/attacks/table.rs"]
 pub mod attacks;
+pub mod bombs;
 pub mod cluster;
 pub mod corpus;
 pub mod forge;
+pub mod form;
 pub mod history;
 pub mod job;
+pub mod process;
 #[path = "../../signer/tests/it/program.rs"]
 pub mod program;
+pub mod receivers;
 pub mod redis;
+pub mod requests;
 pub mod results;
 pub mod servers;
 
-pub use address::free_address;
+pub use address::{connect_from, free_address};
 pub use cluster::{Cluster, Tenant, WorkerOptions};
 pub use servers::{Role, Servers};
 

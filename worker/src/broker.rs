@@ -278,14 +278,12 @@ impl Desk {
             Settle::Done | Settle::HandBack => {
                 (self.topology.jobs_exchange(), [(ATTEMPT_HEADER, number(attempt)), (RUNG_HEADER, number(rung))])
             }
-            Settle::Later { wait } => (
-                self.topology.rung_for(*wait),
-                [(ATTEMPT_HEADER, number(attempt)), (RUNG_HEADER, number(rung.saturating_add(1)))],
-            ),
-            Settle::Retry { .. } => (
-                self.topology.rung(attempt),
-                [(ATTEMPT_HEADER, number(attempt.saturating_add(1))), (RUNG_HEADER, number(rung))],
-            ),
+            Settle::Later { wait } => {
+                (self.topology.rung_for(*wait), [(ATTEMPT_HEADER, number(attempt)), (RUNG_HEADER, number(rung + 1))])
+            }
+            Settle::Retry { .. } => {
+                (self.topology.rung(attempt), [(ATTEMPT_HEADER, number(attempt + 1)), (RUNG_HEADER, number(rung))])
+            }
             Settle::Dead { code, reason } => {
                 let mut reason = format!("{code}: {reason}");
                 reason.truncate(reason.floor_char_boundary(REASON_BYTES_MAX));

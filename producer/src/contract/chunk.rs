@@ -140,13 +140,13 @@ pub struct ChunkWriter {
     rows: u32,
     size_bytes: usize,
     /// Most bytes that its lines may have come to.
-    text_bytes: usize,
+    lines_bytes: usize,
 }
 
 impl ChunkWriter {
     /// An empty chunk.
     pub fn new() -> std::io::Result<Self> {
-        Ok(Self { encoder: zstd::Encoder::new(Vec::new(), ZSTD_LEVEL)?, rows: 0, size_bytes: 0, text_bytes: 0 })
+        Ok(Self { encoder: zstd::Encoder::new(Vec::new(), ZSTD_LEVEL)?, rows: 0, size_bytes: 0, lines_bytes: 0 })
     }
 
     /// Appends a row.
@@ -155,13 +155,13 @@ impl ChunkWriter {
         self.encoder.write_all(b"\n")?;
         self.rows += 1;
         self.size_bytes += row.input.size_bytes();
-        self.text_bytes += line_bytes_max(row);
+        self.lines_bytes += line_bytes_max(row);
         Ok(())
     }
 
     /// Whether the chunk can still be read with this row in it. An empty one has room for any.
     pub fn has_room_for(&self, row: &ChunkRow) -> bool {
-        self.rows == 0 || self.rows < CHUNK_ROWS_MAX && self.text_bytes + line_bytes_max(row) <= CHUNK_TEXT_BYTES_MAX
+        self.rows == 0 || self.rows < CHUNK_ROWS_MAX && self.lines_bytes + line_bytes_max(row) <= CHUNK_TEXT_BYTES_MAX
     }
 
     /// Rows so far.

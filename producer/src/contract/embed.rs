@@ -2,7 +2,10 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{CONTRACT_VERSION, EmbedInput, inputs};
+use super::{
+    CONTRACT_VERSION, EmbedInput, inputs,
+    spec::{INSTRUCTION_BYTES_MAX, MODEL_BYTES_MAX},
+};
 
 /// Most inputs of a request: OpenAI's own bound, which its clients know.
 pub const EMBED_INPUTS_MAX: usize = 2048;
@@ -11,11 +14,8 @@ pub const EMBED_TOKENS_MAX: u64 = 300_000;
 /// Most bytes of a request's message: 300,000 tokens are below 2 MiB of most texts; JSON escapes and long words get room.
 /// RabbitMQ takes 16 MiB.
 pub const EMBED_REQUEST_BYTES_MAX: usize = 8 << 20;
-/// Most bytes of a model's name and of an instruction, as of a job's: an instruction is put before every input, so that a long
-/// one would be tokenized 2,048 times.
-const MODEL_BYTES_MAX: usize = 128;
-/// Longest instruction, in bytes: it stands in the message beside the texts.
-pub const EMBED_INSTRUCTION_BYTES_MAX: usize = 4096;
+/// Longest instruction, in bytes, as of a job's: it is put before every input, so that a long one would be tokenized 2,048 times.
+pub const EMBED_INSTRUCTION_BYTES_MAX: usize = INSTRUCTION_BYTES_MAX;
 /// Most bytes of a request's id: the gateway's have 32.
 const ID_BYTES_MAX: usize = 64;
 /// Most bytes of an answer's header; the vectors come behind it.

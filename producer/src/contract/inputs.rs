@@ -1,7 +1,7 @@
 //! What is to be embedded at once, read within bounds: no tree of JSON is built, and what is over a limit is counted and not
 //! kept. A body of so many bytes takes at most twice as many in memory, whatever stands in it.
 
-use std::fmt;
+use std::{fmt, marker::PhantomData};
 
 use serde::de::{Deserializer, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Serialize};
@@ -110,16 +110,6 @@ impl EmbedInputs {
         Ok(self.kept)
     }
 
-    fn shapeless() -> Self {
-        Self { shapeless: true, ..Self::default() }
-    }
-
-    fn text(text: String) -> Self {
-        let mut read = Self::default();
-        read.take(Entry::Text(text));
-        read
-    }
-
     /// Whether entries are kept: not after one is wrong, nor beyond the most there may be.
     fn keeps(&self) -> bool {
         self.fault.is_none() && self.entries < EMBED_INPUTS_MAX
@@ -188,57 +178,92 @@ enum Entry {
     Other,
 }
 
-/// Reads any JSON value, and keeps nothing of what is no entry.
-struct EntryVisitor;
+/// What is made of a JSON value, whatever that is: nothing is kept of what is not asked for.
+trait OfAny: Sized {
+    /// Of `true`, `null`, an object, and all that is not told apart below.
+    fn other() -> Self;
 
-impl<'de> Deserialize<'de> for Entry {
-    fn deserialize<D: Deserializer<'de>>(value: D) -> Result<Self, D::Error> {
-        value.deserialize_any(EntryVisitor)
+    fn text(_: &str) -> Self {
+        Self::other()
+    }
+
+    /// Of a number; the id where it is one.
+    fn number(_: Option<u32>) -> Self {
+        Self::other()
+    }
+
+    fn list<'de, A: SeqAccess<'de>>(list: A) -> Result<Self, A::Error>;
+}
+
+/// Reads a JSON value of any type.
+struct AnyVisitor<T>(PhantomData<T>);
+
+fn any<'de, T: OfAny, D: Deserializer<'de>>(value: D) -> Result<T, D::Error> {
+    value.deserialize_any(AnyVisitor(PhantomData))
+}
+
+impl<'de, T: OfAny> Visitor<'de> for AnyVisitor<T> {
+    type Value = T;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("any JSON")
+    }
+
+    fn visit_str<E>(self, text: &str) -> Result<T, E> {
+        Ok(T::text(text))
+    }
+
+    fn visit_u64<E>(self, id: u64) -> Result<T, E> {
+        Ok(T::number(u32::try_from(id).ok()))
+    }
+
+    fn visit_i64<E>(self, _: i64) -> Result<T, E> {
+        Ok(T::number(None))
+    }
+
+    fn visit_f64<E>(self, _: f64) -> Result<T, E> {
+        Ok(T::number(None))
+    }
+
+    fn visit_bool<E>(self, _: bool) -> Result<T, E> {
+        Ok(T::other())
+    }
+
+    fn visit_unit<E>(self) -> Result<T, E> {
+        Ok(T::other())
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<T, A::Error> {
+        while map.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
+        Ok(T::other())
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, list: A) -> Result<T, A::Error> {
+        T::list(list)
     }
 }
 
-impl<'de> Visitor<'de> for EntryVisitor {
-    type Value = Entry;
+impl<'de> Deserialize<'de> for Entry {
+    fn deserialize<D: Deserializer<'de>>(value: D) -> Result<Self, D::Error> {
+        any(value)
+    }
+}
 
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a text or token ids")
+impl OfAny for Entry {
+    fn other() -> Self {
+        Self::Other
     }
 
-    fn visit_str<E>(self, text: &str) -> Result<Entry, E> {
-        Ok(Entry::Text(text.to_owned()))
+    fn text(text: &str) -> Self {
+        Self::Text(text.to_owned())
     }
 
-    fn visit_string<E>(self, text: String) -> Result<Entry, E> {
-        Ok(Entry::Text(text))
+    fn number(id: Option<u32>) -> Self {
+        Self::Number(id)
     }
 
-    fn visit_u64<E>(self, id: u64) -> Result<Entry, E> {
-        Ok(Entry::Number(u32::try_from(id).ok()))
-    }
-
-    fn visit_i64<E>(self, _: i64) -> Result<Entry, E> {
-        Ok(Entry::Number(None))
-    }
-
-    fn visit_f64<E>(self, _: f64) -> Result<Entry, E> {
-        Ok(Entry::Number(None))
-    }
-
-    fn visit_bool<E>(self, _: bool) -> Result<Entry, E> {
-        Ok(Entry::Other)
-    }
-
-    fn visit_unit<E>(self) -> Result<Entry, E> {
-        Ok(Entry::Other)
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Entry, A::Error> {
-        ignore(map)?;
-        Ok(Entry::Other)
-    }
-
-    fn visit_seq<A: SeqAccess<'de>>(self, list: A) -> Result<Entry, A::Error> {
-        Ids::new().read(list).map(Entry::Ids)
+    fn list<'de, A: SeqAccess<'de>>(list: A) -> Result<Self, A::Error> {
+        Ids::new().read(list).map(Self::Ids)
     }
 }
 
@@ -247,127 +272,66 @@ struct Id(Option<u32>);
 
 impl<'de> Deserialize<'de> for Id {
     fn deserialize<D: Deserializer<'de>>(value: D) -> Result<Self, D::Error> {
-        struct IdVisitor;
-        impl<'de> Visitor<'de> for IdVisitor {
-            type Value = Id;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a token id")
-            }
-
-            fn visit_u64<E>(self, id: u64) -> Result<Id, E> {
-                Ok(Id(u32::try_from(id).ok()))
-            }
-
-            fn visit_i64<E>(self, _: i64) -> Result<Id, E> {
-                Ok(Id(None))
-            }
-
-            fn visit_f64<E>(self, _: f64) -> Result<Id, E> {
-                Ok(Id(None))
-            }
-
-            fn visit_str<E>(self, _: &str) -> Result<Id, E> {
-                Ok(Id(None))
-            }
-
-            fn visit_bool<E>(self, _: bool) -> Result<Id, E> {
-                Ok(Id(None))
-            }
-
-            fn visit_unit<E>(self) -> Result<Id, E> {
-                Ok(Id(None))
-            }
-
-            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Id, A::Error> {
-                ignore(map)?;
-                Ok(Id(None))
-            }
-
-            fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Id, A::Error> {
-                while list.next_element::<IgnoredAny>()?.is_some() {}
-                Ok(Id(None))
-            }
-        }
-        value.deserialize_any(IdVisitor)
+        any(value)
     }
 }
 
-fn ignore<'de, A: MapAccess<'de>>(mut map: A) -> Result<(), A::Error> {
-    while map.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
-    Ok(())
+impl OfAny for Id {
+    fn other() -> Self {
+        Self(None)
+    }
+
+    fn number(id: Option<u32>) -> Self {
+        Self(id)
+    }
+
+    fn list<'de, A: SeqAccess<'de>>(mut list: A) -> Result<Self, A::Error> {
+        while list.next_element::<IgnoredAny>()?.is_some() {}
+        Ok(Self(None))
+    }
 }
 
 impl<'de> Deserialize<'de> for EmbedInputs {
     fn deserialize<D: Deserializer<'de>>(value: D) -> Result<Self, D::Error> {
-        struct InputsVisitor;
-        impl<'de> Visitor<'de> for InputsVisitor {
-            type Value = EmbedInputs;
+        any(value)
+    }
+}
 
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("the inputs")
-            }
+impl OfAny for EmbedInputs {
+    fn other() -> Self {
+        Self { shapeless: true, ..Self::default() }
+    }
 
-            fn visit_str<E>(self, text: &str) -> Result<EmbedInputs, E> {
-                Ok(EmbedInputs::text(text.to_owned()))
-            }
+    fn text(text: &str) -> Self {
+        let mut read = Self::default();
+        read.take(Entry::text(text));
+        read
+    }
 
-            fn visit_string<E>(self, text: String) -> Result<EmbedInputs, E> {
-                Ok(EmbedInputs::text(text))
-            }
-
-            fn visit_u64<E>(self, _: u64) -> Result<EmbedInputs, E> {
-                Ok(EmbedInputs::shapeless())
-            }
-
-            fn visit_i64<E>(self, _: i64) -> Result<EmbedInputs, E> {
-                Ok(EmbedInputs::shapeless())
-            }
-
-            fn visit_f64<E>(self, _: f64) -> Result<EmbedInputs, E> {
-                Ok(EmbedInputs::shapeless())
-            }
-
-            fn visit_bool<E>(self, _: bool) -> Result<EmbedInputs, E> {
-                Ok(EmbedInputs::shapeless())
-            }
-
-            fn visit_unit<E>(self) -> Result<EmbedInputs, E> {
-                Ok(EmbedInputs::shapeless())
-            }
-
-            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<EmbedInputs, A::Error> {
-                ignore(map)?;
-                Ok(EmbedInputs::shapeless())
-            }
-
-            fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<EmbedInputs, A::Error> {
-                let mut read = EmbedInputs::default();
-                let Some(first) = list.next_element::<Entry>()? else { return Ok(read) };
-                if let Entry::Number(id) = first {
-                    let mut ids = Ids::new();
-                    ids.take(id);
-                    read.take(Entry::Ids(ids.read(list)?));
-                    return Ok(read);
+    fn list<'de, A: SeqAccess<'de>>(mut list: A) -> Result<Self, A::Error> {
+        let mut read = Self::default();
+        let Some(first) = list.next_element::<Entry>()? else { return Ok(read) };
+        if let Entry::Number(id) = first {
+            let mut ids = Ids::new();
+            ids.take(id);
+            read.take(Entry::Ids(ids.read(list)?));
+            return Ok(read);
+        }
+        read.take(first);
+        while read.keeps() {
+            let Some(entry) = list.next_element::<Entry>()? else { return Ok(read) };
+            // Beyond what may be asked for, ids are counted and not kept.
+            match entry {
+                Entry::Ids(ids) if read.ids + ids.count > EMBED_TOKENS_MAX && ids.whole => {
+                    read.take(Entry::Ids(Ids { kept: Vec::new(), ..ids }));
                 }
-                read.take(first);
-                while read.keeps() {
-                    let Some(entry) = list.next_element::<Entry>()? else { return Ok(read) };
-                    // Beyond what may be asked for, ids are counted and not kept.
-                    match entry {
-                        Entry::Ids(ids) if read.ids + ids.count > EMBED_TOKENS_MAX && ids.whole => {
-                            read.take(Entry::Ids(Ids { kept: Vec::new(), ..ids }));
-                        }
-                        entry => read.take(entry),
-                    }
-                }
-                while list.next_element::<IgnoredAny>()?.is_some() {
-                    read.entries += 1;
-                }
-                Ok(read)
+                entry => read.take(entry),
             }
         }
-        value.deserialize_any(InputsVisitor)
+        while list.next_element::<IgnoredAny>()?.is_some() {
+            read.entries += 1;
+        }
+        Ok(read)
     }
 }
 

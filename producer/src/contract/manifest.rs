@@ -164,8 +164,9 @@ impl Manifest {
         Ok(manifest)
     }
 
-    /// Bytes of text in all chunks, 4 for each token id. Where the manifest does not say, what zstd usually makes of text:
-    /// [`TEXT_PER_CHUNK_BYTE`] times the chunks' bytes, and a byte a row at least.
+    /// Bytes of text in all chunks, 4 for each token id: what the job's tokens can be told from before anybody has counted them, however
+    /// small the corpus was compressed. Where the manifest does not say, what zstd usually makes of text: [`TEXT_PER_CHUNK_BYTE`]
+    /// times the chunks' bytes, and a byte a row at least.
     pub fn text_bytes(&self) -> u64 {
         self.text_bytes.unwrap_or_else(|| {
             let stored: u64 = self.chunks.iter().map(|chunk| u64::from(chunk.bytes)).sum();

@@ -2,6 +2,11 @@
 
 use serde::{Deserialize, Serialize};
 
+/// Most bytes of a model's name.
+pub(super) const MODEL_BYTES_MAX: usize = 128;
+/// Most bytes of an instruction: it is put before every text, so that a long one would be tokenized as often.
+pub(super) const INSTRUCTION_BYTES_MAX: usize = 4096;
+
 /// The element type of the stored vectors.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
@@ -86,10 +91,13 @@ pub enum SpecError {
     #[error("dimensions is {0}: the model's vectors can be cut to 32 or more, up to its hidden size")]
     Dimensions(u32),
     /// The model's name is empty or too long.
-    #[error("model must be a name of 1 to 128 characters")]
+    #[error("model must be a name of 1 to {MODEL_BYTES_MAX} characters")]
     Model,
     /// The instruction is empty or too long.
-    #[error("instruction must have 1 to 4096 bytes: it is put before every text and spends its tokens on each")]
+    #[error(
+        "instruction must have 1 to {INSTRUCTION_BYTES_MAX} bytes: it is put before every text and spends its tokens on \
+         each"
+    )]
     Instruction,
 }
 
@@ -99,10 +107,10 @@ impl JobSpec {
         if !(32..=65_536).contains(&self.dimensions) {
             return Err(SpecError::Dimensions(self.dimensions));
         }
-        if !(1..=128).contains(&self.model.len()) {
+        if !(1..=MODEL_BYTES_MAX).contains(&self.model.len()) {
             return Err(SpecError::Model);
         }
-        if self.instruction.as_ref().is_some_and(|text| !(1..=4096).contains(&text.len())) {
+        if self.instruction.as_ref().is_some_and(|text| !(1..=INSTRUCTION_BYTES_MAX).contains(&text.len())) {
             return Err(SpecError::Instruction);
         }
         Ok(())

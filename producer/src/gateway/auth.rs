@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use axum::http::HeaderMap;
 use axum::http::header::AUTHORIZATION;
@@ -18,6 +18,7 @@ use vecmill_signer::verify::{VerifiedAccess, Verifier};
 use zeroize::Zeroizing;
 
 use super::error::ApiError;
+use super::ids;
 
 /// Keys whose tokens are kept: each some 2 KiB.
 const TOKENS_MAX: usize = 10_000;
@@ -179,7 +180,7 @@ impl Auth {
     /// The token that is kept for a key, if it has so many seconds left.
     fn kept(&self, digest: &[u8; 32], left_s: u64) -> Option<Zeroizing<String>> {
         let tokens = self.tokens.lock().unwrap_or_else(PoisonError::into_inner);
-        tokens.get(digest).filter(|kept| kept.expires_at > now_s() + left_s).map(|kept| kept.token.clone())
+        tokens.get(digest).filter(|kept| kept.expires_at > ids::unix_s() + left_s).map(|kept| kept.token.clone())
     }
 
     fn exchanging(&self, address: IpAddr) -> Arc<Semaphore> {
@@ -208,7 +209,7 @@ impl Auth {
         self.failed_logins.worked(&key, Instant::now());
         let mut tokens = self.tokens.lock().unwrap_or_else(PoisonError::into_inner);
         if tokens.len() >= TOKENS_MAX {
-            let now = now_s();
+            let now = ids::unix_s();
             tokens.retain(|_, kept| kept.expires_at > now + LEFT_S_MIN);
             // Still too many: each is exchanged again when it is next shown.
             if tokens.len() >= TOKENS_MAX {
@@ -227,10 +228,6 @@ impl Auth {
 
 fn signer_away(_: AddressError) -> ApiError {
     ApiError::unavailable("signer_unavailable", "the signer can't be asked at the moment")
-}
-
-fn now_s() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
 }
 
 fn digest(credential: &str) -> [u8; 32] {

@@ -12,7 +12,7 @@ use bytes::{Bytes, BytesMut};
 use futures_util::StreamExt as _;
 use tokio::time::timeout;
 
-use super::error::ApiError;
+use super::error::{ApiError, cause};
 use crate::shares::{Share, Shares};
 
 /// Time for a body. The largest, at 2 Mbit/s.
@@ -92,11 +92,18 @@ impl Bodies {
             let sentence = "too many bodies of this tenant are on their way at once; ask again";
             return Err(ApiError::unavailable("overloaded", sentence));
         };
-        let bytes = timeout(ARRIVES_WITHIN, whole(body, most))
-            .await
-            .map_err(|_| ApiError::late(format!("the body did not come within {} s", ARRIVES_WITHIN.as_secs())))??;
+        let bytes = timeout(ARRIVES_WITHIN, whole(body, most)).await.map_err(|_| late())??;
         Ok((Request::from_parts(parts, Body::from(bytes)), Some(memory)))
     }
+}
+
+/// Whether a body could not be read on because the edge waits no longer for who sends it (`vecmill_signer::edge`).
+pub(super) fn came_too_slowly(error: &(dyn std::error::Error + 'static)) -> bool {
+    cause::<std::io::Error>(error).is_some_and(|error| error.kind() == std::io::ErrorKind::TimedOut)
+}
+
+fn late() -> ApiError {
+    ApiError::late(format!("the body did not come within {} s", ARRIVES_WITHIN.as_secs()))
 }
 
 fn too_large(most: usize) -> ApiError {
@@ -108,7 +115,11 @@ async fn whole(body: Body, most: usize) -> Result<Bytes, ApiError> {
     let mut pieces = body.into_data_stream();
     let mut read = BytesMut::new();
     while let Some(piece) = pieces.next().await {
-        let piece = piece.map_err(|_| ApiError::invalid("invalid_body", None, "the body could not be read"))?;
+        let piece = piece.map_err(|error| match came_too_slowly(&error) {
+            // The edge's patience ends no sooner than the time for a body; of one that stalls, in the same moment.
+            true => late(),
+            false => ApiError::invalid("invalid_body", None, "the body could not be read"),
+        })?;
         if read.len() + piece.len() > most {
             return Err(too_large(most));
         }

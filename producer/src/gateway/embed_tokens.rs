@@ -6,14 +6,14 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
-use sha2::{Digest as _, Sha256};
+use vecmill_signer::claims::Digest;
 use vecmill_signer::client::EmbedToken;
 
-use super::App;
 use super::auth::Caller;
 use super::error::ApiError;
+use super::{App, ids};
 
 /// Access tokens whose embed tokens are kept: each some 2 KiB.
 const KEPT_MAX: usize = 10_000;
@@ -33,7 +33,7 @@ const REFUSED_FOR: Duration = Duration::from_secs(5);
 #[derive(Debug, Default)]
 pub(super) struct EmbedTokens {
     /// By the digest of the access token, for a map of tokens would be a list of secrets.
-    kept: Mutex<HashMap<[u8; 32], Arc<Kept>>>,
+    kept: Mutex<HashMap<Digest, Arc<Kept>>>,
 }
 
 /// What is known for one access token.
@@ -96,10 +96,10 @@ impl App {
 
 impl EmbedTokens {
     fn of(&self, caller: &Caller) -> Arc<Kept> {
-        let digest: [u8; 32] = Sha256::digest(caller.token.as_bytes()).into();
+        let digest = Digest::of(caller.token.as_bytes());
         let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
         if kept.len() >= KEPT_MAX && !kept.contains_key(&digest) {
-            let now_s = now_s();
+            let now_s = ids::unix_s();
             kept.retain(|_, kept| kept.known().token.as_ref().is_some_and(|token| token.expires_at > now_s));
             // Still too many: each is asked for again when it is next needed.
             if kept.len() >= KEPT_MAX {
@@ -118,7 +118,7 @@ impl Kept {
     /// What there is of a token of which so many seconds must be left.
     fn look(&self, left_s_min: u64) -> Look {
         let known = self.known();
-        let left_s = known.token.as_ref().map_or(0, |token| token.expires_at.saturating_sub(now_s()));
+        let left_s = known.token.as_ref().map_or(0, |token| token.expires_at.saturating_sub(ids::unix_s()));
         let usable = known.token.clone().filter(|_| left_s >= LEFT_S_LEAST);
         let recent = known
             .refused
@@ -149,8 +149,4 @@ impl Kept {
         }
         asked
     }
-}
-
-fn now_s() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
 }

@@ -3,7 +3,7 @@
 use std::convert::Infallible;
 use std::fmt::Write as _;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use axum::Extension;
 use axum::body::Bytes;
@@ -20,7 +20,7 @@ use utoipa::ToSchema;
 
 use super::auth::Caller;
 use super::error::{ApiError, ErrorEnvelope};
-use super::workers::{AskError, Question};
+use super::workers::{AskError, Question, left};
 use super::{App, RequestId};
 use crate::contract::{
     CONTRACT_VERSION, EMBED_INSTRUCTION_BYTES_MAX, EmbedAnswer, EmbedInput, EmbedInputs, EmbedRequest, embed_cost,
@@ -258,11 +258,6 @@ pub(super) fn parsed<T: DeserializeOwned>(body: Result<Bytes, BytesRejection>, w
 fn deadline_ms(app: &App) -> u64 {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     u64::try_from((now + app.answer_within).as_millis()).unwrap_or(u64::MAX)
-}
-
-fn left(deadline_ms: u64) -> Duration {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    Duration::from_millis(deadline_ms).saturating_sub(now)
 }
 
 /// The answer, written out directly: as `serde_json` values, a thousand vectors of 2,560 numbers would take 200 MB.

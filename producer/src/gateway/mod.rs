@@ -155,7 +155,7 @@ impl App {
 
     /// Looks at a job again and again, within what manifests may take of the gateway's memory.
     fn watch(&self, tenant: &TenantId, job: &JobId) -> Watch {
-        Watch::new(self.store.clone(), tenant, job).within(&self.manifests, tenant)
+        Watch::new(self.store.clone(), tenant, job).within(&self.manifests)
     }
 
     /// Where a job stands.

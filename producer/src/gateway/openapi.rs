@@ -23,7 +23,7 @@ use super::{App, batches, embeddings, error, files, jobs, models, usage, webhook
     paths(
         embeddings::embeddings, models::list, models::model,
         files::upload::upload, files::list, files::get, files::delete, files::content,
-        batches::create, batches::list, batches::get, batches::cancel,
+        batches::create::create, batches::list, batches::get, batches::cancel,
         jobs::list, jobs::get, jobs::events, jobs::results::parts, jobs::results::part, jobs::results::errors, jobs::results::manifest,
         jobs::cancel, jobs::pause, jobs::resume, jobs::retry,
         webhooks::secret, usage::usage, usage::limits,

@@ -43,7 +43,7 @@ fn routes() -> Vec<(&'static str, Access, BodyLen, MethodRouter<Arc<App>>)> {
         ("/v1/files/{file_id}", Access::Scope(Scope::JobsRead), BodyLen::None, get(files::get)),
         ("/v1/files/{file_id}", Access::Scope(Scope::JobsDelete), BodyLen::None, delete(files::delete)),
         ("/v1/files/{file_id}/content", Access::Scope(Scope::VectorsRead), BodyLen::None, get(files::content)),
-        ("/v1/batches", Access::Scope(Scope::JobsSubmit), BodyLen::Parameters, post(batches::create)),
+        ("/v1/batches", Access::Scope(Scope::JobsSubmit), BodyLen::Parameters, post(batches::create::create)),
         ("/v1/batches", Access::Scope(Scope::JobsRead), BodyLen::None, get(batches::list)),
         ("/v1/batches/{batch_id}", Access::Scope(Scope::JobsRead), BodyLen::None, get(batches::get)),
         ("/v1/batches/{batch_id}/cancel", Access::Scope(Scope::JobsCancel), BodyLen::Parameters, post(batches::cancel)),

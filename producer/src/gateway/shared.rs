@@ -100,7 +100,7 @@ impl<'a> Reservation<'a> {
         let manifest = &prepared.manifest;
         Self {
             job: &prepared.job,
-            tokens: prepared.text_bytes.div_ceil(BYTES_PER_TOKEN),
+            tokens: manifest.text_bytes().div_ceil(BYTES_PER_TOKEN),
             bytes: chunks_of(manifest) + vectors_about(manifest, manifest.rows),
             expires_at,
         }
@@ -144,6 +144,34 @@ impl Shared {
                 "an object on S3 can't be read (too long, not JSON, or of a later version) and is passed over: look at it, \
                  and delete it if nobody needs it"
             );
+        }
+    }
+
+    /// Keys of the next objects under a prefix, and behind which key to go on; nothing more where that is `None`. Those that are set
+    /// aside are left out, so that they do not fill the share of what a look is for: it goes on until it has found enough.
+    pub(super) async fn list_readable(
+        &self,
+        store: &Store,
+        prefix: &str,
+        after: Option<&str>,
+        most: usize,
+    ) -> Result<(Vec<String>, Option<String>), ApiError> {
+        let objects = store.list_some(prefix, after, most).await?;
+        // Fewer than were asked for are the last.
+        let next = objects.last().filter(|_| objects.len() >= most).map(|last| last.key.clone());
+        let keys = objects.into_iter().map(|object| object.key);
+        Ok((keys.filter(|key| !self.is_unreadable(key)).collect(), next))
+    }
+
+    /// What was read of an object; nothing where what is stored of it is at fault: it is set aside, and keeps nobody from seeing
+    /// the others.
+    pub(super) fn or_set_aside<T>(&self, key: &str, read: Result<Option<T>, ApiError>) -> Result<Option<T>, ApiError> {
+        match read {
+            Err(error) if error.is_of_a_record() => {
+                self.set_aside(key);
+                Ok(None)
+            }
+            read => read,
         }
     }
 
@@ -303,8 +331,19 @@ impl Shared {
 }
 
 impl Held {
+    /// Does the work for as long as it is this gateway's, and then lets others have it; `None` where it was given up because it is
+    /// another's by now.
+    pub(super) async fn during<T>(self, work: impl Future<Output = T>) -> Option<T> {
+        let done = tokio::select! {
+            done = work => Some(done),
+            () = self.keep() => None,
+        };
+        self.release().await;
+        done
+    }
+
     /// Says again and again that the work is at hand; ends where it is another's by now.
-    pub(super) async fn keep(&self) {
+    async fn keep(&self) {
         loop {
             tokio::time::sleep(HOLD_AGAIN).await;
             let (key, holder) = (&self.key, self.holder.as_str());
@@ -323,7 +362,7 @@ impl Held {
     }
 
     /// Lets others have it.
-    pub(super) async fn release(self) {
+    async fn release(self) {
         let (key, holder) = (&self.key, self.holder.as_str());
         let asked = self.redis.ask(|mut line| async move {
             if line.get(key).await?.is_some_and(|there| there == holder) {

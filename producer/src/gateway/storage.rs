@@ -87,6 +87,11 @@ pub(super) fn webhook(tenant: &TenantId, next_at: u64, batch: &str) -> String {
     format!("_webhooks/{tenant}/{next_at:012}-{batch}.json")
 }
 
+/// The tenant whose folder it is, if it is one's.
+pub(super) fn tenant_of_folder(folder: &str) -> Option<TenantId> {
+    folder.trim_end_matches('/').rsplit('/').next()?.parse().ok()
+}
+
 /// The id in a record's key.
 pub(super) fn id_of_key(key: &str) -> &str {
     key.rsplit('/').next().unwrap_or_default().trim_end_matches(".json")

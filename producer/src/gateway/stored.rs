@@ -230,14 +230,9 @@ impl Stored {
     /// Counts, unless somebody is at it.
     async fn count_alone(&self, shared: &Shared, store: &Store, tenant: &TenantId) {
         let Some(held) = shared.hold(tenant, "counting what is stored").await else { return };
-        let counted = tokio::select! {
-            counted = self.count(store, tenant) => counted,
-            () = held.keep() => Ok(()),
-        };
-        if let Err(error) = counted {
+        if let Some(Err(error)) = held.during(self.count(store, tenant)).await {
             tracing::warn!(%tenant, %error, "what a tenant has stored could not be counted");
         }
-        held.release().await;
     }
 
     /// Counts by listing, in flat memory.
@@ -265,26 +260,16 @@ pub(super) async fn run(app: std::sync::Arc<App>) {
     loop {
         tokio::time::sleep(LOOK_EVERY).await;
         let Some(held) = app.shared.hold_globally(LEASE).await else { continue };
-        tokio::select! {
-            counted = count_all(&app) => {
-                if let Err(error) = counted {
-                    tracing::warn!(%error, "tenants' stored bytes wait to be counted");
-                }
-            }
-            () = held.keep() => {}
+        if let Some(Err(error)) = held.during(count_all(&app)).await {
+            tracing::warn!(%error, "tenants' stored bytes wait to be counted");
         }
-        held.release().await;
     }
 }
 
 async fn count_all(app: &App) -> Result<(), ApiError> {
     for folder in app.store.list_folders("").await? {
-        // Audit records are nobody's to delete, and nobody's count.
-        let name = folder.trim_end_matches('/');
-        let Ok(tenant) = name.parse::<TenantId>() else { continue };
-        if name == "audit" {
-            continue;
-        }
+        // Audit records, and what else is no tenant's, are nobody's to delete, and nobody's count.
+        let Some(tenant) = storage::tenant_of_folder(&folder).filter(|tenant| !tenant.is_reserved()) else { continue };
         let known = app.shared.stored().amount(&tenant).await?;
         if known.is_some_and(|known| known.counted_at + COUNTED_AGAIN_S > ids::unix_s()) {
             continue;

@@ -1,5 +1,5 @@
-//! Paying for a place that takes longer than a request: uploads, downloads, watches are shared out by tenant, and who neither sends
-//! nor takes has its place taken away.
+//! Paying for a place that takes longer than a request: uploads, downloads, watches are shared out by tenant, and who does not take
+//! what it downloads has its place taken away. Who does not send what it uploads is the edge's to cut off.
 
 use std::time::{Duration, Instant};
 
@@ -9,22 +9,22 @@ use futures_util::{Stream, StreamExt as _, stream};
 
 use crate::shares::Share;
 
-/// Bytes a second that a caller must send or take, over the time that it is waited for. A modem of the year 2000 is slower;
-/// nobody who has a gigabyte to upload is.
+/// Bytes a second that a caller must take, over the time that it is waited for: as many as the edge asks of uploads, and more than
+/// it asks of answers, which hold no place. A modem of the year 2000 is slower; nobody who has a gigabyte to download is.
 const RATE_MIN: u64 = 16 << 10;
 /// Time before that is asked for: a connection that stands still for a moment is not given up.
 const GRACE: Duration = Duration::from_secs(30);
 
 /// How long a caller has been waited for, and what came of it.
 #[derive(Debug, Default)]
-pub(super) struct Pace {
+struct Pace {
     waited: Duration,
     bytes: u64,
 }
 
 impl Pace {
     /// `bytes` more after another wait; gives whether the place is still paid for.
-    pub(super) fn goes_on(&mut self, waited: Duration, bytes: usize) -> bool {
+    fn goes_on(&mut self, waited: Duration, bytes: usize) -> bool {
         self.waited += waited;
         self.bytes += bytes as u64;
         let owed_s = self.waited.saturating_sub(GRACE).as_secs();

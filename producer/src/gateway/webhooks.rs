@@ -224,12 +224,8 @@ pub(super) async fn run(app: Arc<App>) {
     loop {
         tokio::time::sleep(LOOK_EVERY).await;
         let Some(held) = app.shared.hold_globally(LEASE).await else { continue };
-        tokio::select! {
-            () = tell(&app) => {}
-            // What is under way is given up with it.
-            () = held.keep() => {}
-        }
-        held.release().await;
+        // What is under way is given up with it.
+        _ = held.during(tell(&app)).await;
     }
 }
 
@@ -248,7 +244,7 @@ async fn tell(app: &Arc<App>) {
             Vec::new()
         });
         let told: HashSet<TenantId> = busy.values().cloned().collect();
-        let named = folders.iter().filter_map(|folder| folder.trim_end_matches('/').rsplit('/').next()?.parse().ok());
+        let named = folders.iter().filter_map(|folder| storage::tenant_of_folder(folder));
         for tenant in named.filter(|tenant| !told.contains(tenant)) {
             let (of, app, places) = (tenant.clone(), Arc::clone(app), Arc::clone(&places));
             let task = tasks.spawn(async move {
@@ -269,20 +265,18 @@ async fn tell(app: &Arc<App>) {
 async fn tell_tenant(app: &App, tenant: &TenantId, places: &Semaphore) -> Result<(), ApiError> {
     let folder = format!("{}{tenant}/", storage::webhooks());
     let (mut due, mut after) = (Vec::new(), None);
-    // Past those that are set aside: they must not fill the list.
-    while due.len() < LISTED_MAX {
+    loop {
         let _place = places.acquire().await;
-        let objects = app.store.list_some(&folder, after.as_deref(), LISTED_MAX).await?;
-        let Some(last) = objects.last() else { break };
-        after = Some(last.key.clone());
+        let (keys, next) = app.shared.list_readable(&app.store, &folder, after.as_deref(), LISTED_MAX).await?;
         let now = ids::unix_s();
-        let is_due = |key: &str| next_at(key).is_none_or(|at| at <= now);
-        let end = !is_due(&last.key);
-        let keys = objects.into_iter().map(|object| object.key);
-        due.extend(keys.filter(|key| is_due(key) && !app.shared.is_unreadable(key)));
-        if end {
+        let is_due = |key: &String| next_at(key).is_none_or(|at| at <= now);
+        // They are listed in the order of their times.
+        let end = keys.last().is_some_and(|last| !is_due(last));
+        due.extend(keys.into_iter().filter(is_due));
+        if end || next.is_none() || due.len() >= LISTED_MAX {
             break;
         }
+        after = next;
     }
     stream::iter(due)
         .for_each_concurrent(EACH_MAX, async |key| {

@@ -35,6 +35,12 @@ pub(super) struct Question {
     pub(super) bytes: Vec<u8>,
 }
 
+/// Time until a question's deadline.
+pub(super) fn left(deadline_ms: u64) -> Duration {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    Duration::from_millis(deadline_ms).saturating_sub(now)
+}
+
 /// Why no worker answered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub(super) enum AskError {
@@ -97,9 +103,8 @@ impl Workers {
     /// Asks a worker and waits for its answer, until the request's deadline. Dropped before it resolves, the workers are told
     /// that nobody waits.
     pub(super) async fn ask(&self, question: Question) -> Result<EmbedAnswer, AskError> {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let Question { id, deadline_ms, bytes } = question;
-        let left = Duration::from_millis(deadline_ms).saturating_sub(now);
+        let left = left(deadline_ms);
         let Session { channel, .. } = self.0.session.borrow().clone().ok_or(AskError::Away)?;
         let (answer, mut answered) = oneshot::channel();
         let mut place =

@@ -169,6 +169,19 @@ impl Ledger {
         Err(LedgerError::Contended)
     }
 
+    /// Ends a life of whose corpus no job is made, as long as it is the one that counts, and removes what it was cut into. Whoever else
+    /// cuts it for the same life sees that it is over.
+    pub async fn abandon(&self, life: u32) -> Result<(), LedgerError> {
+        let abandoned = self.append(|head| match head {
+            Some(head) if head.job.life == life => Ok(Event::Abandon),
+            _ => Err(Moot::Superseded),
+        });
+        if let Appended::Written(_) = abandoned.await? {
+            self.remove(life).await?;
+        }
+        Ok(())
+    }
+
     /// Removes what a life left, once the ledger says that it is over. Its entries stay: their numbers are taken. Looked for again,
     /// because a worker or a producer that has not heard of it may still be writing.
     pub async fn remove(&self, life: u32) -> Result<(), StoreError> {

@@ -30,7 +30,11 @@ impl Stop {
 
     /// An error where nobody waits any more.
     pub fn check(&self) -> io::Result<()> {
-        if self.is_told() { Err(io::Error::other(Spent::Stopped)) } else { Ok(()) }
+        self.spent().map_err(io::Error::from)
+    }
+
+    fn spent(&self) -> Result<(), Spent> {
+        if self.is_told() { Err(Spent::Stopped) } else { Ok(()) }
     }
 }
 
@@ -121,7 +125,7 @@ impl Budget {
     /// Counts bytes of the input.
     pub(super) fn take(&self, bytes: u64) -> Result<(), Spent> {
         self.0.taken.fetch_add(bytes, Ordering::Relaxed);
-        if self.0.stop.is_told() { Err(Spent::Stopped) } else { Ok(()) }
+        self.0.stop.spent()
     }
 
     /// Counts bytes before, or as, they are decoded.
@@ -136,26 +140,30 @@ impl Budget {
 
     /// Counts rows or blank lines.
     pub(super) fn rows(&self, more: u64) -> Result<(), Spent> {
-        let Used { allowance, stop, rows, .. } = &*self.0;
-        if stop.is_told() {
-            return Err(Spent::Stopped);
-        }
-        let most = allowance.rows_free.saturating_add(self.taken().saturating_mul(allowance.rows_times));
-        match rows.fetch_add(more, Ordering::Relaxed).saturating_add(more) <= most {
-            true => Ok(()),
-            false => Err(Spent::Rows { taken: self.taken(), most }),
-        }
+        let Allowance { rows_free, rows_times, .. } = self.0.allowance;
+        self.spend(&self.0.rows, more, rows_free, rows_times, |taken, most| Spent::Rows { taken, most })
     }
 
     fn bytes(&self, counter: &AtomicU64, bytes: u64) -> Result<(), Spent> {
-        let Used { allowance, stop, .. } = &*self.0;
-        if stop.is_told() {
-            return Err(Spent::Stopped);
-        }
-        let most = allowance.bytes_free.saturating_add(self.taken().saturating_mul(allowance.bytes_times));
-        match counter.fetch_add(bytes, Ordering::Relaxed).saturating_add(bytes) <= most {
+        let Allowance { bytes_free, bytes_times, .. } = self.0.allowance;
+        self.spend(counter, bytes, bytes_free, bytes_times, |taken, most| Spent::Bytes { taken, most })
+    }
+
+    /// Counts `more`, of which there may be `free` and so many times what has been read of the input.
+    fn spend(
+        &self,
+        counter: &AtomicU64,
+        more: u64,
+        free: u64,
+        times: u64,
+        over: impl FnOnce(u64, u64) -> Spent,
+    ) -> Result<(), Spent> {
+        self.0.stop.spent()?;
+        let taken = self.taken();
+        let most = free.saturating_add(taken.saturating_mul(times));
+        match counter.fetch_add(more, Ordering::Relaxed).saturating_add(more) <= most {
             true => Ok(()),
-            false => Err(Spent::Bytes { taken: self.taken(), most }),
+            false => Err(over(taken, most)),
         }
     }
 }

@@ -22,13 +22,14 @@ const DEAD_NAMED_MAX: usize = 100;
 /// Looks at a job again and again, reading each record once.
 pub struct Watch {
     ledger: Ledger,
+    tenant: TenantId,
     job: JobId,
     /// The manifest of a life, and its digest.
     manifest: Option<(u32, Manifest, Digest)>,
     /// What chunks of the run that counts came to.
     seen: Option<Seen>,
     /// Where manifests may not take what they like, and what this one takes.
-    budget: Option<(ManifestBudget, TenantId)>,
+    budget: Option<ManifestBudget>,
     room: Option<Room>,
 }
 
@@ -43,6 +44,7 @@ impl Watch {
     pub fn new(store: Store, tenant: &TenantId, job: &JobId) -> Self {
         Self {
             ledger: Ledger::new(store, tenant, job),
+            tenant: tenant.clone(),
             job: job.clone(),
             manifest: None,
             seen: None,
@@ -52,8 +54,8 @@ impl Watch {
     }
 
     /// The same within what a program lets manifests take.
-    pub fn within(self, budget: &ManifestBudget, tenant: &TenantId) -> Self {
-        Self { budget: Some((budget.clone(), tenant.clone())), ..self }
+    pub fn within(self, budget: &ManifestBudget) -> Self {
+        Self { budget: Some(budget.clone()), ..self }
     }
 
     /// The job.
@@ -176,9 +178,9 @@ impl Watch {
         }
         let key = self.ledger.keys_of(entry.job.at()).manifest();
         (self.manifest, self.room) = (None, None);
-        if let Some((budget, tenant)) = &self.budget {
+        if let Some(budget) = &self.budget {
             let Some(bytes) = self.ledger.store().bytes(&key).await? else { return Ok(()) };
-            self.room = Some(budget.room(tenant, bytes).await.ok_or(StatusError::Busy)?);
+            self.room = Some(budget.room(&self.tenant, bytes).await.ok_or(StatusError::Busy)?);
         }
         self.manifest = match self.ledger.store().get(&key, MANIFEST_BYTES_MAX).await? {
             Some(bytes) => Some((life, Manifest::parse(&bytes)?, Digest::of(&bytes))),

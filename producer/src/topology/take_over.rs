@@ -2,11 +2,10 @@
 
 use lapin::{
     Channel, Connection,
-    options::{BasicAckOptions, BasicGetOptions, ExchangeDeleteOptions, QueueDeclareOptions, QueueDeleteOptions},
-    types::FieldTable,
+    options::{BasicAckOptions, BasicGetOptions, ExchangeDeleteOptions, QueueDeleteOptions},
 };
 
-use super::{Precision, Topology, TopologyError, missing};
+use super::{Precision, Topology, TopologyError, look_at, missing};
 use crate::publish::{PublishError, Publisher};
 
 impl Topology {
@@ -48,10 +47,11 @@ async fn empty(
     queue: &str,
     exchange: &str,
 ) -> Result<u64, PublishError> {
-    if !is_there(&connection.create_channel().await?, queue).await? {
+    // Of its own: where the queue is not there, the answer closes it.
+    let channel = connection.create_channel().await?;
+    if !is_there(&channel, queue).await? {
         return Ok(0);
     }
-    let channel = connection.create_channel().await?;
     let mut moved = 0;
     while let Some(message) = channel.basic_get(queue.into(), BasicGetOptions::default()).await? {
         let headers = message.properties.headers().clone().unwrap_or_default();
@@ -65,9 +65,7 @@ async fn empty(
 }
 
 async fn is_there(channel: &Channel, queue: &str) -> Result<bool, TopologyError> {
-    let options = QueueDeclareOptions { passive: true, ..Default::default() };
-    let asked = channel.queue_declare(queue.into(), options, FieldTable::default()).await;
-    match asked.map_err(|error| missing("the queue", queue, error)) {
+    match look_at(channel, queue).await.map_err(|error| missing("the queue", queue, error)) {
         Ok(_) => Ok(true),
         Err(TopologyError::Missing { .. }) => Ok(false),
         Err(error) => Err(error),

@@ -7,7 +7,7 @@
 //! A flood must not lock out who shares its address, or whose key's id it names, which is no secret. So a key that has worked
 //! is known by a digest of its whole: shown again, from wherever, it does not wait. A flood costs others this much: where
 //! its address is theirs, or it names their key, a key that has not worked since this program started waits until the
-//! flood ends. And it costs us one SHA-256 a guess.
+//! flood ends. And it costs us a SHA-256 or two a guess that names such a key.
 
 use std::collections::HashMap;
 use std::hash::Hash;
@@ -53,6 +53,13 @@ struct Bucket {
     at: Instant,
 }
 
+impl Counts {
+    /// Whether this key, all of it, has worked.
+    fn knows(&self, key: &ApiKey) -> bool {
+        self.established.get(key.id()).is_some_and(|known| known.print == print(key))
+    }
+}
+
 fn print(key: &ApiKey) -> [u8; 32] {
     Sha256::digest(key.expose()).into()
 }
@@ -67,7 +74,7 @@ impl FailedLogins {
     pub fn wait_s(&self, address: IpAddr, key: Option<&ApiKey>, now: Instant) -> Option<u64> {
         let counts = self.counts();
         // Nobody but who has the key can show what is known: there is no secret to find out by the time this takes.
-        if key.is_some_and(|key| counts.established.get(key.id()).is_some_and(|known| known.print == print(key))) {
+        if key.is_some_and(|key| counts.knows(key)) {
             return None;
         }
         let of_address = counts.addresses.get(&network(address)).map_or(0, |bucket| self.wait_of(bucket, now));
@@ -81,8 +88,7 @@ impl FailedLogins {
         self.count(&mut counts.addresses, network(address), now);
         if let Some(key) = key {
             self.count(&mut counts.keys, key.id().to_owned(), now);
-            let print = print(key);
-            if counts.established.get(key.id()).is_some_and(|known| known.print == print) {
+            if counts.knows(key) {
                 counts.established.remove(key.id());
             }
         }

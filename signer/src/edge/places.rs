@@ -23,24 +23,19 @@ pub(super) struct Places {
 #[derive(Debug, Default)]
 struct Taken {
     /// As many as there are connections: an address without one is not here.
-    by_address: HashMap<IpAddr, Vec<Held>>,
+    by_address: HashMap<IpAddr, Vec<Cut>>,
     count: usize,
-    next: u64,
 }
 
-#[derive(Debug)]
-struct Held {
-    number: u64,
-    cut: Arc<Notify>,
-}
+/// What tells a connection that its place goes to another. It is its name here, too.
+type Cut = Arc<Notify>;
 
 /// A connection's place, until it is dropped.
 #[derive(Debug)]
 pub(super) struct Place {
     places: Arc<Places>,
     address: IpAddr,
-    number: u64,
-    cut: Arc<Notify>,
+    cut: Cut,
 }
 
 impl Places {
@@ -61,14 +56,13 @@ impl Places {
             // To give one up it must have more than the newcomer has with it.
             let most = most.filter(|(_, held)| held.len() > own + 1).map(|(address, _)| *address)?;
             let youngest = taken.by_address.get_mut(&most).and_then(Vec::pop)?;
-            youngest.cut.notify_one();
+            youngest.notify_one();
             taken.count -= 1;
         }
-        let (number, cut) = (taken.next, Arc::new(Notify::new()));
-        taken.next += 1;
+        let cut = Cut::default();
         taken.count += 1;
-        taken.by_address.entry(address).or_default().push(Held { number, cut: Arc::clone(&cut) });
-        Some(Place { places: Arc::clone(self), address, number, cut })
+        taken.by_address.entry(address).or_default().push(Arc::clone(&cut));
+        Some(Place { places: Arc::clone(self), address, cut })
     }
 
     fn taken(&self) -> MutexGuard<'_, Taken> {
@@ -88,7 +82,7 @@ impl Drop for Place {
         let mut taken = self.places.taken();
         let Some(held) = taken.by_address.get_mut(&self.address) else { return };
         let before = held.len();
-        held.retain(|held| held.number != self.number);
+        held.retain(|cut| !Arc::ptr_eq(cut, &self.cut));
         let (gone, none) = (before - held.len(), held.is_empty());
         taken.count -= gone;
         if none {

@@ -103,21 +103,10 @@ async fn bearer(
         }
         access => access,
     };
-    let access = access.map_err(|refusal| {
-        if let Some(unsaid) = app.log_of_floods.line(Instant::now()) {
-            tracing::warn!(reason = refusal.code(), unsaid, client_addr = %peer.ip(), "access token refused");
-        }
-        ApiError::invalid_token()
-    })?;
-    let refuse = |reason: &'static str| {
-        if let Some(unsaid) = app.log_of_floods.line(Instant::now()) {
-            let key_id = access.key_id();
-            tracing::warn!(key_id, reason, unsaid, client_addr = %peer.ip(), "access token refused");
-        }
-        ApiError::invalid_token()
-    };
+    let access = access.map_err(|refusal| token_refused(app, peer, None, refusal.code()))?;
     let at_s = unix_now();
-    let key = app.store.standing(&access).await?.map_err(refuse)?;
+    let standing = app.store.standing(&access).await?;
+    let key = standing.map_err(|reason| token_refused(app, peer, Some(access.key_id()), reason))?;
     // A gateway asks for others, and holds them to the sources in the token.
     if !is_gateway(app, peer) && !is_source(&key.sources, peer) {
         tracing::warn!(key_id = access.key_id(), client_addr = %peer.ip(), "address refused");
@@ -129,6 +118,14 @@ async fn bearer(
     }
     app.current.used(access.key_id());
     Ok(Caller { operator: key.operator, access, peer, at_s })
+}
+
+/// The one answer to a token that is not good. Why it is not is for the log, at a bounded rate: anybody can cause it.
+pub(super) fn token_refused(app: &App, peer: SocketAddr, key_id: Option<&str>, reason: &str) -> ApiError {
+    if let Some(unsaid) = app.log_of_floods.line(Instant::now()) {
+        tracing::warn!(key_id, reason, unsaid, client_addr = %peer.ip(), "access token refused");
+    }
+    ApiError::invalid_token()
 }
 
 /// Whether a gateway asks.

@@ -9,7 +9,7 @@ use axum::response::IntoResponse;
 use axum::{Extension, Json};
 
 use super::App;
-use super::auth::Caller;
+use super::auth::{self, Caller};
 use super::error::ApiError;
 use crate::claims::Scope;
 use crate::mint::Grantee;
@@ -25,10 +25,7 @@ pub(super) async fn grant(
     let access = &caller.access;
     let Json(request) = request.map_err(|rejection| ApiError::bad_body(rejection.status(), rejection.body_text()))?;
     let granted = app.store.record_grant(access, &request).await.map_err(|refused| match refused {
-        NotGranted::Void(reason) => {
-            tracing::warn!(key_id = access.key_id(), reason, client_addr = %caller.peer.ip(), "access token refused");
-            ApiError::invalid_token()
-        }
+        NotGranted::Void(reason) => auth::token_refused(&app, caller.peer, Some(access.key_id()), reason),
         NotGranted::NoScope => {
             ApiError::insufficient_scope(format!("the access token lacks the scope {}", Scope::JobsSubmit))
         }

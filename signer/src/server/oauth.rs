@@ -81,22 +81,27 @@ impl Shown {
 
     /// Whether nothing that it rests on was revoked.
     async fn is_active(&self, app: &App) -> Result<bool, ApiError> {
-        if let Self::Access(access) = self {
-            return Ok(app.store.standing(access).await?.is_ok());
-        }
-        let key = app.store.find_key(self.key_id()).await?;
-        let Some(key) = key.filter(|key| key.info.revoked_s.is_none() && key.tenant_active) else { return Ok(false) };
         match self {
-            Self::Access(_) => Ok(false),
-            Self::Embed(embed) => Ok(embed.epoch() >= key.epoch
-                && embed.issued_at() > key.tokens_void_until_s
-                && !app.store.is_token_revoked(embed.tenant(), [embed.token_id(), embed.parent()]).await?),
-            // A grant outlives its key's end, not its revocation: the job was submitted in time.
+            Self::Access(access) => Ok(app.store.standing(access).await?.is_ok()),
+            Self::Embed(embed) => {
+                let Some(key) = self.unrevoked_key(app).await? else { return Ok(false) };
+                Ok(embed.epoch() >= key.epoch
+                    && embed.issued_at() > key.tokens_void_until_s
+                    && !app.store.is_token_revoked(embed.tenant(), [embed.token_id(), embed.parent()]).await?)
+            }
             Self::Grant(grant) => {
+                let Some(key) = self.unrevoked_key(app).await? else { return Ok(false) };
                 let revoked = app.store.job_revoked(grant.tenant(), grant.job()).await?;
                 Ok(grant.epoch() >= key.epoch && revoked.is_none_or(|at| grant.issued_at() > at))
             }
         }
+    }
+
+    /// The key behind it, unless that was revoked. A grant and an embed token outlive their key's end, not its revocation: what they
+    /// are for was asked in time.
+    async fn unrevoked_key(&self, app: &App) -> Result<Option<StoredKey>, ApiError> {
+        let key = app.store.find_key(self.key_id()).await?;
+        Ok(key.filter(|key| key.info.revoked_s.is_none() && key.tenant_active))
     }
 
     fn describe(&self, app: &App) -> Value {

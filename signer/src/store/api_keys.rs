@@ -8,7 +8,8 @@ use sqlx::{AnyConnection, FromRow};
 
 use super::events::Event;
 use super::revocations::{self, Kind, SLACK_S};
-use super::{Store, StoreError, changed, column, count, roles, tenants};
+use super::tenants::{self, LimitsRow};
+use super::{Store, StoreError, changed, column, count, roles};
 use crate::api_key::ApiKey;
 use crate::cidr::Cidr;
 use crate::claims::{Limits, Scope, TenantId};
@@ -138,13 +139,8 @@ struct StoredRow {
     epoch: i64,
     tokens_void_until_s: i64,
     submissions_void_until_s: i64,
-    requests_per_minute: i64,
-    tokens_per_minute: i64,
-    tokens_burst: i64,
-    tokens_per_day: i64,
-    queued_tokens: i64,
-    concurrent_jobs: i64,
-    stored_bytes: Option<i64>,
+    #[sqlx(flatten)]
+    limits: LimitsRow,
     sources: String,
 }
 
@@ -284,7 +280,7 @@ pub(super) async fn find(connection: &mut AnyConnection, id: &str) -> Result<Opt
     let row: Option<StoredRow> = sqlx::query_as(
         "SELECT k.id, k.tenant, k.role, k.created_s, k.expires_s, k.revoked_s, k.last_used_s, k.grants_until_s,
          k.digest, r.scopes, t.status, t.operator, t.epoch, t.tokens_void_until_s,
-             t.submissions_void_until_s, t.requests_per_minute, t.tokens_per_minute,
+         t.submissions_void_until_s, t.requests_per_minute, t.tokens_per_minute,
          t.tokens_burst, t.tokens_per_day, t.queued_tokens, t.concurrent_jobs, t.stored_bytes,
          coalesce((SELECT string_agg(s.cidr, ',') FROM tenant_sources s WHERE s.tenant = t.id), '') AS sources
          FROM api_keys k JOIN roles r ON r.name = k.role JOIN tenants t ON t.id = k.tenant WHERE k.id = $1",
@@ -302,15 +298,7 @@ pub(super) async fn find(connection: &mut AnyConnection, id: &str) -> Result<Opt
         epoch: count(row.epoch)?,
         tokens_void_until_s: count(row.tokens_void_until_s)?,
         submissions_void_until_s: count(row.submissions_void_until_s)?,
-        limits: Limits {
-            requests_per_minute: count(row.requests_per_minute)?,
-            tokens_per_minute: count(row.tokens_per_minute)?,
-            tokens_burst: count(row.tokens_burst)?,
-            tokens_per_day: count(row.tokens_per_day)?,
-            queued_tokens: count(row.queued_tokens)?,
-            concurrent_jobs: count(row.concurrent_jobs)?,
-            stored_bytes: row.stored_bytes.map(count).transpose()?,
-        },
+        limits: row.limits.into_limits()?,
         sources: sources.collect::<Result<_, _>>().map_err(|_| StoreError::Corrupt("a source address"))?,
         info: row.info.into_info()?,
     }))

@@ -2,7 +2,7 @@
 //! after the other, so a revocation is either seen here, or it sees what was recorded here.
 
 use super::events::Event;
-use super::revocations::{Standing, job_revoked, standing};
+use super::revocations::{job_revoked, standing};
 use super::{Store, StoreError, Tenant, column, tenants};
 use crate::claims::Scope;
 use crate::policy::{self, Denial};
@@ -49,10 +49,7 @@ impl Store {
     ) -> Result<Granted, NotGranted> {
         let mut transaction = self.write().await?;
         let now = unix_now();
-        let key = match standing(&mut transaction, access, now).await? {
-            Standing::Void(reason) => return Err(NotGranted::Void(reason)),
-            Standing::Good(key) => key,
-        };
+        let key = standing(&mut transaction, access, now).await?.map_err(NotGranted::Void)?;
         if !key.scopes.contains(&Scope::JobsSubmit) {
             return Err(NotGranted::NoScope);
         }

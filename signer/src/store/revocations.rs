@@ -62,13 +62,8 @@ pub(crate) struct Revoked<'a> {
     pub(crate) expires_s: u64,
 }
 
-/// Whether what somebody shows is still good by the database.
-pub(super) enum Standing {
-    /// It is, with this key behind it.
-    Good(Box<StoredKey>),
-    /// It is not; why, for the log.
-    Void(&'static str),
-}
+/// The key behind what somebody shows, if that is still good by the database; if not, why, for the log.
+pub(crate) type Standing = Result<StoredKey, &'static str>;
 
 #[derive(FromRow)]
 struct Row {
@@ -155,14 +150,8 @@ impl Store {
     }
 
     /// Whether what was shown is still good.
-    pub(crate) async fn standing(
-        &self,
-        access: &VerifiedAccess,
-    ) -> Result<Result<StoredKey, &'static str>, StoreError> {
-        match standing(&mut *self.pool.acquire().await?, access, unix_now()).await? {
-            Standing::Good(key) => Ok(Ok(*key)),
-            Standing::Void(reason) => Ok(Err(reason)),
-        }
+    pub(crate) async fn standing(&self, access: &VerifiedAccess) -> Result<Standing, StoreError> {
+        standing(&mut *self.pool.acquire().await?, access, unix_now()).await
     }
 
     /// Whether one of these tokens of a tenant was revoked by its id.
@@ -279,10 +268,10 @@ pub(super) async fn standing(
 ) -> Result<Standing, StoreError> {
     let key = api_keys::find(&mut *connection, access.key_id()).await?;
     let Some(key) = key.filter(|key| &key.info.tenant == access.tenant()) else {
-        return Ok(Standing::Void("key barred"));
+        return Ok(Err("key barred"));
     };
     if let Some(reason) = key.barred(now) {
-        return Ok(Standing::Void(reason));
+        return Ok(Err(reason));
     }
     let void_until_s = if access.is_submission() { key.submissions_void_until_s } else { key.tokens_void_until_s };
     let ids = [access.token_id(), access.parent().unwrap_or_default()];
@@ -290,9 +279,9 @@ pub(super) async fn standing(
         || access.issued_at() <= void_until_s
         || is_token_revoked(connection, access.tenant(), ids).await?
     {
-        return Ok(Standing::Void("token revoked"));
+        return Ok(Err("token revoked"));
     }
-    Ok(Standing::Good(Box::new(key)))
+    Ok(Ok(key))
 }
 
 async fn is_token_revoked(

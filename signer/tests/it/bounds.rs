@@ -1,49 +1,29 @@
 //! Bounds on what a tenant can make the signer keep and say, and on what anybody can read out of it.
 
-use std::time::Duration;
-
 use axum::http::StatusCode;
-use base64::Engine as _;
-use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use serde_json::{Value, json};
+use serde_json::json;
 use sqlx::Connection as _;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
 use vecmill_signer::claims::{RevokedName, TenantId};
-use vecmill_signer::client::ApiKey;
 use vecmill_signer::store::{AuditFilter, NewKey, StoreError, TenantSettings};
-use vecmill_signer::verify::{Keys, Refusal, RemoteKeys, Verifier};
+use vecmill_signer::verify::Refusal;
 
 use crate::program::told;
 use crate::revocation::SECONDS;
-use crate::support::{Home, ISSUER, Program, Signer, eventually, grant_request, http, job};
+use crate::support::{Home, Program, Signer, claims_of, eventually, grant_request, http, job};
 
 /// Entries that the statement has of one tenant.
 const ENTRIES: usize = 32;
 const TENANTS: usize = 4096;
-
-fn verifier(signer: &Signer) -> Verifier {
-    Verifier::new(ISSUER.to_owned(), Keys::Remote(RemoteKeys::new(&signer.url()).expect("an address")))
-}
 
 async fn statement(signer: &Signer) -> String {
     let answer = http().get(format!("{}/v1/revocations/2", signer.url())).send().await.expect("an answer");
     answer.text().await.expect("a JWT")
 }
 
-fn claims(statement: &str) -> Value {
-    let claims = URL_SAFE_NO_PAD.decode(statement.split('.').nth(1).expect("claims")).expect("base64");
-    serde_json::from_slice(&claims).expect("JSON")
-}
-
 async fn entries(signer: &Signer) -> usize {
-    let claims = claims(&statement(signer).await);
+    let claims = claims_of(&statement(signer).await);
     claims["names"].as_array().expect("names").len() + claims["jobs"].as_array().expect("jobs").len()
-}
-
-async fn revoke(signer: &Signer, key: &ApiKey, token: &str) {
-    let request = http().post(format!("{}/oauth/revoke", signer.url())).basic_auth(key.id(), Some(key.expose()));
-    let answer = request.form(&[("token", token)]).send().await.expect("an answer");
-    assert_eq!(answer.status(), StatusCode::OK);
 }
 
 async fn actions(signer: &Signer, tenant: &TenantId) -> Vec<String> {
@@ -54,7 +34,7 @@ async fn actions(signer: &Signer, tenant: &TenantId) -> Vec<String> {
 #[tokio::test]
 async fn many_revoked_tokens_become_one_entry_and_cost_no_job() {
     let signer = Signer::start(TenantSettings::default()).await;
-    let verifier = verifier(&signer);
+    let verifier = signer.verifier();
     let (key, sibling) = (signer.key("globex", "writer").await, signer.key("globex", "writer").await);
     let globex: TenantId = "globex".parse().expect("a name");
     let grant = signer.grant(&sibling, 1).await;
@@ -67,7 +47,7 @@ async fn many_revoked_tokens_become_one_entry_and_cost_no_job() {
         tokens.push(signer.token(&key).await);
     }
     for token in &tokens {
-        revoke(&signer, &key, token).await;
+        signer.revoke(&key, token).await;
         assert!(entries(&signer).await <= ENTRIES);
     }
     assert!(actions(&signer, &globex).await.contains(&"tenant.void-access-tokens".to_owned()));
@@ -88,15 +68,15 @@ async fn many_revoked_tokens_become_one_entry_and_cost_no_job() {
     client.job_grant(&submission, &grant_request(2)).await.expect("and so do its batches");
     verifier.access(&theirs).await.expect(of_bystander);
     // Not in the second of it.
-    tokio::time::sleep(Duration::from_millis(2100)).await;
-    verifier.access(&signer.token(&key).await).await.expect("whoever has a key logs in again");
+    eventually("whoever has a key logs in again", SECONDS, || async { client.access_token(&[]).await.is_ok() }).await;
+    verifier.access(&signer.token(&key).await).await.expect("and that token is good");
 }
 
 #[tokio::test]
 async fn many_revoked_keys_become_one_entry_and_cost_jobs_only_where_their_own_can_not_be_told() {
     for (with_grants, action) in [(false, "tenant.void-access-tokens"), (true, "tenant.void-tokens")] {
         let signer = Signer::start(TenantSettings::default()).await;
-        let (verifier, globex) = (verifier(&signer), "globex".parse::<TenantId>().expect("a name"));
+        let (verifier, globex) = (signer.verifier(), "globex".parse::<TenantId>().expect("a name"));
         let spared = signer.key("globex", "writer").await;
         let grant = signer.grant(&spared, 250).await;
         let mut of_revoked = Vec::new();
@@ -113,7 +93,20 @@ async fn many_revoked_keys_become_one_entry_and_cost_jobs_only_where_their_own_c
         }
         eventually("the signer has taken it up", SECONDS, || async { entries(&signer).await <= ENTRIES }).await;
         assert!(actions(&signer, &globex).await.iter().any(|done| done == action));
-        tokio::time::sleep(SECONDS).await;
+        eventually("the verifier has heard all of it", SECONDS, || async {
+            for (token, grant) in &of_revoked {
+                if verifier.access(token).await.is_ok() {
+                    return false;
+                }
+                if let Some(grant) = grant
+                    && verifier.grant(grant).await.is_ok()
+                {
+                    return false;
+                }
+            }
+            true
+        })
+        .await;
         for (token, grant) in &of_revoked {
             assert!(verifier.access(token).await.is_err(), "{action}");
             if let Some(grant) = grant {
@@ -186,14 +179,14 @@ async fn fill(database: std::path::PathBuf) {
 async fn at_the_limit_of_tenants_and_entries_verifiers_go_on() {
     let signer = Signer::start_after(TenantSettings::default(), fill).await;
     let said = statement(&signer).await;
-    let counted = claims(&said);
+    let counted = claims_of(&said);
     assert_eq!(counted["jobs"].as_array().expect("jobs").len(), (TENANTS - 1) * ENTRIES);
     assert_eq!(counted["tenants"].as_object().expect("tenants").len(), TENANTS - 1);
     println!("the statement has {} bytes", said.len());
     assert!(said.len() > 5 << 20, "{}", said.len());
     drop(counted);
 
-    let verifier = verifier(&signer);
+    let verifier = signer.verifier();
     let (key, control) = (signer.keys.writer.clone(), signer.keys.admin.clone());
     let (token, grant, good) = (signer.token(&key).await, signer.grant(&key, 1).await, signer.token(&control).await);
     verifier.access(&token).await.expect("good");
@@ -213,7 +206,7 @@ async fn who_reads_the_statement_learns_no_name() {
     let signer = Signer::start(TenantSettings::default()).await;
     let key = signer.key("globex", "writer").await;
     let token = signer.token(&key).await;
-    revoke(&signer, &key, &token).await;
+    signer.revoke(&key, &token).await;
     let lost = signer.key("globex", "writer").await;
     let globex: TenantId = "globex".parse().expect("a name");
     signer.grant(&lost, 7).await;
@@ -222,8 +215,8 @@ async fn who_reads_the_statement_learns_no_name() {
     signer.store.void_tokens(&"acme".parse().expect("a name"), "test").await.expect("voided");
     eventually("it says all of it", SECONDS, || async { entries(&signer).await == 3 }).await;
     let said = statement(&signer).await;
-    let text = claims(&said).to_string();
-    let token_id = claims(&token)["jti"].as_str().expect("an id").to_owned();
+    let text = claims_of(&said).to_string();
+    let token_id = claims_of(&token)["jti"].as_str().expect("an id").to_owned();
     for name in ["globex", "acme", lost.id(), job(7).as_str(), &token_id] {
         assert!(!text.contains(name), "{name} in {text}");
     }
@@ -245,7 +238,7 @@ async fn who_reads_the_statement_learns_no_name() {
     let asked_for = Program::serve(&signer.home, &[("VECMILL_SIGNER_OLD_REVOCATIONS", "true")]);
     let (status, said) = old(&asked_for.url).await;
     assert_eq!(status, 200);
-    let said = claims(&said);
+    let said = claims_of(&said);
     assert_eq!(said["keys"], json!([lost.id()]));
     assert_eq!(said["tokens"], json!([token_id]));
     assert_eq!((&said["jobs"][0]["tenant"], &said["jobs"][0]["job"]), (&json!("globex"), &json!(job(7))));

@@ -3,10 +3,10 @@
 use serde_json::json;
 use vecmill_signer::client::{ApiKey, ClientError};
 use vecmill_signer::store::{SettingsPatch, TenantSettings};
-use vecmill_signer::verify::{Keys, Refusal, RemoteKeys, VerifiedEmbed, Verifier};
+use vecmill_signer::verify::{Refusal, VerifiedEmbed, Verifier};
 
 use crate::revocation::SECONDS;
-use crate::support::{ISSUER, Signer, eventually, http};
+use crate::support::{Signer, eventually};
 
 const MODEL: &str = "vecmill/mini";
 
@@ -18,7 +18,7 @@ async fn refused(verifier: &Verifier, token: &str, what: &str) -> Refusal {
 #[tokio::test]
 async fn it_is_for_one_models_vectors_alone_and_falls_with_what_it_rests_on() {
     let signer = Signer::start(TenantSettings::default()).await;
-    let verifier = Verifier::new(ISSUER.to_owned(), Keys::Remote(RemoteKeys::new(&signer.url()).expect("a signer")));
+    let verifier = signer.verifier();
     let key = signer.key("globex", "writer").await;
     let patch: SettingsPatch =
         serde_json::from_value(json!({"dimensions_max": 64, "stored_bytes": 7})).expect("a patch");
@@ -64,8 +64,7 @@ async fn it_is_for_one_models_vectors_alone_and_falls_with_what_it_rests_on() {
     };
     let (sibling, of_sibling) = embed(&key).await;
     let (parent, of_parent) = embed(&key).await;
-    let revoke = http().post(format!("{}/oauth/revoke", signer.url())).basic_auth(key.id(), Some(key.expose()));
-    assert_eq!(revoke.form(&[("token", parent.as_str())]).send().await.expect("an answer").status(), 200);
+    signer.revoke(&key, &parent).await;
     assert_eq!(refused(&verifier, &of_parent, "its access token").await, Refusal::TokenRevoked);
     verifier.embed(&of_sibling).await.expect("another access token's is good");
     verifier.access(&sibling).await.expect("and that token itself");

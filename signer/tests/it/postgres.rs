@@ -14,7 +14,7 @@ use vecmill_signer::store::{AuditFilter, Store, TenantSettings};
 use vecmill_signer::verify::{Keys, RemoteKeys, Verifier};
 
 use crate::program::printed;
-use crate::support::{Home, ISSUER, Signer, eventually, http};
+use crate::support::{Home, ISSUER, Signer, claims_of, eventually, http};
 
 /// Half a second between two looks at the database, and room for a busy machine.
 const SOON: Duration = Duration::from_secs(10);
@@ -66,10 +66,7 @@ async fn what_one_does_the_other_knows() {
     eventually("a verifier that asks the other hears of it", SOON, || async {
         let statement = http().get(format!("{other}/v1/revocations/2")).send().await.expect("an answer");
         let statement = statement.text().await.expect("a JWT");
-        let claims = statement.split('.').nth(1).expect("claims");
-        let claims = base64::Engine::decode(&base64::engine::general_purpose::URL_SAFE_NO_PAD, claims).expect("base64");
-        let claims: Value = serde_json::from_slice(&claims).expect("JSON");
-        claims["names"].as_array().expect("names").contains(&json!(RevokedName::of_key(key.id())))
+        claims_of(&statement)["names"].as_array().expect("names").contains(&json!(RevokedName::of_key(key.id())))
     })
     .await;
 }

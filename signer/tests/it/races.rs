@@ -3,17 +3,13 @@
 use std::path::Path;
 use std::time::Duration;
 
-use base64::Engine as _;
-use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use serde_json::Value;
 use sqlx::{AnyConnection, Connection as _};
 use vecmill_signer::claims::TenantId;
 use vecmill_signer::client::{AccessToken, ApiKey, SignerClient};
 use vecmill_signer::edge::ClientTls;
 use vecmill_signer::store::{Database, Store, TenantSettings};
-use vecmill_signer::verify::{Keys, RemoteKeys, Verifier};
 
-use crate::support::{Home, ISSUER, Signer, grant_request, http};
+use crate::support::{Home, Signer, claims_of, grant_request};
 
 const ROUNDS: u64 = 24;
 /// Verifiers ask every 2 s, and a signer looks at its database twice a second.
@@ -30,8 +26,7 @@ struct Got {
 }
 
 fn expires(token: &str) -> u64 {
-    let claims = URL_SAFE_NO_PAD.decode(token.split('.').nth(1).expect("claims")).expect("base64");
-    serde_json::from_slice::<Value>(&claims).expect("JSON")["exp"].as_u64().expect("a time")
+    claims_of(token)["exp"].as_u64().expect("a time")
 }
 
 /// Asks for everything with the key, all at once, from before the revocation until after it.
@@ -83,24 +78,13 @@ enum Blow {
     Token,
 }
 
-async fn strike(
-    far: Store,
-    signer_url: String,
-    blow: Blow,
-    tenant: TenantId,
-    key: ApiKey,
-    access: AccessToken,
-    after: u64,
-) {
-    tokio::time::sleep(Duration::from_millis(after)).await;
-    match blow {
-        Blow::Key => drop(far.revoke_key(None, key.id(), "race").await.expect("revoked")),
-        Blow::VoidTokens => drop(far.void_tokens(&tenant, "race").await.expect("voided")),
-        Blow::Suspend => drop(far.set_active(&tenant, false, "race").await.expect("suspended")),
-        Blow::Token => {
-            let revoke = http().post(format!("{signer_url}/oauth/revoke")).basic_auth(key.id(), Some(key.expose()));
-            let answer = revoke.form(&[("token", access.token.as_str())]).send().await.expect("an answer");
-            assert_eq!(answer.status(), 200);
+impl Blow {
+    async fn strike(self, signer: &Signer, far: &Store, tenant: &TenantId, key: &ApiKey, access: &AccessToken) {
+        match self {
+            Self::Key => drop(far.revoke_key(None, key.id(), "race").await.expect("revoked")),
+            Self::VoidTokens => drop(far.void_tokens(tenant, "race").await.expect("voided")),
+            Self::Suspend => drop(far.set_active(tenant, false, "race").await.expect("suspended")),
+            Self::Token => signer.revoke(key, &access.token).await,
         }
     }
 }
@@ -111,8 +95,7 @@ async fn nothing_that_is_got_in_a_race_outlives_the_revocation() {
         let (store, vault, keys) = home.bootstrap(TenantSettings::default()).await;
         let signer = Signer::serving(home, store, vault, keys).await;
         let far = Store::open(signer.home.policy()).await.expect("a database");
-        let remote = RemoteKeys::new(&signer.url()).expect("an address");
-        let verifier = Verifier::new(ISSUER.to_owned(), Keys::Remote(remote));
+        let verifier = signer.verifier();
         let mut outcomes = Vec::new();
         for round in 0..ROUNDS {
             let blow = [Blow::Key, Blow::Key, Blow::VoidTokens, Blow::Suspend, Blow::Token][round as usize % 5];
@@ -121,8 +104,8 @@ async fn nothing_that_is_got_in_a_race_outlives_the_revocation() {
             let client = signer.client(&key);
             let access = client.access_token(&[]).await.expect("a token");
             let grabbing = tokio::spawn(grab(client, access.clone(), round as u8));
-            let struck = strike(far.clone(), signer.url(), blow, tenant.clone(), key.clone(), access, round % 12);
-            struck.await;
+            tokio::time::sleep(Duration::from_millis(round % 12)).await;
+            blow.strike(&signer, &far, &tenant, &key, &access).await;
             outcomes.push((blow, tenant, key, grabbing.await.expect("no panic")));
         }
         tokio::time::sleep(HEARD).await;

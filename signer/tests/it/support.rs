@@ -27,7 +27,7 @@ use vecmill_signer::keys::KeySet;
 use vecmill_signer::server::{self, App};
 use vecmill_signer::store::{Bootstrapped, Database, FirstTenant, NewKey, Store, TenantSettings};
 use vecmill_signer::vault::Vault;
-use vecmill_signer::verify::{Keys, Verifier};
+use vecmill_signer::verify::{Keys, RemoteKeys, Verifier};
 
 use crate::program::{end_of, json_of};
 
@@ -37,6 +37,12 @@ pub(crate) const NOW: u64 = 1_800_000_000;
 
 pub(crate) fn b64(bytes: impl AsRef<[u8]>) -> String {
     URL_SAFE_NO_PAD.encode(bytes)
+}
+
+/// What a token says, whoever signed it.
+pub(crate) fn claims_of(token: &str) -> Value {
+    let claims = URL_SAFE_NO_PAD.decode(token.split('.').nth(1).expect("claims")).expect("base64");
+    serde_json::from_slice(&claims).expect("JSON")
 }
 
 /// Holds a key that a verifier trusts, and signs whatever a test wants.
@@ -352,6 +358,18 @@ impl Signer {
         let done = sqlx::query(sql).bind(value).execute(&mut connection).await.expect("executed");
         assert_eq!(done.rows_affected(), 1);
         connection.close().await.expect("closed");
+    }
+
+    /// Revokes a token in the name of `key`.
+    pub(crate) async fn revoke(&self, key: &ApiKey, token: &str) {
+        let request = http().post(format!("{}/oauth/revoke", self.url())).basic_auth(key.id(), Some(key.expose()));
+        let answer = request.form(&[("token", token)]).send().await.expect("an answer");
+        assert_eq!(answer.status(), reqwest::StatusCode::OK);
+    }
+
+    /// A verifier far away that follows this signer.
+    pub(crate) fn verifier(&self) -> Verifier {
+        Verifier::new(ISSUER.to_owned(), Keys::Remote(RemoteKeys::new(&self.url()).expect("an address")))
     }
 
     pub(crate) fn client(&self, key: &ApiKey) -> SignerClient {

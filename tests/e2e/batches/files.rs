@@ -5,52 +5,38 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use tokio::io::AsyncWriteExt as _;
 use vecmill_signer::claims::Digest;
-use vecmill_tests::{Cluster, cluster::Process, eventually};
+use vecmill_tests::{Cluster, eventually};
 
-use super::{Caller, LIMIT, admin};
+use super::{Caller, LIMIT};
 
 /// Five of the parts in which it goes to S3.
 const BYTES: usize = 40 << 20;
 
-/// What a program holds in memory now, in MiB.
-fn memory_mib(process: &Process) -> u64 {
-    let status = std::fs::read_to_string(format!("/proc/{}/status", process.id())).unwrap();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
-    line.trim().trim_end_matches("kB").trim().parse::<u64>().unwrap() / 1024
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn a_large_file_comes_back_as_it_was_and_is_never_held() {
     let cluster = Cluster::shared().await;
-    let tenant = admin(&cluster, "a", &[]);
+    let tenant = cluster.admin("a", &[]);
     let gateway = cluster.gateway(&[("VECMILL_GATEWAY_FILE_BYTES_MAX", BYTES.to_string())]).await;
     let caller = Caller::new(&gateway, &tenant);
     // Bytes that no compression and no repetition makes equal.
     let bytes: Vec<u8> = (0..BYTES as u64).map(|at| (at.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 56) as u8).collect();
-    let before = memory_mib(&gateway);
+    let before = gateway.memory_mib().unwrap();
     let mut ids = Vec::new();
     for _ in 0..3 {
         ids.push(caller.upload("large.jsonl", bytes.clone()).await);
     }
-    let after = memory_mib(&gateway);
+    let after = gateway.memory_mib().unwrap();
     assert!(after < before + 100, "120 MiB went through; memory went from {before} to {after} MiB");
     let file = caller.get(&format!("/v1/files/{}", ids[0])).await;
     assert_eq!(file["sha256"], Digest::of(&bytes).to_string());
     assert!(caller.bytes(&format!("/v1/files/{}/content", ids[2])).await == bytes);
 
     // Over the bound, it is refused and leaves nothing.
-    let (status, refused) = upload(&caller, &[bytes.as_slice(), b"x"].concat()).await;
+    let (status, refused) = caller.try_upload("f", &[bytes.as_slice(), b"x"].concat()).await;
     assert_eq!((status, &refused["error"]["code"]), (413, &json!("request_too_large")), "{refused}");
     // Cut off in its middle, it leaves nothing either.
-    let address = gateway.url.strip_prefix("http://").unwrap();
-    let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
-    let head = format!(
-        "POST /v1/files HTTP/1.1\r\nHost: {address}\r\nAuthorization: Bearer {}\r\nContent-Length: {BYTES}\r\n\
-         Content-Type: multipart/form-data; boundary=b\r\n\r\n--b\r\nContent-Disposition: form-data; name=\"file\"; \
-         filename=\"cut.jsonl\"\r\n\r\n",
-        tenant.api_key
-    );
-    stream.write_all(head.as_bytes()).await.unwrap();
+    let form = "--b\r\nContent-Disposition: form-data; name=\"file\"; filename=\"cut.jsonl\"\r\n\r\n";
+    let mut stream = caller.begin_upload(BYTES, form).await;
     stream.write_all(&bytes[..BYTES / 2]).await.unwrap();
     drop(stream);
     tokio::time::sleep(Duration::from_secs(1)).await;
@@ -60,24 +46,10 @@ async fn a_large_file_comes_back_as_it_was_and_is_never_held() {
     assert_eq!(kept.len(), 3, "{kept:?}");
 }
 
-/// Uploads bytes that may be refused.
-async fn upload(caller: &Caller<'_>, bytes: &[u8]) -> (u16, Value) {
-    let form = [
-        b"--b\r\nContent-Disposition: form-data; name=\"purpose\"\r\n\r\nbatch\r\n--b\r\nContent-Disposition: form-data; name=\"file\"; filename=\"f\"\r\n\r\n",
-        bytes,
-        b"\r\n--b--\r\n",
-    ]
-    .concat();
-    let request = caller.client.post(format!("{}/v1/files", caller.gateway.url)).bearer_auth(&caller.key);
-    let request = request.header("content-type", "multipart/form-data; boundary=b").body(form);
-    let answer = request.send().await.unwrap();
-    (answer.status().as_u16(), answer.json().await.unwrap())
-}
-
 #[tokio::test]
 async fn a_file_is_kept_for_its_time_and_no_longer() {
     let cluster = Cluster::shared().await;
-    let (store, tenant) = (cluster.store().await, admin(&cluster, "a", &[]));
+    let (store, tenant) = (cluster.store().await, cluster.admin("a", &[]));
     let gateway = cluster.gateway(&[]).await;
     let caller = Caller::new(&gateway, &tenant);
     let form = "--b\r\nContent-Disposition: form-data; name=\"purpose\"\r\n\r\nbatch\r\n\

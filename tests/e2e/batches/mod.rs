@@ -9,25 +9,22 @@ mod webhooks;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
+use tokio::{io::AsyncWriteExt as _, net::TcpStream};
 use vecmill_producer::part;
 use vecmill_signer::claims::JobId;
 use vecmill_signer::client::SignerClient;
 use vecmill_tests::{
     Cluster, Tenant, WorkerOptions,
     cluster::{MODEL, Process},
-    corpus, eventually, history,
+    corpus, eventually,
+    form::{FORM_TYPE, form},
+    history,
     results::{check_completed, count_tokens, in_mid_job},
 };
 
 use crate::stock_clients::{PYTHON, installed, steps};
 
 const LIMIT: Duration = Duration::from_secs(60);
-/// A tenant whose key may do everything.
-pub(crate) fn admin(cluster: &Cluster, name: &str, limits: &[&str]) -> Tenant {
-    let tenant = cluster.tenant(name, limits);
-    let key = cluster.signer(&["key", "create", "--tenant", tenant.id.as_str(), "--role", "admin"]);
-    Tenant { api_key: key["key"].as_str().unwrap().to_owned(), ..tenant }
-}
 
 /// One caller of a gateway.
 pub(crate) struct Caller<'a> {
@@ -77,25 +74,32 @@ impl<'a> Caller<'a> {
 
     /// Uploads a corpus; gives the file's id.
     pub(crate) async fn upload(&self, name: &str, bytes: Vec<u8>) -> String {
-        // By hand: the form is what is tested, not a client's own.
-        let boundary = "a-boundary";
-        let mut form = format!(
-            "--{boundary}\r\nContent-Disposition: form-data; name=\"purpose\"\r\n\r\nbatch\r\n--{boundary}\r\n\
-             Content-Disposition: form-data; name=\"file\"; filename=\"{name}\"\r\n\r\n"
-        )
-        .into_bytes();
-        form.extend(bytes);
-        form.extend(format!("\r\n--{boundary}--\r\n").bytes());
-        let request = self.client.post(format!("{}/v1/files", self.gateway.url)).bearer_auth(&self.key);
-        let request = request.header("content-type", format!("multipart/form-data; boundary={boundary}")).body(form);
-        let file: Value = request.send().await.unwrap().json().await.unwrap();
+        let (_, file) = self.try_upload(name, &bytes).await;
         file["id"].as_str().unwrap_or_else(|| panic!("no file: {file}")).to_owned()
     }
 
+    /// An upload that may be refused.
+    pub(crate) async fn try_upload(&self, name: &str, bytes: &[u8]) -> (u16, Value) {
+        let request = self.client.post(format!("{}/v1/files", self.gateway.url)).bearer_auth(&self.key);
+        let answer = request.header("content-type", FORM_TYPE).body(form(name, bytes)).send().await.unwrap();
+        (answer.status().as_u16(), answer.json().await.unwrap())
+    }
+
+    /// A connection with the head of an upload of so many bytes and the beginning of its form sent; its parts begin with `--b`.
+    pub(crate) async fn begin_upload(&self, length: usize, form: &str) -> TcpStream {
+        let address = self.gateway.url.strip_prefix("http://").unwrap();
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        let head = format!(
+            "POST /v1/files HTTP/1.1\r\nHost: {address}\r\nAuthorization: Bearer {}\r\nContent-Length: {length}\r\n\
+             Content-Type: multipart/form-data; boundary=b\r\n\r\n{form}",
+            self.key
+        );
+        stream.write_all(head.as_bytes()).await.unwrap();
+        stream
+    }
+
     pub(crate) async fn batch(&self, file: &str, more: Value) -> String {
-        let mut body = json!({"input_file_id": file, "endpoint": "/v1/embeddings", "completion_window": "24h"});
-        body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
-        self.post("/v1/batches", body).await["id"].as_str().unwrap().to_owned()
+        self.post("/v1/batches", batch_of(file, more)).await["id"].as_str().unwrap().to_owned()
     }
 
     pub(crate) async fn reaches(&self, batch: &str, status: &str) -> Value {
@@ -107,6 +111,13 @@ impl<'a> Caller<'a> {
     }
 }
 
+/// An order of a batch.
+pub(crate) fn batch_of(file: &str, more: Value) -> Value {
+    let mut body = json!({"input_file_id": file, "endpoint": "/v1/embeddings", "completion_window": "24h"});
+    body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+    body
+}
+
 /// A corpus of `vecmill submit`'s, as bytes.
 pub(crate) fn jsonl(texts: &[(String, String)]) -> Vec<u8> {
     texts.iter().flat_map(|(id, text)| format!("{}\n", json!({"id": id, "text": text})).into_bytes()).collect()
@@ -115,7 +126,7 @@ pub(crate) fn jsonl(texts: &[(String, String)]) -> Vec<u8> {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_stock_sdk_goes_from_upload_to_content() {
     let cluster = Cluster::shared().await;
-    let (store, tenant) = (cluster.store().await, admin(&cluster, "a", &[]));
+    let (store, tenant) = (cluster.store().await, cluster.admin("a", &[]));
     let _worker = cluster.worker(WorkerOptions::default()).await;
     let gateway = cluster.gateway(&[]).await;
     let key = cluster.dir.path().join("key");
@@ -188,7 +199,7 @@ async fn the_stock_sdk_goes_from_upload_to_content() {
 #[tokio::test]
 async fn a_batch_and_a_submission_are_one_job() {
     let cluster = Cluster::shared().await;
-    let (store, tenant, texts) = (cluster.store().await, admin(&cluster, "a", &[]), corpus::texts(71, 400));
+    let (store, tenant, texts) = (cluster.store().await, cluster.admin("a", &[]), corpus::texts(71, 400));
     let gateway = cluster.gateway(&[]).await;
     let caller = Caller::new(&gateway, &tenant);
     let bytes = jsonl(&texts);
@@ -257,7 +268,7 @@ async fn a_batch_and_a_submission_are_one_job() {
     );
 
     // Another tenant sees none of it.
-    let stranger = admin(&cluster, "stranger", &[]);
+    let stranger = cluster.admin("stranger", &[]);
     let other = Caller::new(&gateway, &stranger);
     for path in [
         format!("/v1/files/{file}"),
@@ -279,7 +290,7 @@ async fn a_batch_and_a_submission_are_one_job() {
 #[tokio::test]
 async fn a_batch_outlives_the_gateway_that_took_it() {
     let cluster = Cluster::shared().await;
-    let (store, tenant, texts) = (cluster.store().await, admin(&cluster, "a", &[]), corpus::texts(72, 60));
+    let (store, tenant, texts) = (cluster.store().await, cluster.admin("a", &[]), corpus::texts(72, 60));
     // It can't queue anything.
     let nowhere = ("VECMILL_AMQP_URL", "amqp://127.0.0.1:9".to_owned());
     let mut mortal = cluster.gateway_that_answers("/healthz", &[nowhere]).await;
@@ -317,8 +328,8 @@ async fn a_batch_outlives_the_gateway_that_took_it() {
 #[tokio::test]
 async fn a_batch_whose_key_is_revoked_before_it_is_a_job_never_becomes_one() {
     let cluster = Cluster::shared().await;
-    let (tenant, texts) = (admin(&cluster, "a", &[]), corpus::texts(73, 10));
-    let other = cluster.signer(&["key", "create", "--tenant", tenant.id.as_str(), "--role", "admin"]);
+    let (tenant, texts) = (cluster.admin("a", &[]), corpus::texts(73, 10));
+    let other = cluster.api_key(&tenant.id, "admin");
     let nowhere = ("VECMILL_AMQP_URL", "amqp://127.0.0.1:9".to_owned());
     let gateway = cluster.gateway_that_answers("/healthz", &[nowhere]).await;
     let mut caller = Caller::new(&gateway, &tenant);
@@ -327,7 +338,7 @@ async fn a_batch_whose_key_is_revoked_before_it_is_a_job_never_becomes_one() {
     eventually("it is at work", LIMIT, || async { gateway.logged().contains("can't be prepared yet").then_some(()) })
         .await;
     cluster.signer(&["key", "revoke", tenant.key_id()]);
-    caller.key = other["key"].as_str().unwrap().to_owned();
+    caller.key = other;
     let failed = caller.reaches(&batch, "failed").await;
     assert_eq!(failed["errors"]["data"][0]["code"], "access_denied", "{failed}");
     assert!(failed["errors"]["data"][0]["message"].as_str().unwrap().contains("revoked"), "{failed}");
@@ -339,7 +350,7 @@ async fn a_batch_of_a_tenant_with_addresses_of_its_own_is_signed_through_the_gat
     // The gateway is at 127.0.0.1, the tenant at 127.0.0.2.
     cluster.env.insert("VECMILL_SIGNER_GATEWAYS".to_owned(), "127.0.0.1".to_owned());
     cluster.start_signer().await;
-    let tenant = admin(&cluster, "elsewhere", &["--sources", "127.0.0.2"]);
+    let tenant = cluster.admin("elsewhere", &["--sources", "127.0.0.2"]);
     let gateway = cluster.gateway(&[]).await;
     let _worker = cluster.worker(WorkerOptions::default()).await;
     let address: std::net::IpAddr = "127.0.0.2".parse().unwrap();
@@ -354,8 +365,8 @@ async fn a_batch_of_a_tenant_with_addresses_of_its_own_is_signed_through_the_gat
 #[tokio::test]
 async fn what_is_queued_has_limits_and_comes_back() {
     let cluster = Cluster::shared().await;
-    let few = admin(&cluster, "few", &["--concurrent-jobs", "1"]);
-    let small = admin(&cluster, "small", &["--queued-tokens", "100"]);
+    let few = cluster.admin("few", &["--concurrent-jobs", "1"]);
+    let small = cluster.admin("small", &["--queued-tokens", "100"]);
     let gateways = [cluster.gateway(&[]).await, cluster.gateway(&[]).await];
     let callers = [Caller::new(&gateways[0], &few), Caller::new(&gateways[1], &few)];
     let mut files = Vec::new();
@@ -415,8 +426,8 @@ async fn a_job_that_waits_says_for_what() {
     // Two chunks' worth at once, and then one in a minute or so.
     let tokens: u32 = count_tokens(&cluster.model_dir(), &texts).iter().sum();
     let (rate, burst) = ((tokens / 8).to_string(), (tokens / 4).to_string());
-    let limited = admin(&cluster, "limited", &["--tokens-per-minute", &rate, "--tokens-burst", &burst]);
-    let spent = admin(&cluster, "spent", &["--tokens-per-day", &(tokens / 4).to_string()]);
+    let limited = cluster.admin("limited", &["--tokens-per-minute", &rate, "--tokens-burst", &burst]);
+    let spent = cluster.admin("spent", &["--tokens-per-day", &(tokens / 4).to_string()]);
     let worker = cluster.worker(WorkerOptions::default()).await;
     let gateway = cluster.gateway(&[]).await;
     for (tenant, reason, within_s) in [(&limited, "tokens_per_minute", 120), (&spent, "tokens_per_day", 24 * 3600)] {
@@ -438,7 +449,7 @@ async fn a_job_that_waits_says_for_what() {
 
     // A worker that is there and takes nothing: what it has not taken waits behind what it has.
     assert!(std::process::Command::new("kill").args(["-STOP", &worker.id().to_string()]).status().unwrap().success());
-    let queued = admin(&cluster, "queued", &[]);
+    let queued = cluster.admin("queued", &[]);
     let caller = Caller::new(&gateway, &queued);
     let file = caller.upload("corpus.jsonl", jsonl(&texts)).await;
     let batch = caller.batch(&file, json!({"chunk_rows": 2})).await;

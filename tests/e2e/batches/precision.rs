@@ -20,7 +20,7 @@ use vecmill_tests::{
 };
 use vecmill_worker::{engine::ComputePath, kill_point};
 
-use super::{Caller, LIMIT, admin, jsonl};
+use super::{Caller, LIMIT, jsonl};
 
 const OBJECT_BYTES_MAX: usize = 64 << 20;
 
@@ -58,7 +58,7 @@ async fn summary(cluster: &Cluster, keys: &JobKeys) -> FinalManifest {
 #[tokio::test]
 async fn a_job_has_the_precision_it_asks_for_and_all_it_leaves_says_what_computed_it() {
     let cluster = Cluster::shared().await;
-    let (store, tenant, texts) = (cluster.store().await, admin(&cluster, "a", &[]), corpus::texts(171, 40));
+    let (store, tenant, texts) = (cluster.store().await, cluster.admin("a", &[]), corpus::texts(171, 40));
     let _worker = cluster.worker(computing_in("f32")).await;
     let gateway = cluster.gateway(&[]).await;
     let caller = Caller::new(&gateway, &tenant);
@@ -126,7 +126,7 @@ async fn attempts(cluster: &Cluster, chunks: usize) -> Vec<AMQPValue> {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_job_whose_precision_nobody_has_waits_at_no_cost_and_says_so() {
     let cluster = Cluster::shared().await;
-    let (store, tenant, texts) = (cluster.store().await, admin(&cluster, "a", &[]), corpus::texts(172, 40));
+    let (store, tenant, texts) = (cluster.store().await, cluster.admin("a", &[]), corpus::texts(172, 40));
     let mut worker = cluster.worker(computing_in("f32")).await;
     let gateway = cluster.gateway(&[]).await;
     let caller = Caller::new(&gateway, &tenant);
@@ -194,7 +194,7 @@ async fn a_job_whose_precision_nobody_has_waits_at_no_cost_and_says_so() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_job_of_two_kinds_of_workers_names_both() {
     let cluster = Cluster::shared().await;
-    let (store, tenant, texts) = (cluster.store().await, admin(&cluster, "a", &[]), corpus::texts(173, 80));
+    let (store, tenant, texts) = (cluster.store().await, cluster.admin("a", &[]), corpus::texts(173, 80));
     let gateway = cluster.gateway(&[]).await;
     let caller = Caller::new(&gateway, &tenant);
     let id = caller.upload("corpus.jsonl", jsonl(&texts)).await;

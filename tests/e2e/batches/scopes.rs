@@ -5,7 +5,7 @@ use reqwest::Method;
 use serde_json::Value;
 use vecmill_tests::{Cluster, Tenant};
 
-use super::{Caller, admin};
+use super::Caller;
 
 const SCOPES: [&str; 6] = ["jobs:submit", "jobs:read", "vectors:read", "jobs:cancel", "jobs:delete", "embed"];
 
@@ -33,7 +33,7 @@ fn wanted(method: &str, path: &str) -> &'static str {
 #[tokio::test]
 async fn every_route_wants_its_scope() {
     let cluster = Cluster::shared().await;
-    let tenant = admin(&cluster, "a", &[]);
+    let tenant = cluster.admin("a", &[]);
     let gateway = cluster.gateway(&[]).await;
     // Each lacks one scope.
     let mut lacking = Vec::new();
@@ -41,8 +41,7 @@ async fn every_route_wants_its_scope() {
         let others: Vec<_> = SCOPES.into_iter().filter(|other| *other != scope).collect();
         let role = format!("{}-no-{}", cluster.unique(), scope.replace(':', "-"));
         cluster.signer(&["role", "create", &role, "--scopes", &others.join(",")]);
-        let key = cluster.signer(&["key", "create", "--tenant", tenant.id.as_str(), "--role", &role]);
-        let tenant = Tenant { api_key: key["key"].as_str().unwrap().to_owned(), ..tenant.clone() };
+        let tenant = Tenant { api_key: cluster.api_key(&tenant.id, &role), ..tenant.clone() };
         lacking.push((scope, Caller::new(&gateway, &tenant)));
     }
     let nobody = Caller::new(&gateway, &Tenant { api_key: "vm_nobody".to_owned(), ..tenant.clone() });

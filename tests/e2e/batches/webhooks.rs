@@ -1,49 +1,46 @@
 //! Webhooks: told once a batch has ended, told again until they are heard, and verified by OpenAI's own SDK.
 
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use axum::{Router, body::Bytes, extract::State, http::HeaderMap, http::StatusCode, routing::post};
 use serde_json::json;
-use vecmill_tests::{Cluster, WorkerOptions, corpus, eventually, program::json_of};
+use vecmill_tests::{
+    Cluster, WorkerOptions, corpus, eventually,
+    program::json_of,
+    receivers::{served, webhook_settings},
+};
 
-use super::{Caller, LIMIT, admin, jsonl};
+use super::{Caller, LIMIT, batch_of, jsonl};
 use crate::stock_clients::{PYTHON, installed};
 
 /// What has come: headers and body.
 type Heard = Arc<Mutex<Vec<(HeaderMap, Bytes)>>>;
 
 /// Refuses the first message, takes the others.
-async fn listen(heard: Heard) -> String {
+async fn listen(heard: Heard) -> SocketAddr {
     async fn hear(State(heard): State<Heard>, headers: HeaderMap, body: Bytes) -> StatusCode {
         let mut heard = heard.lock().unwrap();
         heard.push((headers, body));
         if heard.len() == 1 { StatusCode::INTERNAL_SERVER_ERROR } else { StatusCode::NO_CONTENT }
     }
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let url = format!("http://{}/hook", listener.local_addr().unwrap());
-    let routes = Router::new().route("/hook", post(hear)).with_state(heard);
-    tokio::spawn(async move { axum::serve(listener, routes).await });
-    url
+    served(Router::new().route("/hook", post(hear)).with_state(heard)).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_end_is_told_until_it_is_heard() {
     let cluster = Cluster::shared().await;
-    let tenant = admin(&cluster, "a", &[]);
+    let tenant = cluster.admin("a", &[]);
     let heard = Heard::default();
-    let url = listen(Arc::clone(&heard)).await;
-    let receiver = url.trim_start_matches("http://").trim_end_matches("/hook");
-    let settings = [
-        ("VECMILL_WEBHOOK_KEY", "0123456789abcdef0123456789abcdef".to_owned()),
-        ("VECMILL_GATEWAY_WEBHOOK_ALLOW", receiver.to_owned()),
-    ];
+    let receiver = listen(Arc::clone(&heard)).await;
+    let settings = webhook_settings(&[receiver]);
     // Two gateways, one of which tells.
     let gateways = [cluster.gateway(&settings).await, cluster.gateway(&settings).await];
     let _worker = cluster.worker(WorkerOptions::default()).await;
     let caller = Caller::new(&gateways[0], &tenant);
     let file = caller.upload("corpus.jsonl", jsonl(&corpus::texts(75, 20))).await;
-    let batch = caller.batch(&file, json!({"webhook_url": url})).await;
+    let batch = caller.batch(&file, json!({"webhook_url": format!("http://{receiver}/hook")})).await;
     eventually("it has been told twice", LIMIT, || async { (heard.lock().unwrap().len() >= 2).then_some(()) }).await;
     tokio::time::sleep(Duration::from_secs(6)).await;
     let heard = heard.lock().unwrap().clone();
@@ -51,7 +48,7 @@ async fn an_end_is_told_until_it_is_heard() {
     assert_eq!(heard[0].0["webhook-id"], heard[1].0["webhook-id"], "the same message has the same id");
 
     // The stock SDK verifies and reads it, and refuses what was tampered with or is another tenant's.
-    let stranger = admin(&cluster, "b", &[]);
+    let stranger = cluster.admin("b", &[]);
     let secret = caller.get("/v1/webhooks/secret").await["secret"].clone();
     let other = Caller::new(&gateways[1], &tenant).get("/v1/webhooks/secret").await["secret"].clone();
     let strange = Caller::new(&gateways[0], &stranger).get("/v1/webhooks/secret").await["secret"].clone();
@@ -90,8 +87,7 @@ async fn an_end_is_told_until_it_is_heard() {
         "http://127.0.0.1:1/",
         cluster.env["VECMILL_S3_ENDPOINT"].as_str(),
     ] {
-        let mut asked = json!({"input_file_id": file, "endpoint": "/v1/embeddings", "completion_window": "24h"});
-        asked["webhook_url"] = json!(inside);
+        let asked = batch_of(&file, json!({"webhook_url": inside}));
         let (status, body) = caller.ask(reqwest::Method::POST, "/v1/batches", Some(asked)).await;
         assert_eq!((status, &body["error"]["param"]), (400, &json!("webhook_url")), "{inside}: {body}");
     }

@@ -1,13 +1,11 @@
-//! The synchronous path, places and quota.
 //! The synchronous door: what one tenant sends keeps no other from being answered, and is paid for by who sends it.
 
 use std::time::{Duration, Instant};
 
-use futures_util::StreamExt as _;
 use lapin::{
     BasicProperties, Channel,
     message::BasicGetMessage,
-    options::{BasicConsumeOptions, BasicGetOptions, BasicNackOptions, BasicPublishOptions, QueueDeclareOptions},
+    options::{BasicGetOptions, BasicNackOptions, BasicPublishOptions, QueueDeclareOptions},
     types::{AMQPValue, FieldTable},
 };
 use serde_json::{Value, json};
@@ -22,24 +20,23 @@ use vecmill_tests::{
     Cluster, Tenant, WorkerOptions,
     cluster::{MODEL, Process},
     corpus, eventually,
+    requests::Asker,
     results::check_completed,
 };
+
+use crate::embeddings::{self, ask_text};
 
 const LIMIT: Duration = Duration::from_secs(60);
 /// As long as a body may be.
 const BODY_BYTES: usize = 7 << 20;
-const REPLY_TO: &str = "amq.rabbitmq.reply-to";
 
-async fn post(gateway: &Process, key: &str, body: impl Into<reqwest::Body>) -> (u16, Value) {
-    let client = reqwest::Client::builder().no_proxy().timeout(LIMIT).build().unwrap();
-    let request = client.post(format!("{}/v1/embeddings", gateway.url)).bearer_auth(key);
-    let answer = request.header("content-type", "application/json").body(body.into()).send().await.unwrap();
-    let status = answer.status().as_u16();
-    (status, serde_json::from_str(&answer.text().await.unwrap()).unwrap())
+async fn post(gateway: &Process, key: &str, body: String) -> (u16, Value) {
+    let answer = ask_text(gateway, key, body).await;
+    (answer.status, answer.body)
 }
 
 fn body(input: impl Into<Value>) -> String {
-    json!({"model": MODEL, "input": input.into()}).to_string()
+    embeddings::body(input).to_string()
 }
 
 /// A request of one word, which must be answered.
@@ -173,13 +170,6 @@ async fn what_is_refused_is_cheap_and_paid_for() {
     assert_eq!(answer["error"]["param"], "input.1");
 }
 
-/// The most memory that a program ever had, in MiB.
-fn peak_mib(process: &Process) -> u64 {
-    let status = std::fs::read_to_string(format!("/proc/{}/status", process.id())).unwrap();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
-    line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() >> 10
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn a_body_takes_a_small_multiple_of_its_length() {
     let cluster = Cluster::shared().await;
@@ -187,7 +177,7 @@ async fn a_body_takes_a_small_multiple_of_its_length() {
     let _worker = cluster.worker(WorkerOptions::default()).await;
     let gateway = std::sync::Arc::new(cluster.gateway(&[]).await);
     word(&gateway, &b).await;
-    let before = peak_mib(&gateway);
+    let before = gateway.peak_memory_mib().unwrap();
     let many = |entry: &str| {
         let list = vec![entry; BODY_BYTES / (entry.len() + 1) - 20].join(",");
         format!("{{\"model\":\"{MODEL}\",\"input\":[{list}]}}")
@@ -216,7 +206,7 @@ async fn a_body_takes_a_small_multiple_of_its_length() {
             assert!(answer.to_string().len() < 1000);
         }
     }
-    let grown = peak_mib(&gateway) - before;
+    let grown = gateway.peak_memory_mib().unwrap() - before;
     println!("28 bodies of 7 MiB, four at once: {before} MiB and {grown} more");
     // What a body is read into, and what the allocator keeps of it.
     assert!(grown < 4 * 7 * 4, "{grown} MiB");
@@ -268,22 +258,6 @@ async fn taken(cluster: &Cluster, channel: &Channel) -> BasicGetMessage {
     .await
 }
 
-/// Puts messages into the queue of requests, and gives the answers.
-async fn asked(cluster: &Cluster, channel: &Channel, messages: &[Vec<u8>]) -> Vec<EmbedAnswer> {
-    let options = BasicConsumeOptions { no_ack: true, ..Default::default() };
-    let mut answers =
-        channel.basic_consume(REPLY_TO.into(), "answers".into(), options, FieldTable::default()).await.unwrap();
-    let mut heard = Vec::new();
-    for message in messages {
-        let properties = BasicProperties::default().with_reply_to(REPLY_TO.into()).with_correlation_id("again".into());
-        let (options, queue) = (BasicPublishOptions::default(), cluster.topology().embed_queue());
-        channel.basic_publish("".into(), queue.as_str().into(), options, message, properties).await.unwrap();
-        let answer = tokio::time::timeout(LIMIT, answers.next()).await.expect("an answer").unwrap().unwrap();
-        heard.push(EmbedAnswer::parse(answer.data.clone()).unwrap());
-    }
-    heard
-}
-
 #[tokio::test]
 async fn what_lies_in_the_queue_opens_nothing_else_and_is_paid_for_each_time() {
     let cluster = Cluster::shared().await;
@@ -314,9 +288,10 @@ async fn what_lies_in_the_queue_opens_nothing_else_and_is_paid_for_each_time() {
     let again = EmbedRequest { deadline_ms, ..request.clone() };
     let other =
         EmbedRequest { inputs: vec![vecmill_producer::contract::EmbedInput::Text("x ".repeat(50))], ..again.clone() };
-    let messages = [again.to_bytes(), again.to_bytes(), other.to_bytes()];
+    let mut asker = Asker::new(&cluster, &connection).await;
     let mut tokens_of_all = 0;
-    for answer in asked(&cluster, &channel, &messages).await {
+    for request in [&again, &again, &other] {
+        let answer = asker.ask(request).await;
         let EmbedAnswer::Embedded { tokens, .. } = answer else { panic!("{answer:?}") };
         tokens_of_all += tokens.iter().map(|&tokens| u64::from(tokens)).sum::<u64>();
     }
@@ -324,12 +299,13 @@ async fn what_lies_in_the_queue_opens_nothing_else_and_is_paid_for_each_time() {
 
     let key = vecmill_signer::client::SignerClient::new(signer, tenant.api_key.parse().unwrap()).unwrap();
     let access = key.access_token(&[]).await.unwrap().token.to_string();
-    let channel = connection.create_channel().await.unwrap();
     let with_access = EmbedRequest { token: access, ..again.clone() };
     let other_model = EmbedRequest { model: "another/model".to_owned(), ..again };
-    let answers = asked(&cluster, &channel, &[with_access.to_bytes(), other_model.to_bytes()]).await;
-    let kinds = [(RefusalKind::Unauthorized, "invalid_token"), (RefusalKind::Invalid, "model_not_found")];
-    for (answer, (kind, code)) in answers.into_iter().zip(kinds) {
+    for (request, kind, code) in [
+        (with_access, RefusalKind::Unauthorized, "invalid_token"),
+        (other_model, RefusalKind::Invalid, "model_not_found"),
+    ] {
+        let answer = asker.ask(&request).await;
         let EmbedAnswer::Refused(refusal) = answer else { panic!("{answer:?}") };
         assert_eq!((refusal.kind, refusal.code.as_str()), (kind, code));
     }

@@ -1,68 +1,30 @@
 //! Corpora that are small where they come in and large where they are read.
 
-use std::{io::Write, sync::Arc, time::Duration};
+use std::time::Duration;
 
-use arrow_array::{ArrayRef, RecordBatch, StringArray};
-use parquet::{
-    arrow::ArrowWriter,
-    basic::{Compression, ZstdLevel},
-    file::properties::WriterProperties,
-};
 use serde_json::json;
-use vecmill_tests::{Cluster, WorkerOptions, corpus, program::json_of};
+use vecmill_tests::{
+    Cluster, WorkerOptions,
+    bombs::{deep_schema, gzip, gzip_of, pages},
+    corpus,
+    program::json_of,
+};
 
-use crate::batches::{Caller, admin, jsonl};
+use crate::batches::{Caller, jsonl};
 
 const LIMIT: Duration = Duration::from_secs(60);
-
-fn gzip(bytes: &[u8]) -> Vec<u8> {
-    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::best());
-    encoder.write_all(bytes).unwrap();
-    encoder.finish().unwrap()
-}
-
-/// A Parquet file whose schema has so many levels, one column in each: 40 KB for 5,000, which once overflowed the stack.
-fn deep_parquet(levels: u16) -> Vec<u8> {
-    let elements = levels + 2;
-    // Version 1, then the schema's length; groups named `g` with a child; a column of strings; no rows and no row groups.
-    let mut footer =
-        vec![0x15, 0x02, 0x19, 0xfc, elements as u8 | 0x80, (elements >> 7) as u8 | 0x80, (elements >> 14) as u8];
-    for _ in 0..=levels {
-        footer.extend([0x35, 0x00, 0x18, 0x01, b'g', 0x15, 0x02, 0x00]);
-    }
-    footer.extend([0x15, 0x0c, 0x25, 0x00, 0x18, 0x04]);
-    footer.extend(b"text\0");
-    footer.extend([0x16, 0x00, 0x19, 0x0c, 0x00]);
-    let length = (footer.len() as u32).to_le_bytes();
-    [b"PAR1", &footer[..], &length, b"PAR1"].concat()
-}
-
-/// A Parquet file of texts of one letter: a few KB for hundreds of megabytes.
-fn large_pages() -> Vec<u8> {
-    let text = "x".repeat(48 << 20);
-    let texts: ArrayRef = Arc::new(StringArray::from(vec![text.as_str(); 4]));
-    let batch = RecordBatch::try_from_iter([("text", texts)]).unwrap();
-    let properties = WriterProperties::builder()
-        .set_dictionary_enabled(false)
-        .set_statistics_enabled(parquet::file::properties::EnabledStatistics::None)
-        .set_write_batch_size(1)
-        .set_compression(Compression::ZSTD(ZstdLevel::default()));
-    let mut writer = ArrowWriter::try_new(Vec::new(), batch.schema(), Some(properties.build())).unwrap();
-    writer.write(&batch).unwrap();
-    writer.into_inner().unwrap()
-}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_corpus_that_grows_fails_alone() {
     let cluster = Cluster::shared().await;
-    let (attacker, bystander) = (admin(&cluster, "grows", &[]), admin(&cluster, "beside", &[]));
+    let (attacker, bystander) = (cluster.admin("grows", &[]), cluster.admin("beside", &[]));
     let _worker = cluster.worker(WorkerOptions::default()).await;
     let mut gateway = cluster.gateway(&[]).await;
     let files = [
-        ("deep.parquet", deep_parquet(5000), "nested too deep"),
-        ("pages.parquet", large_pages(), "decodes to more than"),
-        ("blank.jsonl.gz", gzip(&vec![b'\n'; 200 << 20]), "it may not"),
-        ("long.txt.gz", gzip(&vec![b'x'; 200 << 20]), "decodes to more than"),
+        ("deep.parquet", deep_schema(5001), "nested too deep"),
+        ("pages.parquet", pages(4, 48 << 20), "decodes to more than"),
+        ("blank.jsonl.gz", gzip_of(b"\n", 200 << 20), "it may not"),
+        ("long.txt.gz", gzip_of(b"x", 200 << 20), "decodes to more than"),
     ];
     {
         let caller = Caller::new(&gateway, &attacker);

@@ -1,22 +1,15 @@
 //! Credentials and revocations across programs.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use tokio::io::AsyncWriteExt as _;
-use tokio::net::{TcpSocket, TcpStream};
 use tokio::time::timeout;
-use vecmill_tests::{Cluster, WorkerOptions, corpus};
+use vecmill_tests::{Cluster, WorkerOptions, connect_from, corpus};
 
 const LIMIT: Duration = Duration::from_secs(120);
 /// More than the places that the signer has, and than the connections.
-const CONNECTIONS: u32 = 600;
-
-async fn connect(from: u8, to: SocketAddr) -> TcpStream {
-    let socket = TcpSocket::new_v4().unwrap();
-    socket.bind((IpAddr::V4(Ipv4Addr::new(127, 0, 0, from)), 0).into()).unwrap();
-    socket.connect(to).await.unwrap()
-}
+const CONNECTIONS: usize = 600;
 
 /// Strangers take all that they can get of the signer with sockets alone: requests that never end, and answers that are never
 /// read. Tenants log in, workers hear of revocations, and a job goes through.
@@ -35,12 +28,12 @@ async fn a_job_goes_through_while_strangers_hold_what_they_can_of_the_signer() {
         let mut open = Vec::new();
         for number in 0.. {
             let (from, text) = if number % 2 == 0 { (2, unfinished) } else { (3, unread.as_str()) };
-            let mut stream = connect(from, signer).await;
+            let mut stream = connect_from(Ipv4Addr::new(127, 0, 0, from), signer).await.unwrap();
             let _ = timeout(Duration::from_millis(5), stream.write_all(text.as_bytes())).await;
-            if open.len() < CONNECTIONS as usize * 2 {
+            if open.len() < CONNECTIONS * 2 {
                 open.push(stream);
             } else {
-                open[number % (CONNECTIONS as usize * 2)] = stream;
+                open[number % (CONNECTIONS * 2)] = stream;
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
         }

@@ -1,5 +1,7 @@
 //! `POST /v1/embeddings`: gateway, queue, worker and back, and what is said when any of it is not there.
 
+mod clients;
+
 use std::time::{Duration, Instant};
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
@@ -11,16 +13,14 @@ use vecmill_tests::{
     results::{check_completed, count_tokens, in_mid_job},
 };
 
-use crate::stock_clients::{LANGCHAIN, NODE, PYTHON, installed, steps};
-
 const LIMIT: Duration = Duration::from_secs(60);
 /// How soon a revocation must be heard of: verifiers ask every 2 s, a signer looks at its database twice a second.
 const SECONDS: Duration = Duration::from_secs(10);
 
-struct Answer {
-    status: u16,
+pub(crate) struct Answer {
+    pub(crate) status: u16,
     headers: reqwest::header::HeaderMap,
-    body: Value,
+    pub(crate) body: Value,
 }
 
 impl Answer {
@@ -42,9 +42,14 @@ impl Answer {
 }
 
 async fn ask(gateway: &Process, credential: &str, body: &Value) -> Answer {
+    ask_text(gateway, credential, body.to_string()).await
+}
+
+/// The same with a body that need not be JSON.
+pub(crate) async fn ask_text(gateway: &Process, credential: &str, body: String) -> Answer {
     let client = reqwest::Client::builder().no_proxy().timeout(LIMIT).build().unwrap();
-    let request = client.post(format!("{}/v1/embeddings", gateway.url)).bearer_auth(credential).json(body);
-    let answer = request.send().await.unwrap();
+    let request = client.post(format!("{}/v1/embeddings", gateway.url)).bearer_auth(credential);
+    let answer = request.header("content-type", "application/json").body(body).send().await.unwrap();
     let (status, headers) = (answer.status().as_u16(), answer.headers().clone());
     assert!(headers.contains_key("x-request-id"), "every answer has an id");
     let body: Value = answer.json().await.unwrap();
@@ -55,7 +60,7 @@ async fn ask(gateway: &Process, credential: &str, body: &Value) -> Answer {
     Answer { status, headers, body }
 }
 
-fn body(input: impl Into<Value>) -> Value {
+pub(crate) fn body(input: impl Into<Value>) -> Value {
     json!({"model": MODEL, "input": input.into()})
 }
 
@@ -161,7 +166,7 @@ async fn the_numbers_are_those_of_a_job() {
 async fn what_can_not_be_asked_is_refused_with_a_reason() {
     let cluster = Cluster::shared().await;
     let tenant = cluster.tenant("a", &[]);
-    let reader = cluster.signer(&["key", "create", "--tenant", tenant.id.as_str(), "--role", "reader"]);
+    let reader = cluster.api_key(&tenant.id, "reader");
     let elsewhere = cluster.tenant("elsewhere", &["--sources", "192.0.2.0/24"]);
     let _worker = cluster.worker(WorkerOptions::default()).await;
     let gateway = cluster.gateway(&[]).await;
@@ -198,7 +203,7 @@ async fn what_can_not_be_asked_is_refused_with_a_reason() {
         ("", 401, "invalid_api_key"),
         ("nonsense", 401, "invalid_api_key"),
         (stranger.api_key.as_str(), 401, "invalid_api_key"),
-        (reader["key"].as_str().unwrap(), 403, "insufficient_scope"),
+        (reader.as_str(), 403, "insufficient_scope"),
         (elsewhere.api_key.as_str(), 403, "access_denied"),
     ] {
         let answer = ask(&gateway, credential, &body("a text")).await;
@@ -469,104 +474,4 @@ async fn more_than_it_can_do_is_told_to_come_back() {
         (abandoned > 0 && in_flight == 0).then_some(())
     })
     .await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn the_stock_sdk_works_unchanged() {
-    let cluster = Cluster::shared().await;
-    let tenant = cluster.tenant("a", &[]);
-    let tokens =
-        u64::from(count_tokens(&cluster.model_dir(), &[(String::new(), "tide river copper lamp".to_owned())])[0]);
-    // Two requests at once, and one more every four seconds.
-    let (burst, rate) = ((2 * tokens).to_string(), (15 * tokens).to_string());
-    let limited = cluster.tenant("limited", &["--tokens-per-minute", &rate, "--tokens-burst", &burst]);
-    let stranger = Cluster::shared().await.tenant("b", &[]);
-    let _worker = cluster.worker(WorkerOptions::default()).await;
-    let gateway = cluster.gateway(&[]).await;
-    let files = [("key", &tenant), ("bad", &stranger), ("limited", &limited)].map(|(name, tenant)| {
-        let path = cluster.dir.path().join(name);
-        std::fs::write(&path, &tenant.api_key).unwrap();
-        path
-    });
-    let url = format!("{}/v1", gateway.url);
-    let [key, bad, limited] = &files;
-    let arguments = [url.as_ref(), key.as_os_str(), bad.as_os_str(), limited.as_os_str(), MODEL.as_ref()];
-    let steps = steps(installed(PYTHON), "embeddings/stock_client.py", &arguments);
-    let step =
-        |name: &str| steps.iter().find(|step| step["step"] == name).unwrap_or_else(|| panic!("no {name}: {steps:?}"));
-
-    let sync = step("sync");
-    assert_eq!((&sync["same"], &sync["indexes"], &sync["model"]), (&json!(true), &json!([0, 1, 2]), &json!(MODEL)));
-    assert_eq!(sync["tokens"][0], sync["tokens"][1]);
-    let ours =
-        ask(&gateway, &tenant.api_key, &body(json!(["tide river copper", "lamp queue lane", "été naïve 東京"]))).await;
-    let theirs: Vec<Vec<f32>> = serde_json::from_value(sync["vectors"].clone()).unwrap();
-    assert_eq!(ours.vectors(), theirs, "to the bit");
-    assert_eq!(step("options")["lengths"], json!([32]));
-    assert_eq!((&step("models")["ids"], &step("models")["one"]), (&json!([MODEL]), &json!(MODEL)));
-    assert_eq!(step("async")["same"], true);
-    let errors: Vec<_> = steps.iter().filter(|step| step["step"] == "error").collect();
-    assert_eq!(errors.len(), 4);
-    for error in errors {
-        assert_eq!(error["right"], true, "{error}");
-        assert_eq!(error["request"].as_str().map(str::len), Some(32), "{error}");
-    }
-    assert!(step("retries")["seconds"].as_f64().unwrap() > 2.0, "it must have waited: {}", step("retries"));
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn other_stock_clients_work_unchanged() {
-    let cluster = Cluster::shared().await;
-    let tenant = cluster.tenant("a", &[]);
-    let _worker = cluster.worker(WorkerOptions::default()).await;
-    let gateway = cluster.gateway(&[]).await;
-    let key = cluster.dir.path().join("key");
-    std::fs::write(&key, &tenant.api_key).unwrap();
-    let url = format!("{}/v1", gateway.url);
-    let node = installed(NODE);
-    let arguments = [url.as_ref(), key.as_os_str(), MODEL.as_ref(), node.as_os_str()];
-    let ours = ask(&gateway, &tenant.api_key, &body(json!(["tide river copper", "lamp queue lane"]))).await;
-    let floats = |value: &Value| serde_json::from_value::<Vec<Vec<f32>>>(value.clone()).unwrap();
-
-    let told = steps("node", "embeddings/stock_client.mjs", &arguments);
-    assert_eq!(floats(&told[0]["vectors"]), ours.vectors(), "to the bit");
-    assert_eq!(told[0]["tokens"], ours.body["usage"]["total_tokens"]);
-    assert_eq!((&told[1]["status"], &told[1]["ids"]), (&json!("completed"), &json!(["c-0", "c-1"])));
-    assert_eq!(floats(&told[1]["vectors"]), ours.vectors(), "to the bit");
-    assert_eq!(told[2], json!({"step": "lists", "batches": 1, "mine": true}));
-    assert_eq!(told[3], json!({"step": "error", "right": true, "code": "model_not_found"}));
-
-    let told = steps(installed(LANGCHAIN), "embeddings/langchain_client.py", &arguments[..3]);
-    assert_eq!(floats(&told[0]["documents"]), ours.vectors(), "to the bit");
-    assert_eq!(floats(&json!([told[0]["query"]])), ours.vectors()[..1]);
-}
-
-/// Puts a service to the test of its own description; `infra/test` installs it and says where.
-const SCHEMATHESIS: &str = "VECMILL_SCHEMATHESIS";
-
-#[tokio::test(flavor = "multi_thread")]
-async fn it_does_what_its_description_says_and_never_answers_500() {
-    let schemathesis = std::env::var_os(SCHEMATHESIS).expect("VECMILL_SCHEMATHESIS names no program: run ./infra/test");
-    let cluster = Cluster::shared().await;
-    let tenant = cluster.tenant("a", &["--requests-per-minute", "1000000"]);
-    let key = cluster.signer(&["key", "create", "--tenant", tenant.id.as_str(), "--role", "admin"]);
-    let worker = cluster.worker(WorkerOptions::default()).await;
-    let gateway = cluster.gateway(&[]).await;
-    let output = std::process::Command::new(schemathesis)
-        .args(["run", &format!("{}/openapi.json", gateway.url)])
-        .args(["--header", &format!("Authorization: Bearer {}", key["key"].as_str().unwrap())])
-        // A text may be too long and a token id unknown, which no description can say.
-        .args(["--checks", "all", "--exclude-checks", "positive_data_acceptance"])
-        .args(["--max-examples", "100", "--seed", "1", "--no-color", "--suppress-health-check", "filter_too_much"])
-        .env("NO_PROXY", "127.0.0.1")
-        .current_dir(cluster.dir.path())
-        .output()
-        .unwrap();
-    let told = String::from_utf8_lossy(&output.stdout);
-    assert!(output.status.success(), "{told}");
-    assert!(told.contains("Tested: 26"), "{told}");
-    assert!(
-        worker.counter("vecmill_worker_requests_total{answer=\"Embedded\"}").await > 20,
-        "it got to the model: {told}"
-    );
 }

@@ -161,8 +161,7 @@ async fn a_grant_of_an_earlier_run_has_no_effect_on_the_next() {
     let Scene { cluster, store, tenant, .. } = &scene;
     let texts = corpus::texts(495, 40);
     let file = corpus::write_jsonl(cluster.dir.path(), "corpus.jsonl", &texts);
-    let other = cluster.signer(&["key", "create", "--tenant", tenant.id.as_str(), "--role", "writer"]);
-    let other = Tenant { api_key: other["key"].as_str().unwrap().to_owned(), ..tenant.clone() };
+    let other = Tenant { api_key: cluster.api_key(&tenant.id, "writer"), ..tenant.clone() };
     // A day's grant of a key that is revoked, and then an hour's of one that is good.
     let job = cluster.submit(&other, &file, &["--chunk-rows", "2", "--window-hours", "24"]);
     cluster.signer(&["key", "revoke", other.key_id()]);

@@ -14,7 +14,7 @@ use vecmill_producer::{
 use vecmill_signer::claims::{Digest, JobId};
 use vecmill_tests::{Cluster, Tenant, WorkerOptions, results::document};
 
-use crate::batches::{Caller, admin};
+use crate::batches::Caller;
 
 const LIMIT: Duration = Duration::from_secs(90);
 /// Texts, of a chunk each, of a job whose middle must be seen.
@@ -76,7 +76,7 @@ struct Scene {
 impl Scene {
     async fn new() -> Self {
         let cluster = Cluster::shared().await;
-        let (store, tenant) = (cluster.store().await, admin(&cluster, "a", &[]));
+        let (store, tenant) = (cluster.store().await, cluster.admin("a", &[]));
         let gateway = cluster.gateway(&[]).await;
         Self { cluster, store, tenant, gateway }
     }

@@ -227,17 +227,18 @@ impl Pipeline {
             usage: usage_field(Some(claim.grant.job().as_str()), claim.grant.key_id()),
             keep_s: claim.grant.expires_at().saturating_sub(claim.grant.issued_at()),
         };
-        let asking = self.patiently(Need::Quota, || async {
-            let (reply, answer) = tokio::sync::oneshot::channel();
-            let ask = Ask::Charge { charge: charge.clone(), reply };
-            self.parts.quota.send(ask).await.map_err(|_| QUOTA_GONE.to_owned())?;
-            answer.await.map_err(|_| QUOTA_GONE.to_owned())?.map_err(|error| error.to_string())
-        });
-        match asking.await {
+        match self.patiently(Need::Quota, || self.ask_for(charge.clone())).await {
             Ok(Verdict::Charged | Verdict::AlreadyCharged) => Ok(()),
             Ok(Verdict::Later { wait_ms, .. }) => Err(Stop::Later { wait: Duration::from_millis(wait_ms) }),
             Err(_) => Err(Stop::Later { wait: AWAY_WAIT }),
         }
+    }
+
+    /// What whoever keeps the quota says to a charge, or why it says nothing.
+    pub(super) async fn ask_for(&self, charge: Charge) -> Result<Verdict, String> {
+        let (reply, answer) = tokio::sync::oneshot::channel();
+        self.parts.quota.send(Ask::Charge { charge, reply }).await.map_err(|_| QUOTA_GONE.to_owned())?;
+        answer.await.map_err(|_| QUOTA_GONE.to_owned())?.map_err(|error| error.to_string())
     }
 
     /// The chunk's result is recorded: whoever has it computed again pays again.

@@ -4,16 +4,20 @@
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use vecmill_producer::contract::{
-    ChunkRow, EMBED_INPUTS_MAX, EMBED_TOKENS_MAX, EmbedAnswer, EmbedRefusal, EmbedRequest, RefusalKind, Truncate,
-    usage_field,
+    ChunkRow, EMBED_INPUTS_MAX, EMBED_TOKENS_MAX, EmbedAnswer, EmbedRefusal, EmbedRequest, RefusalKind, RowError,
+    Truncate, usage_field,
 };
 use vecmill_signer::{edge, verify::VerifiedEmbed};
 
-use super::{Pipeline, admit::BYTES_PER_VALUE, embed::Texts};
+use super::{
+    Pipeline,
+    admit::BYTES_PER_VALUE,
+    embed::{Texts, Tokenized},
+};
 use crate::{
     audit::{AuditRecord, Decision},
     kill_point::kill_point,
-    quota::{Ask, Charge, Over, Verdict, Work},
+    quota::{Charge, Over, Verdict, Work},
     schedule::Class,
 };
 
@@ -32,6 +36,23 @@ fn refusal(kind: RefusalKind, code: &str, message: impl Into<String>) -> EmbedRe
 
 fn away(code: &str, message: &str) -> EmbedRefusal {
     EmbedRefusal { retry_after_ms: Some(AWAY_MS), ..refusal(RefusalKind::Unavailable, code, message) }
+}
+
+/// A refusal for one of the inputs.
+fn at_fault(kind: RefusalKind, failure: &RowError) -> EmbedRefusal {
+    EmbedRefusal { input: Some(failure.line as u32), ..refusal(kind, &failure.code, failure.message.clone()) }
+}
+
+/// Why nothing is computed of what was tokenized.
+fn not_computed(tokenized: &Tokenized) -> Option<EmbedRefusal> {
+    if let Some(failure) = tokenized.first_failure() {
+        return Some(at_fault(RefusalKind::Invalid, failure));
+    }
+    let total = tokenized.total();
+    (total > EMBED_TOKENS_MAX).then(|| {
+        let message = format!("the inputs have {total} tokens or more, {EMBED_TOKENS_MAX} may be asked for at once");
+        refusal(RefusalKind::Invalid, "too_many_tokens", message)
+    })
 }
 
 impl Pipeline {
@@ -81,18 +102,13 @@ impl Pipeline {
         let mut tokenized =
             self.tokenize(texts).await.map_err(|_| away("worker_draining", "the worker is going away; ask again"))?;
         let total = tokenized.total();
-        if let Some(failure) = tokenized.first_failure() {
-            let at_fault = Some(failure.line as u32);
-            let message = failure.message.clone();
-            let refused = EmbedRefusal { input: at_fault, ..refusal(RefusalKind::Invalid, &failure.code, message) };
-            self.charge_refused(&access, total).await;
+        if let Some(refused) = not_computed(&tokenized) {
+            // A core has worked on it, so that is paid for; the answer is no either way. A tenant that is over its quota pays
+            // nothing more: it works through its turns only.
+            if total > 0 {
+                _ = self.charge_request(&access, total).await;
+            }
             return Err(refused);
-        }
-        if total > EMBED_TOKENS_MAX {
-            let message =
-                format!("the inputs have {total} tokens or more, {EMBED_TOKENS_MAX} may be asked for at once");
-            self.charge_refused(&access, total).await;
-            return Err(refusal(RefusalKind::Invalid, "too_many_tokens", message));
         }
         self.charge_request(&access, total).await?;
         let good = tokenized.take_good();
@@ -105,11 +121,7 @@ impl Pipeline {
             .await
             .map_err(|_| refusal(RefusalKind::Failed, "engine_failed", "the worker failed on this request"))?;
         if let Some(failure) = embedded.failed.first() {
-            let at_fault = Some(failure.line as u32);
-            return Err(EmbedRefusal {
-                input: at_fault,
-                ..refusal(RefusalKind::Failed, &failure.code, failure.message.clone())
-            });
+            return Err(at_fault(RefusalKind::Failed, failure));
         }
         let info = self.parts.embedder.info();
         let mut record = AuditRecord::of_request(&self.parts.worker, Decision::Embedded, &access, &request.id);
@@ -170,15 +182,6 @@ impl Pipeline {
         Ok(dimensions)
     }
 
-    /// Charges what was tokenized of a request that is refused for it: a core has worked on it. A tenant that is over its quota
-    /// pays nothing more; it works through its turns only.
-    async fn charge_refused(&self, access: &VerifiedEmbed, tokens: u64) {
-        if tokens > 0 {
-            // The answer is no either way.
-            _ = self.charge_request(access, tokens).await;
-        }
-    }
-
     /// Charges a request. Each that is computed is: whatever it is called, and however often it lies in the queue.
     async fn charge_request(&self, access: &VerifiedEmbed, tokens: u64) -> Result<(), EmbedRefusal> {
         let mut nonce = [0; 16];
@@ -195,11 +198,10 @@ impl Pipeline {
             usage: usage_field(None, access.key_id()),
             keep_s: CHARGE_KEPT_S,
         };
-        let (reply, answer) = tokio::sync::oneshot::channel();
-        let gone =
-            || away("quota_unavailable", "the quota can't be asked at the moment, and nothing is served without it");
-        self.parts.quota.send(Ask::Charge { charge, reply }).await.map_err(|_| gone())?;
-        match answer.await.map_err(|_| gone())?.map_err(|_| gone())? {
+        let verdict = self.ask_for(charge).await.map_err(|_| {
+            away("quota_unavailable", "the quota can't be asked at the moment, and nothing is served without it")
+        })?;
+        match verdict {
             Verdict::Charged | Verdict::AlreadyCharged => Ok(()),
             Verdict::Later { wait_ms, over } => {
                 let (code, limit) = match over {

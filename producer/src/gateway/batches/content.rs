@@ -215,7 +215,7 @@ impl Source {
     /// Brings a part to local disk, checked against the summary.
     async fn part(&self, entry: &PartEntry) -> Result<Part, Box<dyn std::error::Error + Send + Sync>> {
         let path = tempfile::Builder::new().prefix("vecmill-part-").tempfile()?.into_temp_path();
-        let (_, sha256) = self.store.download(None, &self.keys.object(&entry.path), &path).await?;
+        let (_, sha256) = self.store.download(&self.keys.object(&entry.path), &path).await?;
         if sha256 != entry.sha256 {
             return Err(format!("part {} hashes to {sha256}, its summary says {}", entry.chunk, entry.sha256).into());
         }

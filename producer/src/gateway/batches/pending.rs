@@ -25,6 +25,7 @@ use super::super::{App, ids, storage};
 use super::RECORD_WITHIN_S;
 use super::prepare::{Trouble, attempt};
 use super::record::{BadLine, BatchRecord, Ended};
+use super::turns::WAITING_MAX;
 use super::view;
 use crate::contract::CONTRACT_VERSION;
 use crate::life::EndState;
@@ -115,9 +116,7 @@ pub(in super::super) async fn run(app: Arc<App>) {
 /// A share of every tenant's: who has thousands keeps nobody's from being seen.
 async fn look(app: &Arc<App>) -> Result<(), ApiError> {
     for folder in app.store.list_folders(&storage::all_preparing()).await? {
-        let Some(tenant) = folder.trim_end_matches('/').rsplit('/').next().and_then(|name| name.parse().ok()) else {
-            continue;
-        };
+        let Some(tenant) = storage::tenant_of_folder(&folder) else { continue };
         // One tenant's folder that can't be listed is no other's trouble.
         if let Err(error) = look_at(app, &tenant, &folder).await {
             tracing::warn!(%tenant, %error, "a tenant's batches wait");
@@ -128,17 +127,17 @@ async fn look(app: &Arc<App>) -> Result<(), ApiError> {
 
 async fn look_at(app: &Arc<App>, tenant: &TenantId, folder: &str) -> Result<(), ApiError> {
     let (mut after, mut found) = (None, 0);
-    // Past those that are set aside: they must not fill the share.
-    while found < super::turns::WAITING_MAX {
-        let objects = app.store.list_some(folder, after.as_deref(), super::turns::WAITING_MAX).await?;
-        let Some(last) = objects.last() else { return Ok(()) };
-        after = Some(last.key.clone());
-        for object in objects.iter().filter(|object| !app.shared.is_unreadable(&object.key)) {
-            found += 1;
-            start(app, tenant, storage::id_of_key(&object.key));
+    loop {
+        let (keys, next) = app.shared.list_readable(&app.store, folder, after.as_deref(), WAITING_MAX).await?;
+        found += keys.len();
+        for key in &keys {
+            start(app, tenant, storage::id_of_key(key));
         }
+        if next.is_none() || found >= WAITING_MAX {
+            return Ok(());
+        }
+        after = next;
     }
-    Ok(())
 }
 
 /// Makes a job of a batch when its turn comes, unless another gateway is at it then.
@@ -181,19 +180,14 @@ async fn read(app: &App, tenant: &TenantId, id: &str) -> Result<Option<Pending>,
     if app.shared.is_unreadable(&key) {
         return Ok(None);
     }
-    let pending: Option<Pending> = match app.store.get_json(&key, storage::RECORD_BYTES_MAX).await {
-        Err(error) if error.is_of_the_object() => {
-            app.shared.set_aside(&key);
-            return Ok(None);
+    let pending = async {
+        let pending: Option<Pending> = app.store.get_json(&key, storage::RECORD_BYTES_MAX).await?;
+        if let Some(pending) = &pending {
+            storage::readable(pending.version)?;
         }
-        pending => pending?,
+        Ok::<_, ApiError>(pending)
     };
-    if pending.as_ref().is_some_and(|pending| pending.version > CONTRACT_VERSION) {
-        // A later gateway's to read.
-        app.shared.set_aside(&key);
-        return Ok(None);
-    }
-    Ok(pending)
+    app.shared.or_set_aside(&key, pending.await)
 }
 
 /// Takes a batch up, if nobody is at it.
@@ -204,18 +198,15 @@ async fn held(app: &App, tenant: &TenantId, id: &str, prepares: bool) {
     }
     // Not before: what waits here may be another's turn there.
     let Some(held) = app.shared.hold(tenant, id).await else { return };
-    tokio::select! {
-        taken_up = take_up(app, tenant, id, prepares, closing) => {
-            match taken_up {
-                Ok(()) => {}
-                // Its own record, or its file's.
-                Err(error) if error.is_of_a_record() => app.shared.set_aside(&storage::preparing(tenant, id)),
-                Err(error) => tracing::warn!(%tenant, batch = id, %error, "a batch waits"),
-            }
+    let taking_up = async {
+        match take_up(app, tenant, id, prepares, closing).await {
+            Ok(()) => {}
+            // Its own record, or its file's.
+            Err(error) if error.is_of_a_record() => app.shared.set_aside(&storage::preparing(tenant, id)),
+            Err(error) => tracing::warn!(%tenant, batch = id, %error, "a batch waits"),
         }
-        () = held.keep() => {}
-    }
-    held.release().await;
+    };
+    _ = held.during(taking_up).await;
 }
 
 async fn take_up(

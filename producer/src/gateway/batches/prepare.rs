@@ -14,7 +14,7 @@ use super::pending::Pending;
 use super::record::{BAD_LINES_MAX, BadLine, BatchRecord, InputOptions, OutputOptions};
 use super::turns::long_enough;
 use crate::contract::{Input, JobKeys, JobSpec, RowError};
-use crate::life::{Appended, Event as LifeEvent, Ledger, LedgerError, Moot};
+use crate::life::Ledger;
 use crate::prepare::{Corpus, Event, PrepareError, Prepared, job_id, prepare};
 use crate::read::{BadRow, InputFormat, ReadOptions};
 use crate::source::{Source, SourceError};
@@ -148,15 +148,7 @@ async fn abandon(app: &App, tenant: &TenantId, job: &JobId) {
         if head.job.run.is_some() || app.store.exists(&ledger.keys_of(head.job.at()).manifest()).await? {
             return Ok(());
         }
-        let life = head.job.life;
-        let abandoned = ledger.append(|head| match head {
-            Some(head) if head.job.life == life => Ok(LifeEvent::Abandon),
-            _ => Err(Moot::Superseded),
-        });
-        if let Appended::Written(_) = abandoned.await? {
-            ledger.remove(life).await?;
-        }
-        Ok::<(), LedgerError>(())
+        ledger.abandon(head.job.life).await
     };
     if let Err(error) = abandoning.await {
         tracing::warn!(%tenant, %job, %error, "a corpus that was not cut to its end has left objects behind");

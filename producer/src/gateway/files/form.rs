@@ -4,14 +4,13 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Instant;
 
 use axum::body::Body;
 use bytes::Bytes;
 use futures_util::stream;
 use futures_util::{Stream, StreamExt as _};
 
-use super::super::transfers::Pace;
+use super::super::bodies::came_too_slowly;
 
 /// Bytes before a form's first part, and of a part's boundary and headers: names and a file's name are below one of these.
 const HEADER_BYTES_MAX: u64 = 16 << 10;
@@ -44,7 +43,7 @@ pub(super) enum FormError {
     /// No part in so many bytes.
     #[error("the form has more than 16 KiB that are no part's content")]
     Header,
-    /// The caller sends too slowly.
+    /// The caller sends too slowly, as the edge has it.
     #[error("the upload brings less than 16 KiB a second")]
     Slow,
     /// It ends, or breaks off.
@@ -57,22 +56,21 @@ pub(super) fn bounded(body: Body, reading: Reading) -> Body {
     Body::from_stream(pieces(body.into_data_stream(), reading))
 }
 
-fn pieces<E: Send + 'static>(
+fn pieces<E: std::error::Error + Send + 'static>(
     body: impl Stream<Item = Result<Bytes, E>> + Send + Unpin + 'static,
     reading: Reading,
 ) -> impl Stream<Item = Result<Bytes, FormError>> + Send + 'static {
-    let state = (body, Bytes::new(), Pace::default());
+    let state = (body, Bytes::new());
     stream::unfold(Some(state), move |state| {
         let reading = reading.clone();
         async move {
-            let (mut body, mut held, mut pace) = state?;
+            let (mut body, mut held) = state?;
             // One at a time: the parser would take all that there is before it looks at any of it.
             tokio::task::yield_now().await;
             while held.is_empty() {
-                let asked = Instant::now();
                 held = match body.next().await? {
-                    Ok(piece) if pace.goes_on(asked.elapsed(), piece.len()) => piece,
-                    Ok(_) => return Some((Err(FormError::Slow), None)),
+                    Ok(piece) => piece,
+                    Err(error) if came_too_slowly(&error) => return Some((Err(FormError::Slow), None)),
                     Err(_) => return Some((Err(FormError::Broken), None)),
                 };
             }
@@ -86,7 +84,7 @@ fn pieces<E: Send + 'static>(
                     piece
                 }
             };
-            Some((Ok(piece), Some((body, held, pace))))
+            Some((Ok(piece), Some((body, held))))
         }
     })
 }

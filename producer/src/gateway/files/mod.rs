@@ -222,14 +222,11 @@ async fn sweep(app: &App, tenant: &TenantId) {
 async fn swept(app: &App, tenant: &TenantId) -> Result<(), ApiError> {
     let prefix = storage::all_expiring(tenant);
     let (mut after, mut removed) = (None, 0);
-    // Past those that are set aside: they must not fill the share.
-    while removed < SWEPT_MAX {
-        let objects = app.store.list_some(&prefix, after.as_deref(), SWEPT_MAX).await?;
-        let Some(last) = objects.last() else { break };
-        after = Some(last.key.clone());
-        for object in objects.iter().filter(|object| !app.shared.is_unreadable(&object.key)) {
-            let Some((at, id)) = storage::id_of_key(&object.key).split_once('-') else {
-                app.shared.set_aside(&object.key);
+    loop {
+        let (keys, next) = app.shared.list_readable(&app.store, &prefix, after.as_deref(), SWEPT_MAX).await?;
+        for key in &keys {
+            let Some((at, id)) = storage::id_of_key(key).split_once('-') else {
+                app.shared.set_aside(key);
                 continue;
             };
             if at.parse::<u64>().is_ok_and(|at| at > ids::unix_s()) {
@@ -239,14 +236,17 @@ async fn swept(app: &App, tenant: &TenantId) -> Result<(), ApiError> {
             removed += 1;
             // Reading one whose time is over removes it.
             match FileRecord::read(app, tenant, id).await {
-                Ok(None) => app.store.delete(&object.key).await?,
+                Ok(None) => app.store.delete(key).await?,
                 Ok(Some(_)) => {}
-                Err(error) if error.is_of_a_record() => app.shared.set_aside(&object.key),
+                Err(error) if error.is_of_a_record() => app.shared.set_aside(key),
                 Err(error) => return Err(error),
             }
         }
+        if next.is_none() || removed >= SWEPT_MAX {
+            return Ok(());
+        }
+        after = next;
     }
-    Ok(())
 }
 
 fn no_such_file(id: &str) -> ApiError {
@@ -291,13 +291,8 @@ pub(super) async fn list(
         .map(|object| {
             let (app, tenant) = (&app, tenant);
             async move {
-                match FileRecord::read(app, tenant, storage::id_of_key(&object.key)).await {
-                    Err(error) if error.is_of_a_record() => {
-                        app.shared.set_aside(&object.key);
-                        Ok(None)
-                    }
-                    read => read,
-                }
+                let read = FileRecord::read(app, tenant, storage::id_of_key(&object.key)).await;
+                app.shared.or_set_aside(&object.key, read)
             }
         })
         .buffered(READS_MAX)

@@ -1,7 +1,6 @@
 //! Uploading a file: a form, read piece by piece, its file on to S3 as it comes.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use axum::extract::multipart::{Field, MultipartError};
 use axum::extract::{FromRequest as _, Multipart, Request, State};
@@ -11,7 +10,7 @@ use vecmill_signer::claims::{Digest, TenantId};
 
 use super::super::auth::Caller;
 use super::super::embeddings::printable;
-use super::super::error::{ApiError, ErrorEnvelope};
+use super::super::error::{ApiError, ErrorEnvelope, cause};
 use super::super::shared::{Over, refusal};
 use super::super::stored::of_upload;
 use super::super::{App, ids, storage};
@@ -26,12 +25,6 @@ const FIELD_BYTES_MAX: usize = 1024;
 const PARTS_MAX: usize = 4;
 /// Bytes for which room is taken at once, before they are stored: a part's to S3.
 const ROOM_BYTES: u64 = 8 << 20;
-/// Bytes that are read of an upload that is refused in its middle, and how long: a caller that has sent all hears why, where the
-/// connection would otherwise be closed under it.
-const DRAINED_BYTES_MAX: usize = 1 << 20;
-const DRAINED_WITHIN: Duration = Duration::from_secs(2);
-/// Longest time without a byte of an upload.
-const IDLE_MAX: Duration = Duration::from_secs(60);
 /// Seconds that a file may be kept: an hour to thirty days, as OpenAI has it.
 const KEPT_S: std::ops::RangeInclusive<u64> = 3600..=2_592_000;
 
@@ -149,7 +142,7 @@ impl Form {
         let mut parts = 0;
         loop {
             reading.looks_for_a_part();
-            let Some(field) = in_time(form.next_field()).await? else { return Ok(()) };
+            let Some(field) = form.next_field().await.map_err(not_read_on)? else { return Ok(()) };
             reading.has_found_one();
             parts += 1;
             if parts > PARTS_MAX {
@@ -217,7 +210,6 @@ async fn received(to: &To<'_>, mut field: Field<'_>) -> Result<(u64, Digest), Ap
     match streamed {
         Ok(()) => Ok(upload.finish().await?),
         Err(refusal) => {
-            _ = tokio::time::timeout(DRAINED_WITHIN, drain(&mut field)).await;
             if let Err(error) = upload.abort().await {
                 tracing::warn!(%error, "a part of an upload that failed is left on S3");
             }
@@ -229,7 +221,7 @@ async fn received(to: &To<'_>, mut field: Field<'_>) -> Result<(u64, Digest), Ap
 async fn pieces(to: &To<'_>, field: &mut Field<'_>, upload: &mut Upload) -> Result<(), ApiError> {
     let app = to.app;
     let (mut bytes, mut taken) = (0, 0);
-    while let Some(piece) = in_time(field.chunk()).await? {
+    while let Some(piece) = field.chunk().await.map_err(not_read_on)? {
         bytes += piece.len() as u64;
         if bytes > app.file_bytes_max {
             return Err(ApiError::too_large(format!("a file may have {} bytes here", app.file_bytes_max)));
@@ -242,19 +234,9 @@ async fn pieces(to: &To<'_>, field: &mut Field<'_>, upload: &mut Upload) -> Resu
     Ok(())
 }
 
-async fn drain(field: &mut Field<'_>) {
-    let mut bytes = 0;
-    while let Ok(Some(piece)) = field.chunk().await {
-        bytes += piece.len();
-        if bytes > DRAINED_BYTES_MAX {
-            return;
-        }
-    }
-}
-
 async fn text(mut field: Field<'_>) -> Result<String, ApiError> {
     let mut text = Vec::new();
-    while let Some(piece) = in_time(field.chunk()).await? {
+    while let Some(piece) = field.chunk().await.map_err(not_read_on)? {
         text.extend_from_slice(&piece);
         if text.len() > FIELD_BYTES_MAX {
             return Err(ApiError::too_large(format!("a field of the form may have {FIELD_BYTES_MAX} bytes")));
@@ -263,31 +245,13 @@ async fn text(mut field: Field<'_>) -> Result<String, ApiError> {
     String::from_utf8(text).map_err(|_| ApiError::invalid("invalid_body", None, "a field of the form is not UTF-8"))
 }
 
-async fn in_time<T>(step: impl Future<Output = Result<T, MultipartError>>) -> Result<T, ApiError> {
-    match tokio::time::timeout(IDLE_MAX, step).await {
-        Ok(Ok(value)) => Ok(value),
-        Ok(Err(error)) => Err(match refused(&error) {
-            Some(FormError::Header) => ApiError::too_large(format!("{}: give it fewer headers", FormError::Header)),
-            Some(FormError::Slow) => ApiError::invalid("upload_stalled", None, FormError::Slow.to_string()),
-            Some(FormError::Broken) | None => {
-                ApiError::invalid("invalid_body", None, "the form ends too early or is not multipart/form-data")
-            }
-        }),
-        Err(_) => {
-            let sentence = format!("no byte of the upload came in {} s: upload it again", IDLE_MAX.as_secs());
-            Err(ApiError::invalid("upload_stalled", None, sentence))
+/// Why a form is not read on, for its sender. Our own refusal is among the causes of the parser's.
+fn not_read_on(error: MultipartError) -> ApiError {
+    match cause::<FormError>(&error) {
+        Some(FormError::Header) => ApiError::too_large(format!("{}: give it fewer headers", FormError::Header)),
+        Some(FormError::Slow) => ApiError::invalid("upload_stalled", None, FormError::Slow.to_string()),
+        Some(FormError::Broken) | None => {
+            ApiError::invalid("invalid_body", None, "the form ends too early or is not multipart/form-data")
         }
     }
-}
-
-/// Our own refusal among the causes of the parser's.
-fn refused(error: &MultipartError) -> Option<FormError> {
-    let mut cause: Option<&dyn std::error::Error> = Some(error);
-    while let Some(error) = cause {
-        if let Some(refused) = error.downcast_ref() {
-            return Some(*refused);
-        }
-        cause = error.source();
-    }
-    None
 }

@@ -179,14 +179,8 @@ pub(super) async fn list(
         .map(|job| {
             let app = &app;
             async move {
-                match app.status(tenant, &job).await {
-                    // What is stored of one job keeps nobody from seeing the others.
-                    Err(error) if error.is_of_a_record() => {
-                        app.shared.set_aside(&format!("{}{job}/", tenant_jobs_prefix(tenant)));
-                        Ok(None)
-                    }
-                    status => status.map(Some),
-                }
+                let status = app.status(tenant, &job).await.map(Some);
+                app.shared.or_set_aside(&format!("{}{job}/", tenant_jobs_prefix(tenant)), status)
             }
         })
         .buffered(LOOKS_MAX)

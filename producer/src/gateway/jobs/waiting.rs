@@ -2,13 +2,11 @@
 
 use std::time::Duration;
 
-use lapin::options::QueueDeclareOptions;
-use lapin::types::FieldTable;
-
 use super::super::App;
 use super::super::auth::Caller;
 use crate::contract::Precision;
 use crate::status::{JobState, JobStatus, WaitReason, Waiting};
+use crate::topology::look_at;
 
 /// Why a job that could run does not, or not faster. What can't be asked at the moment is passed over: the status itself is
 /// from S3.
@@ -66,9 +64,7 @@ struct Lane {
 
 async fn lane_of(app: &App, lane: u32) -> Option<Lane> {
     let topology = app.broker.topology();
-    let queue = topology.lane_queue(&topology.lane_key_of(lane));
-    let declared = app.workers.channel().await?;
-    let options = QueueDeclareOptions { passive: true, ..Default::default() };
-    let queue = declared.queue_declare(queue.as_str().into(), options, FieldTable::default()).await.ok()?;
+    let channel = app.workers.channel().await?;
+    let queue = look_at(&channel, &topology.lane_queue(&topology.lane_key_of(lane))).await.ok()?;
     Some(Lane { chunks: queue.message_count(), workers: queue.consumer_count() })
 }

@@ -12,7 +12,7 @@ use parquet::{
     },
 };
 
-use super::thrift::{Kind, Refusal, Thrift};
+use super::thrift::{Kind, Refusal, Thrift, refused};
 
 /// Most bytes of the metadata: a thousand row groups of a hundred columns have less, and what is made of them is a few times as
 /// large.
@@ -147,7 +147,6 @@ const COLUMN_ORDERS: i16 = 7;
 
 /// Reads the metadata of a file that anybody may have written.
 pub(crate) fn metadata(file: &impl ChunkReader) -> Result<ParquetMetaData, ParquetError> {
-    let refused = |refusal: Refusal| ParquetError::General(refusal.to_owned());
     let tail_at = file.len().checked_sub(TAIL_BYTES).ok_or_else(|| refused("it is too short"))?;
     let tail = file.get_bytes(tail_at, TAIL_BYTES as usize)?;
     let (length, magic) = match tail.first_chunk::<4>() {
@@ -256,19 +255,16 @@ fn schema(thrift: &mut Thrift<'_>) -> Result<usize, Refusal> {
     Ok(columns)
 }
 
-/// Walks a struct. `at` is told of each known field before its value, and says whether it has read that.
+/// Walks a struct, each known field of which is held to its type. `at` is told of each before its value, and says whether it has read
+/// that.
 fn fields<'a>(
     thrift: &mut Thrift<'a>,
     known: Fields,
     at: &mut dyn FnMut(&mut Thrift<'a>, i16) -> Result<bool, Refusal>,
 ) -> Result<(), Refusal> {
-    thrift.enter()?;
-    let (mut last, mut seen) = (0, 0_u32);
-    while let Some((id, kind, _)) = thrift.field(&mut last)? {
-        let Some((_, expected)) = known.iter().find(|(known, _)| *known == id) else {
-            thrift.skip(kind)?;
-            continue;
-        };
+    let mut seen = 0_u32;
+    thrift.fields(|thrift, id, kind, _| {
+        let Some((_, expected)) = known.iter().find(|(known, _)| *known == id) else { return Ok(false) };
         if kind != expected.kind() {
             return Err("a field of its metadata has another type than it must have");
         }
@@ -280,9 +276,8 @@ fn fields<'a>(
         if !at(thrift, id)? {
             value(thrift, expected)?;
         }
-    }
-    thrift.leave();
-    Ok(())
+        Ok(true)
+    })
 }
 
 fn value(thrift: &mut Thrift<'_>, expected: &Type) -> Result<(), Refusal> {

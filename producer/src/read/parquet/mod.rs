@@ -3,9 +3,10 @@
 //! Columns are read as bytes, below the Arrow layer: that one refuses a whole page for one string that is not UTF-8,
 //! and copies the values of a dictionary page once a row. Here a bad string fails its row, values are slices of their
 //! page, and memory is that of a page of each of two columns and their dictionaries, whatever the size of row groups: usually 4 MiB, and
-//! 128 MiB a page at worst. A file's own word on its sizes is believed by nobody: see `footer` and `pages`.
+//! 128 MiB a page at worst. A file's own word on its sizes is believed by nobody: see `footer`, `header` and `pages`.
 
 mod footer;
+mod header;
 mod pages;
 mod thrift;
 
@@ -160,7 +161,7 @@ impl ParquetRows {
     fn read_row(&mut self) -> ParquetResult<Option<Cells>> {
         loop {
             // A row group without rows is work as well.
-            self.budget.rows(1).map_err(|spent| ParquetError::External(Box::new(spent)))?;
+            self.budget.rows(1)?;
             let Some(group) = &mut self.group else {
                 if self.next_group == self.metadata.num_row_groups() {
                     return Ok(None);
@@ -434,6 +435,12 @@ fn describe(leaf: &ColumnDescriptor) -> String {
 fn guarded<T>(decode: impl FnOnce() -> ParquetResult<T>) -> ParquetResult<T> {
     catch_unwind(AssertUnwindSafe(decode))
         .unwrap_or_else(|_| Err(ParquetError::General("the decoder stopped at it".to_owned())))
+}
+
+impl From<Spent> for ParquetError {
+    fn from(spent: Spent) -> Self {
+        Self::External(Box::new(spent))
+    }
 }
 
 /// The budget that ran out, if that is what the error is.

@@ -22,25 +22,11 @@ use parquet::{
     },
 };
 
-use super::thrift::{CUT_OFF, Kind, Refusal, Thrift};
+use super::{
+    header::{Header, PAGE_COST, PageKind, VALUES_MAX, header_at},
+    thrift::{Refusal, Thrift, refused},
+};
 use crate::read::budget::{Allowance, Budget, Stop};
-
-/// Most bytes of a page, decompressed or not: writers cut them at 1 MiB, DuckDB at 100 MB. At most one page of each of two columns is
-/// in hand, with what it was decompressed from.
-const PAGE_BYTES_MAX: usize = 128 << 20;
-/// Most bytes of a dictionary: writers give it up at 1 MiB.
-const DICTIONARY_BYTES_MAX: usize = 16 << 20;
-/// Most values of a dictionary; decoded, each takes 32 bytes.
-const DICTIONARY_VALUES_MAX: u32 = 1 << 20;
-/// Most values of a page, and of all pages that one row lies in. Runs of any length take a few bytes; decoded, a value and its levels
-/// take 12, and all of a row are decoded at once: 48 MiB.
-const VALUES_MAX: u32 = 4 << 20;
-/// Most bytes of a page's header: it may have statistics with the largest text and the smallest.
-const HEADER_BYTES_MAX: usize = 4 << 20;
-/// Read of a header at first.
-const HEADER_BYTES: usize = 4 << 10;
-/// What a page costs of the budget besides its bytes: empty ones are work as well.
-const PAGE_COST: u64 = 256;
 
 /// Pages of one column of a row group.
 pub(super) struct Pages<R> {
@@ -62,44 +48,9 @@ pub(super) struct RowValues(Arc<AtomicU32>);
 
 /// The largest levels of the column.
 #[derive(Clone, Copy)]
-pub(super) struct Levels {
-    pub(super) repetition: i16,
-    pub(super) definition: i16,
-}
-
-/// What a page's header says.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Header {
-    kind: PageKind,
-    /// Bytes of the page once it is decompressed.
-    uncompressed: usize,
-    /// Bytes of the page in the file.
-    compressed: usize,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq)]
-enum PageKind {
-    /// Of the file's index, or of a kind that is not known: passed over.
-    Other,
-    Dictionary {
-        values: u32,
-        encoding: Encoding,
-    },
-    Data {
-        values: u32,
-        encoding: Encoding,
-        definition: Encoding,
-        repetition: Encoding,
-    },
-    DataV2 {
-        values: u32,
-        nulls: u32,
-        rows: u32,
-        encoding: Encoding,
-        definition: u32,
-        repetition: u32,
-        compressed: bool,
-    },
+struct Levels {
+    repetition: i16,
+    definition: i16,
 }
 
 impl RowValues {
@@ -132,7 +83,7 @@ impl<R: ChunkReader> Pages<R> {
     /// Passes over the next page.
     fn pass(&mut self, header: &Header, length: u64) -> ParquetResult<()> {
         self.next = None;
-        self.at = self.at.saturating_add(length).saturating_add(header.compressed as u64);
+        self.at = header.end(self.at, length);
         if self.at > self.end { Err(refused("a page is longer than its column")) } else { Ok(()) }
     }
 
@@ -187,8 +138,7 @@ impl<R: ChunkReader> PageReader for Pages<R> {
         while let Some((header, length)) = self.look()? {
             let at = self.at + length;
             // Before anything is reserved.
-            let spent = self.budget.decode(PAGE_COST + length + header.compressed.max(header.uncompressed) as u64);
-            spent.map_err(|spent| ParquetError::External(Box::new(spent)))?;
+            self.budget.decode(header.cost(length))?;
             self.pass(&header, length)?;
             let values = match header.kind {
                 PageKind::Other => continue,
@@ -237,7 +187,7 @@ impl<R: ChunkReader> PageReader for Pages<R> {
         while let Some((header, length)) = self.look()? {
             let (num_rows, num_levels, is_dict) = match header.kind {
                 PageKind::Other => {
-                    self.budget.decode(PAGE_COST).map_err(|spent| ParquetError::External(Box::new(spent)))?;
+                    self.budget.decode(PAGE_COST)?;
                     self.pass(&header, length)?;
                     continue;
                 }
@@ -266,29 +216,6 @@ impl<R: ChunkReader> Iterator for Pages<R> {
     }
 }
 
-impl Header {
-    /// Holds the page to its bounds.
-    fn check(&self) -> Result<(), Refusal> {
-        let (values_max, bytes_max) = match self.kind {
-            PageKind::Dictionary { .. } => (DICTIONARY_VALUES_MAX, DICTIONARY_BYTES_MAX),
-            _ => (VALUES_MAX, PAGE_BYTES_MAX),
-        };
-        let values = match self.kind {
-            PageKind::Other => 0,
-            PageKind::Dictionary { values, .. } | PageKind::Data { values, .. } | PageKind::DataV2 { values, .. } => {
-                values
-            }
-        };
-        if self.compressed.max(self.uncompressed) > bytes_max {
-            return Err("a page is too large: write the file with smaller pages");
-        }
-        if values > values_max {
-            return Err("a page has too many values: write the file with smaller pages");
-        }
-        Ok(())
-    }
-}
-
 /// Where a column's pages lie.
 fn range(file: &impl ChunkReader, column: &ColumnChunkMetaData) -> ParquetResult<(u64, u64)> {
     let at = column.dictionary_page_offset().unwrap_or(column.data_page_offset());
@@ -297,26 +224,11 @@ fn range(file: &impl ChunkReader, column: &ColumnChunkMetaData) -> ParquetResult
     range.filter(|(_, end)| *end <= file.len()).ok_or_else(|| refused("a column lies outside the file"))
 }
 
-/// A page's header and its length.
-fn header_at(file: &impl ChunkReader, at: u64, end: u64) -> ParquetResult<(Header, u64)> {
-    let left = usize::try_from(end - at).unwrap_or(usize::MAX);
-    let mut most = HEADER_BYTES;
-    loop {
-        let bytes = file.get_bytes(at, left.min(most))?;
-        match header(&bytes) {
-            Ok((header, length)) => return Ok((header, length as u64)),
-            Err(CUT_OFF) if bytes.len() == most && most < HEADER_BYTES_MAX => most *= 16,
-            Err(refusal) => return Err(refused(refusal)),
-        }
-    }
-}
-
 /// Looks through the pages of a part, which Arrow then reads: a worker writes parts, but whoever has keys to S3 can put others in
 /// their place. Its columns are compressed with zstd or not at all, nothing is packed as deltas, and a list has room for its items.
 pub(crate) fn check_part(file: &impl ChunkReader, metadata: &ParquetMetaData) -> ParquetResult<()> {
     let budget = Budget::new(Allowance::USUAL, Stop::default());
-    let spent = |spent| ParquetError::External(Box::new(spent));
-    budget.take(file.len()).map_err(spent)?;
+    budget.take(file.len())?;
     for column in metadata.row_groups().iter().flat_map(|group| group.columns()) {
         if !matches!(column.compression(), Compression::UNCOMPRESSED | Compression::ZSTD(_)) {
             return Err(refused("a part is compressed as no worker does it"));
@@ -324,7 +236,7 @@ pub(crate) fn check_part(file: &impl ChunkReader, metadata: &ParquetMetaData) ->
         let (mut at, end) = range(file, column)?;
         while at < end {
             let (header, length) = header_at(file, at, end)?;
-            budget.decode(PAGE_COST + length + header.compressed.max(header.uncompressed) as u64).map_err(spent)?;
+            budget.decode(header.cost(length))?;
             header.check().map_err(refused)?;
             let (values, encoding) = match header.kind {
                 PageKind::Other => return Err(refused("a part has a page that no worker writes")),
@@ -339,14 +251,10 @@ pub(crate) fn check_part(file: &impl ChunkReader, metadata: &ParquetMetaData) ->
             if !known.contains(&encoding) || crowded {
                 return Err(refused("a part has a page that no worker writes"));
             }
-            at = at.saturating_add(length).saturating_add(header.compressed as u64);
+            at = header.end(at, length);
         }
     }
     Ok(())
-}
-
-fn refused(refusal: Refusal) -> ParquetError {
-    ParquetError::General(refusal.to_owned())
 }
 
 fn decompress(compression: Compression, from: &[u8], bytes: usize, to: &mut Vec<u8>) -> ParquetResult<()> {
@@ -412,110 +320,4 @@ fn delta(data: &[u8], values: u32) -> Result<&[u8], Refusal> {
         }
     }
     Ok(at.rest())
-}
-
-/// A page's header and its length.
-pub(super) fn header(bytes: &[u8]) -> Result<(Header, usize), Refusal> {
-    const MISSING: Refusal = "a page's header lacks what it must have";
-    let mut thrift = Thrift::new(bytes);
-    let (mut kind, mut uncompressed, mut compressed) = (None, None, None);
-    let (mut data, mut dictionary, mut data_v2) = (None, None, None);
-    read(&mut thrift, |thrift, id, of, _| {
-        match (id, of) {
-            (1, Kind::I32) => kind = Some(thrift.i32()?),
-            (2, Kind::I32) => uncompressed = Some(thrift.i32()?),
-            (3, Kind::I32) => compressed = Some(thrift.i32()?),
-            (5, Kind::Struct) => data = Some(numbers(thrift, 4)?),
-            (7, Kind::Struct) => dictionary = Some(numbers(thrift, 2)?),
-            (8, Kind::Struct) => data_v2 = Some(numbers(thrift, 6)?),
-            // Of another type, the crate would take them for what they should be.
-            (4, Kind::I32) | (6, Kind::Struct) | (..=0 | 9.., _) => return Ok(false),
-            _ => return Err("a field of a page's header has another type than it must have"),
-        }
-        Ok(true)
-    })?;
-    let size = |bytes: Option<i32>| usize::try_from(bytes.ok_or(MISSING)?).map_err(|_| "a page has a negative size");
-    let kind = match kind.ok_or(MISSING)? {
-        0 => {
-            let data = data.ok_or(MISSING)?;
-            PageKind::Data {
-                values: data.count(1)?,
-                encoding: data.encoding(2)?,
-                definition: data.encoding(3)?,
-                repetition: data.encoding(4)?,
-            }
-        }
-        2 => {
-            let dictionary = dictionary.ok_or(MISSING)?;
-            PageKind::Dictionary { values: dictionary.count(1)?, encoding: dictionary.encoding(2)? }
-        }
-        3 => {
-            let data = data_v2.ok_or(MISSING)?;
-            PageKind::DataV2 {
-                values: data.count(1)?,
-                nulls: data.count(2)?,
-                rows: data.count(3)?,
-                encoding: data.encoding(4)?,
-                definition: data.count(5)?,
-                repetition: data.count(6)?,
-                compressed: data.is_compressed,
-            }
-        }
-        _ => PageKind::Other,
-    };
-    let header = Header { kind, uncompressed: size(uncompressed)?, compressed: size(compressed)? };
-    Ok((header, bytes.len() - thrift.left()))
-}
-
-/// The numbers in a kind's own part of a header.
-struct Numbers {
-    of: [Option<i32>; 7],
-    /// Says so where it says nothing.
-    is_compressed: bool,
-}
-
-/// The first `count` fields are numbers, and the next a boolean, if there is one.
-fn numbers(thrift: &mut Thrift<'_>, count: i16) -> Result<Numbers, Refusal> {
-    let mut numbers = Numbers { of: [None; 7], is_compressed: true };
-    read(thrift, |thrift, id, kind, yes| {
-        match usize::try_from(id).ok().and_then(|id| numbers.of.get_mut(id)) {
-            Some(number) if id <= count && kind == Kind::I32 => *number = Some(thrift.i32()?),
-            Some(_) if (1..=count).contains(&id) => {
-                return Err("a field of a page's header has another type than it must have");
-            }
-            _ if id == 7 && kind == Kind::Bool => numbers.is_compressed = yes,
-            _ => return Ok(false),
-        }
-        Ok(true)
-    })?;
-    Ok(numbers)
-}
-
-/// Reads a struct. `at` is told of each field before its value, and says whether it has read that.
-fn read<'a>(
-    thrift: &mut Thrift<'a>,
-    mut at: impl FnMut(&mut Thrift<'a>, i16, Kind, bool) -> Result<bool, Refusal>,
-) -> Result<(), Refusal> {
-    thrift.enter()?;
-    let mut last = 0;
-    while let Some((id, kind, yes)) = thrift.field(&mut last)? {
-        if !at(thrift, id, kind, yes)? {
-            thrift.skip(kind)?;
-        }
-    }
-    thrift.leave();
-    Ok(())
-}
-
-impl Numbers {
-    fn count(&self, id: usize) -> Result<u32, Refusal> {
-        let number = self.of[id].ok_or("a page's header lacks what it must have")?;
-        number.try_into().map_err(|_| "a page's header has a negative number")
-    }
-
-    fn encoding(&self, id: usize) -> Result<Encoding, Refusal> {
-        let number = self.of[id].ok_or("a page's header lacks what it must have")?;
-        let found = Encoding::VARIANTS.iter().find(|encoding| **encoding as i32 == number);
-        found.copied().ok_or("a page has an encoding that is not known")
-    }
 }

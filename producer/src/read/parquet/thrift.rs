@@ -2,11 +2,17 @@
 //!
 //! Nothing here allocates by a length that the input names, and nesting is bounded.
 
+use parquet::errors::ParquetError;
+
 /// Deepest nesting of structs and lists. Parquet's own metadata has ten levels; what newer versions add is passed over.
 const DEPTH_MAX: u32 = 32;
 
 /// Why metadata is refused.
 pub(super) type Refusal = &'static str;
+
+pub(super) fn refused(refusal: Refusal) -> ParquetError {
+    ParquetError::General(refusal.to_owned())
+}
 
 /// There would have to be more bytes.
 pub(super) const CUT_OFF: Refusal = "its metadata is cut off";
@@ -109,7 +115,7 @@ impl<'a> Thrift<'a> {
     }
 
     /// The next field of a struct: its number and what it is; `None` at the struct's end. A boolean's value is in its kind.
-    pub(super) fn field(&mut self, last: &mut i16) -> Result<Option<(i16, Kind, bool)>, Refusal> {
+    fn field(&mut self, last: &mut i16) -> Result<Option<(i16, Kind, bool)>, Refusal> {
         let header = self.byte()?;
         let kind = match header & 0xf {
             0 => return Ok(None),
@@ -122,6 +128,23 @@ impl<'a> Thrift<'a> {
         };
         *last = id;
         Ok(Some((id, kind, header & 0xf == 1)))
+    }
+
+    /// Reads a struct. `at` is told of each field before its value (its number, what it is, and a boolean's value), and says whether it
+    /// has read that; what it has not is passed over.
+    pub(super) fn fields(
+        &mut self,
+        mut at: impl FnMut(&mut Self, i16, Kind, bool) -> Result<bool, Refusal>,
+    ) -> Result<(), Refusal> {
+        self.enter()?;
+        let mut last = 0;
+        while let Some((id, kind, yes)) = self.field(&mut last)? {
+            if !at(self, id, kind, yes)? {
+                self.skip(kind)?;
+            }
+        }
+        self.leave();
+        Ok(())
     }
 
     /// The head of a list: what its items are, and how many. There are never more than bytes that are left.
@@ -157,15 +180,7 @@ impl<'a> Thrift<'a> {
                 self.leave();
                 Ok(())
             }
-            Kind::Struct => {
-                self.enter()?;
-                let mut last = 0;
-                while let Some((_, kind, _)) = self.field(&mut last)? {
-                    self.skip(kind)?;
-                }
-                self.leave();
-                Ok(())
-            }
+            Kind::Struct => self.fields(|_, _, _, _| Ok(false)),
         }
     }
 }

@@ -6,6 +6,7 @@ use proptest::prelude::*;
 
 use super::{
     forge::{Forged, Out, page},
+    hostile::{gzip, zstd},
     *,
 };
 use crate::read::{
@@ -63,12 +64,6 @@ static PARQUET: LazyLock<Vec<Vec<u8>>> = LazyLock::new(|| {
 /// Good streams of gzip and zstd, of several members and frames.
 static PACKED: LazyLock<Vec<Vec<u8>>> = LazyLock::new(|| {
     let texts: [&[u8]; 4] = [b"", b"\"good\"\n", &b"\n".repeat(10_000), &b"{\"text\":\"a\"}\n".repeat(500)];
-    let gzip = |text: &[u8]| {
-        let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::best());
-        encoder.write_all(text).expect("memory");
-        encoder.finish().expect("memory")
-    };
-    let zstd = |text: &[u8]| ::zstd::encode_all(text, 3).expect("memory");
     let each = texts.iter().flat_map(|text| [gzip(text), zstd(text)]);
     let together = [texts.map(gzip).concat(), texts.map(zstd).concat()];
     each.chain(together).collect()

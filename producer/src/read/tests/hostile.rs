@@ -24,13 +24,13 @@ use crate::read::{
 /// As usual, with less that is free: so that tests need not decode much.
 const LITTLE: Allowance = Allowance { bytes_free: 1 << 20, bytes_times: 100, rows_free: 10_000, rows_times: 2 };
 
-fn gzip(bytes: &[u8]) -> Vec<u8> {
+pub(super) fn gzip(bytes: &[u8]) -> Vec<u8> {
     let mut encoder = GzEncoder::new(Vec::new(), Compression::best());
     encoder.write_all(bytes).expect("memory");
     encoder.finish().expect("memory")
 }
 
-fn zstd(bytes: &[u8]) -> Vec<u8> {
+pub(super) fn zstd(bytes: &[u8]) -> Vec<u8> {
     ::zstd::encode_all(bytes, 3).expect("memory")
 }
 

@@ -15,12 +15,13 @@ use lapin::types::FieldTable;
 use reqwest::Client;
 use serde_json::{Value, json};
 use vecmill_producer::publish::{Publisher, connect, number};
-use vecmill_tests::{Role, cluster::MODEL};
-
-use crate::{
-    Target, bombs,
-    raw::{self, FORM_TYPE},
+use vecmill_tests::{
+    Role, bombs,
+    cluster::MODEL,
+    form::{FORM_TYPE, form, form_head},
 };
+
+use crate::{Target, raw};
 
 type Run = for<'a> fn(&'a Target, Instant) -> Pin<Box<dyn Future<Output = anyhow::Result<String>> + 'a>>;
 
@@ -118,9 +119,8 @@ async fn guessed_keys(target: &Target, until: Instant) -> anyhow::Result<String>
 
 async fn uploads(target: &Target, until: Instant) -> anyhow::Result<String> {
     let more = format!("Content-Length: 1000000\r\nContent-Type: {FORM_TYPE}\r\n");
-    let mut begin = post("/v1/files", target, &more).into_bytes();
-    begin.extend(raw::form_head("corpus.jsonl"));
-    raw::hold(&target.gateway.url, 64, begin, b"x", Duration::from_secs(2), until).await
+    let begin = post("/v1/files", target, &more) + &form_head("corpus.jsonl");
+    raw::hold(&target.gateway.url, 64, begin.into_bytes(), b"x", Duration::from_secs(2), until).await
 }
 
 async fn form_headers(target: &Target, until: Instant) -> anyhow::Result<String> {
@@ -190,17 +190,17 @@ async fn deep_schemas(target: &Target, until: Instant) -> anyhow::Result<String>
 }
 
 async fn large_pages(target: &Target, until: Instant) -> anyhow::Result<String> {
-    let file = tokio::task::spawn_blocking(|| bombs::pages(8, 128 << 20)).await??;
+    let file = tokio::task::spawn_blocking(|| bombs::pages(8, 128 << 20)).await?;
     batches(target, until, "pages.parquet", file).await
 }
 
 async fn bad_lines(target: &Target, until: Instant) -> anyhow::Result<String> {
-    let file = tokio::task::spawn_blocking(|| bombs::gzip_of(b"x\n", 600 << 20)).await??;
+    let file = tokio::task::spawn_blocking(|| bombs::gzip_of(b"x\n", 600 << 20)).await?;
     batches(target, until, "lines.jsonl.gz", file).await
 }
 
 async fn blank_lines(target: &Target, until: Instant) -> anyhow::Result<String> {
-    let file = tokio::task::spawn_blocking(|| bombs::gzip_of(b"\n", 2 << 30)).await??;
+    let file = tokio::task::spawn_blocking(|| bombs::gzip_of(b"\n", 2 << 30)).await?;
     batches(target, until, "blank.jsonl.gz", file).await
 }
 
@@ -273,7 +273,7 @@ fn client() -> anyhow::Result<Client> {
 
 async fn upload(client: &Client, target: &Target, name: &str, bytes: &[u8]) -> anyhow::Result<String> {
     let request = client.post(format!("{}/v1/files", target.gateway.url)).bearer_auth(&target.attacker.api_key);
-    let answer = request.header("content-type", FORM_TYPE).body(raw::form(name, bytes)).send().await?;
+    let answer = request.header("content-type", FORM_TYPE).body(form(name, bytes)).send().await?;
     let file: Value = answer.json().await?;
     Ok(file["id"].as_str().with_context(|| format!("no file: {file}"))?.to_owned())
 }

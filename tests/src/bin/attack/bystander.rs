@@ -10,10 +10,13 @@ use anyhow::Context;
 use axum::{Router, extract::State, routing::post};
 use reqwest::{Client, Method};
 use serde_json::{Value, json};
-use tokio::{net::TcpListener, sync::Notify};
-use vecmill_tests::{Tenant, cluster::MODEL};
-
-use crate::raw;
+use tokio::sync::Notify;
+use vecmill_tests::{
+    Tenant,
+    cluster::MODEL,
+    form::{FORM_TYPE, form},
+    receivers::served,
+};
 
 /// Longer than anything should take: what comes later counts as an error.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -63,13 +66,11 @@ pub(crate) struct Receiver {
 }
 
 impl Receiver {
-    pub(crate) async fn start() -> anyhow::Result<Self> {
-        let listener = TcpListener::bind("127.0.0.1:0").await?;
-        let (address, told) = (listener.local_addr()?, Arc::new(Notify::new()));
+    pub(crate) async fn start() -> Self {
+        let told = Arc::new(Notify::new());
         let hear = async |State(told): State<Arc<Notify>>| told.notify_one();
         let routes = Router::new().route("/", post(hear)).with_state(Arc::clone(&told));
-        tokio::spawn(async move { axum::serve(listener, routes).await });
-        Ok(Self { address, told })
+        Self { address: served(routes).await, told }
     }
 }
 
@@ -78,15 +79,15 @@ pub(crate) struct Bystander {
     client: Client,
     gateway: String,
     signer: String,
-    key: String,
+    tenant: Tenant,
     receiver: Receiver,
 }
 
 impl Bystander {
-    pub(crate) fn new(gateway: &str, signer: &str, tenant: &Tenant, receiver: Receiver) -> anyhow::Result<Self> {
+    pub(crate) fn new(gateway: &str, signer: &str, tenant: Tenant, receiver: Receiver) -> anyhow::Result<Self> {
         let client = Client::builder().no_proxy().timeout(PATIENCE).build()?;
-        let (gateway, signer, key) = (gateway.to_owned(), signer.to_owned(), tenant.api_key.clone());
-        Ok(Self { client, gateway, signer, key, receiver })
+        let (gateway, signer) = (gateway.to_owned(), signer.to_owned());
+        Ok(Self { client, gateway, signer, tenant, receiver })
     }
 
     /// Asks while `other` goes on; gives how that went, and what came of the other.
@@ -126,7 +127,8 @@ impl Bystander {
     }
 
     async fn asked(&self, method: Method, path: &str, body: Option<Value>) -> anyhow::Result<Value> {
-        let mut request = self.client.request(method, format!("{}{path}", self.gateway)).bearer_auth(&self.key);
+        let mut request =
+            self.client.request(method, format!("{}{path}", self.gateway)).bearer_auth(&self.tenant.api_key);
         if let Some(body) = body {
             request = request.json(&body);
         }
@@ -141,8 +143,11 @@ impl Bystander {
     }
 
     async fn log_in(&self) -> anyhow::Result<()> {
-        let id = self.key.split('_').nth(1).context("an API key")?;
-        let form = [("grant_type", "client_credentials"), ("client_id", id), ("client_secret", &self.key)];
+        let form = [
+            ("grant_type", "client_credentials"),
+            ("client_id", self.tenant.key_id()),
+            ("client_secret", &self.tenant.api_key),
+        ];
         answered(self.client.post(format!("{}/oauth/token", self.signer)).form(&form)).await.map(drop)
     }
 
@@ -157,9 +162,9 @@ impl Bystander {
         static COUNT: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(0);
         let number = COUNT.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         let lines = format!("{{\"id\":\"1\",\"text\":\"the {number}th text of a bystander\"}}\n");
-        let form = raw::form("corpus.jsonl", lines.as_bytes());
-        let upload = self.client.post(format!("{}/v1/files", self.gateway)).bearer_auth(&self.key);
-        let file = answered(upload.header("content-type", raw::FORM_TYPE).body(form)).await.context("its upload")?;
+        let form = form("corpus.jsonl", lines.as_bytes());
+        let upload = self.client.post(format!("{}/v1/files", self.gateway)).bearer_auth(&self.tenant.api_key);
+        let file = answered(upload.header("content-type", FORM_TYPE).body(form)).await.context("its upload")?;
         let body = json!({
             "input_file_id": file["id"], "endpoint": "/v1/embeddings", "completion_window": "24h", "model": MODEL,
             "webhook_url": format!("http://{}/", self.receiver.address),

@@ -5,7 +5,6 @@
 //! Run it by `infra/attack`. Attacks on correctness, where the bystander would see nothing, are tests (`tests/e2e/closed`).
 
 mod attacks;
-mod bombs;
 mod bystander;
 mod memory;
 mod raw;
@@ -16,11 +15,15 @@ use std::{
 };
 
 use anyhow::Context;
-use vecmill_tests::{Cluster, Servers, Tenant, WorkerOptions, cluster::Process};
+use vecmill_tests::{
+    Cluster, Servers, Tenant, WorkerOptions,
+    cluster::Process,
+    receivers::{tarpit, webhook_settings},
+};
 
 use crate::{
     attacks::{ATTACKS, Attack},
-    bystander::{Bystander, Seen},
+    bystander::{Bystander, Receiver, Seen},
     memory::Memory,
 };
 
@@ -104,35 +107,13 @@ async fn set_up() -> anyhow::Result<(Target, Bystander)> {
     let plenty = "60000000000";
     let limits = ["--requests-per-minute", "100000", "--tokens-per-minute", plenty, "--tokens-per-day", plenty];
     let limits = [&limits[..], &["--tokens-burst", plenty]].concat();
-    let attacker = admin(&cluster, "attacker", &limits)?;
+    let attacker = cluster.admin("attacker", &limits);
     let bystander = cluster.tenant("bystander", &limits);
     let worker = cluster.worker(WorkerOptions::default()).await;
-    let receiver = bystander::Receiver::start().await?;
-    let (tarpit, tarpit_address) = raw::tarpit().await?;
-    let gateway = cluster
-        .gateway(&[
-            ("VECMILL_GATEWAY_LOG", "warn".to_owned()),
-            ("VECMILL_WEBHOOK_KEY", "0123456789abcdef0123456789abcdef".to_owned()),
-            (
-                "VECMILL_GATEWAY_WEBHOOK_ALLOW",
-                format!(
-                    "{}/32:{},{}/32:{}",
-                    receiver.address.ip(),
-                    receiver.address.port(),
-                    tarpit_address.ip(),
-                    tarpit_address.port()
-                ),
-            ),
-        ])
-        .await;
-    let bystander = Bystander::new(&gateway.url, &cluster.env["VECMILL_SIGNER_URL"], &bystander, receiver)?;
-    Ok((Target { cluster, gateway, worker, attacker, tarpit }, bystander))
-}
-
-/// A tenant whose key may do everything in it.
-fn admin(cluster: &Cluster, name: &str, limits: &[&str]) -> anyhow::Result<Tenant> {
-    let tenant = cluster.tenant(name, limits);
-    let key = cluster.signer(&["key", "create", "--tenant", tenant.id.as_str(), "--role", "admin"]);
-    let api_key = key["key"].as_str().context("an API key")?.to_owned();
-    Ok(Tenant { api_key, ..tenant })
+    let (receiver, tarpit) = (Receiver::start().await, tarpit().await);
+    let mut settings = webhook_settings(&[receiver.address, tarpit]).to_vec();
+    settings.push(("VECMILL_GATEWAY_LOG", "warn".to_owned()));
+    let gateway = cluster.gateway(&settings).await;
+    let bystander = Bystander::new(&gateway.url, &cluster.env["VECMILL_SIGNER_URL"], bystander, receiver)?;
+    Ok((Target { cluster, gateway, worker, attacker, tarpit: format!("http://{tarpit}/") }, bystander))
 }

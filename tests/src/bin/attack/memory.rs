@@ -3,6 +3,7 @@
 use std::{collections::BTreeMap, fmt, time::Duration};
 
 use tokio::{sync::oneshot, task::JoinHandle};
+use vecmill_tests::process::memory_mib;
 
 /// Between two looks: what is allocated for an attack stays for longer.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
@@ -36,7 +37,7 @@ impl Memory {
             let mut most = BTreeMap::new();
             loop {
                 for (name, pid) in programs {
-                    let now = resident_mib(pid).unwrap_or_default();
+                    let now = memory_mib(pid, "VmRSS:").unwrap_or_default();
                     most.entry(name).and_modify(|most: &mut u64| *most = now.max(*most)).or_insert(now);
                 }
                 tokio::select! {
@@ -72,11 +73,4 @@ impl fmt::Display for Memory {
         let each = self.0.iter().map(|(name, most)| format!("{name} {most}"));
         f.write_str(&each.collect::<Vec<_>>().join(", "))
     }
-}
-
-/// A process's resident memory.
-fn resident_mib(pid: u32) -> Option<u64> {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-    let kib = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
-    Some(kib.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()? / 1024)
 }

@@ -8,51 +8,18 @@ use std::{
 use anyhow::Context;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
-    net::{TcpListener, TcpSocket, TcpStream},
+    net::TcpStream,
     task::JoinSet,
 };
+use vecmill_tests::connect_from;
 
 /// Where the attacks come from: not where the bystander is.
 pub(crate) const ATTACKER: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 66);
-/// The content type of [`form`].
-pub(crate) const FORM_TYPE: &str = "multipart/form-data; boundary=a-boundary";
 
 /// A connection to where `url` leads.
 pub(crate) async fn connect(url: &str) -> anyhow::Result<TcpStream> {
     let address: SocketAddr = url.strip_prefix("http://").context("an http:// URL")?.parse()?;
-    let socket = TcpSocket::new_v4()?;
-    socket.bind(SocketAddr::from((ATTACKER, 0)))?;
-    Ok(socket.connect(address).await?)
-}
-
-/// An upload's form with one file.
-pub(crate) fn form(name: &str, bytes: &[u8]) -> Vec<u8> {
-    let mut form = form_head(name);
-    form.extend(bytes);
-    form.extend(b"\r\n--a-boundary--\r\n");
-    form
-}
-
-/// The same, up to the file's first byte.
-pub(crate) fn form_head(name: &str) -> Vec<u8> {
-    format!(
-        "--a-boundary\r\nContent-Disposition: form-data; name=\"purpose\"\r\n\r\nbatch\r\n--a-boundary\r\n\
-         Content-Disposition: form-data; name=\"file\"; filename=\"{name}\"\r\n\r\n"
-    )
-    .into_bytes()
-}
-
-/// Takes connections and never answers; gives its URL and its address.
-pub(crate) async fn tarpit() -> anyhow::Result<(String, SocketAddr)> {
-    let listener = TcpListener::bind("127.0.0.1:0").await?;
-    let address = listener.local_addr()?;
-    tokio::spawn(async move {
-        let mut held = Vec::new();
-        while let Ok((stream, _)) = listener.accept().await {
-            held.push(stream);
-        }
-    });
-    Ok((format!("http://{address}/"), address))
+    Ok(connect_from(ATTACKER, address).await?)
 }
 
 /// How a connection that was held ended.

@@ -209,13 +209,13 @@ async fn all_that_is_written_expires() {
     let mut ttl_s = async |key: &str| cmd("TTL").arg(key).query_async::<i64>(&mut redis).await.unwrap();
     // 90 s until the bucket is full, or until the day is over.
     assert!((89..=86_400).contains(&ttl_s("vecmill:{acme}:quota").await));
-    let page = "vecmill:{acme}:unspent:job";
-    assert!((3_590..=3_600).contains(&ttl_s(page).await));
+    let unspent = "vecmill:{acme}:unspent:job";
+    assert!((3_590..=3_600).contains(&ttl_s(unspent).await));
     // Another grant of the job may end later, never makes it end sooner; and absurd times are refused by nobody.
     for (chunk, keep_s, at_least) in [(1_u32, 7_200, 7_190), (2, 0, 7_190), (3, u64::MAX, 31_000_000)] {
         (charge.work.piece, charge.keep_s, charge.tokens) = (format!("{chunk}"), keep_s, 1);
         assert_eq!(quota.charge(&charge).await.unwrap(), Verdict::Charged);
-        assert!(ttl_s(page).await >= at_least);
+        assert!(ttl_s(unspent).await >= at_least);
     }
     let keys: Vec<String> = cmd("KEYS").arg("vecmill:{acme}:usage:*").query_async(&mut redis).await.unwrap();
     let [usage] = &keys[..] else { panic!("a chunk at midnight is the one excuse: {keys:?}") };
