@@ -219,6 +219,11 @@ impl Store {
         }
     }
 
+    /// Another bucket on the same server.
+    pub fn of_bucket(&self, bucket: &str) -> Self {
+        Self { bucket: bucket.to_owned(), conditional: Arc::default(), ..self.clone() }
+    }
+
     /// The same store with conditional writes one after the other: for a server that looks and writes in two steps, and that only
     /// this process asks.
     pub fn in_turns(self) -> Self {

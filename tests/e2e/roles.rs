@@ -1,5 +1,7 @@
 //! What each role may not do on the servers: `infra/roles` says what it may, and the other tests show that this is enough.
 
+use std::time::Duration;
+
 use lapin::{
     Connection, ExchangeKind,
     options::{BasicConsumeOptions, BasicGetOptions, ExchangeDeclareOptions, QueueDeclareOptions, QueueDeleteOptions},
@@ -9,8 +11,11 @@ use vecmill_producer::{
     publish::{PublishError, Publisher, connect},
     store::Store,
 };
-use vecmill_tests::{Cluster, Role, Servers, redis::ask_unless_refused};
+use vecmill_signer::claims::Digest;
+use vecmill_tests::{Cluster, Role, Servers, WorkerOptions, corpus, eventually, redis::ask_unless_refused};
+use vecmill_worker::audit::AuditRecord;
 
+const LIMIT: Duration = Duration::from_secs(60);
 /// The folder of a run of a job, of which a tenant may have any number.
 const LIFE: &str = "jobs/00000000000000000000000000000001/000001";
 
@@ -93,6 +98,41 @@ async fn on_s3_each_role_writes_what_is_its_own_to_write() {
     assert_eq!(of_one.get("only-this/jobs/none", 1).await.expect("it may look for what is not there"), None);
     // A folder in the audit that looks like its own.
     refused_to_write(&of_one, &format!("audit/only-this/{LIFE}/input/x")).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_audit_may_have_a_bucket_of_its_own_and_is_written_once() {
+    let cluster = Cluster::shared().await;
+    let (bucket, audit) = cluster.another_bucket("audit").await;
+    let tenant = cluster.tenant("a", &[]);
+    let file = corpus::write_jsonl(cluster.dir.path(), "corpus.jsonl", &corpus::texts(1, 3));
+    let job = cluster.submit(&tenant, &file, &[]);
+    let _worker = cluster.worker(WorkerOptions { env: vec![("VECMILL_S3_AUDIT_BUCKET", bucket)] }).await;
+    cluster.reaches(&tenant, &job, "completed", LIMIT).await;
+    let keys = cluster.keys(&tenant, &job);
+    assert_eq!(audit.list(keys.audit_prefix(), None).await.expect("the audit").len(), 1, "one chunk");
+    assert_eq!(cluster.store().await.list("audit/", None).await.expect("the bucket").len(), 0, "nothing beside it");
+
+    let record = |reason| AuditRecord::refused("a worker", Digest::of(b"a message"), "malformed", reason);
+    for reason in ["the first", "the second"] {
+        record(reason).write_refusal(&audit).await.expect("it is there");
+    }
+    let refusals = audit.list("audit/_refused/", None).await.expect("the audit");
+    assert_eq!(refusals.len(), 1);
+    let kept = audit.get(&refusals[0].key, 1 << 20).await.expect("S3 answers").expect("a record");
+    assert!(String::from_utf8_lossy(&kept).contains("the first"), "what is there stays");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_without_its_audit_bucket_is_not_ready_and_says_so() {
+    let cluster = Cluster::shared().await;
+    let env = vec![("VECMILL_S3_AUDIT_BUCKET", format!("{}-none", cluster.unique()))];
+    let worker = cluster.worker_unready(WorkerOptions { env });
+    eventually("the worker says what it lacks", LIMIT, || async {
+        let (status, lacking) = worker.get("/readyz").await?;
+        (status == 503 && lacking.contains(&format!("{}-none", cluster.unique()))).then_some(())
+    })
+    .await;
 }
 
 /// What a role tried and was refused.
@@ -223,7 +263,7 @@ async fn behind_s3_nothing_answers_who_has_no_key() {
     let store = cluster.store().await;
     store.put("acme/files/one", secret, "text/plain").await.expect("an object");
     let door: u16 = cluster.env["VECMILL_S3_ENDPOINT"].rsplit(':').next().and_then(|port| port.parse().ok()).unwrap();
-    let client = reqwest::Client::builder().no_proxy().timeout(std::time::Duration::from_secs(5)).build().unwrap();
+    let client = reqwest::Client::builder().no_proxy().timeout(Duration::from_secs(5)).build().unwrap();
     let paths = [
         "/".to_owned(),
         format!("/buckets/{bucket}/acme/files/one"),

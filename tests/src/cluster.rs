@@ -330,6 +330,14 @@ impl Cluster {
         Store::connect_with(&settings, StoreCredentials { id, secret }).await
     }
 
+    /// Makes another bucket, named after the cluster's, and gives it.
+    pub async fn another_bucket(&self, what: &str) -> (String, Store) {
+        let name = format!("{}-{what}", self.env["VECMILL_S3_BUCKET"]);
+        self.servers.make_bucket(&name);
+        let store = self.store().await.of_bucket(&name);
+        (name, store)
+    }
+
     /// The first word of all names that are this cluster's own.
     pub fn unique(&self) -> &str {
         &self.unique

@@ -22,6 +22,7 @@ pub struct Asker {
     channel: Channel,
     answers: Consumer,
     queue: String,
+    asked: u64,
 }
 
 impl Asker {
@@ -34,7 +35,7 @@ impl Asker {
         let options = BasicConsumeOptions { no_ack: true, ..Default::default() };
         let answers = channel.basic_consume(REPLY_TO.into(), "answers".into(), options, FieldTable::default());
         let answers = answers.await.expect("answers come");
-        Self { channel, answers, queue: cluster.topology().embed_queue() }
+        Self { channel, answers, queue: cluster.topology().embed_queue(), asked: 0 }
     }
 
     /// What a worker answers.
@@ -42,11 +43,20 @@ impl Asker {
     /// # Panics
     /// When none does in time.
     pub async fn ask(&mut self, request: &EmbedRequest) -> EmbedAnswer {
-        let properties = BasicProperties::default().with_reply_to(REPLY_TO.into()).with_correlation_id("asked".into());
+        self.asked += 1;
+        let id = format!("asked-{}", self.asked);
+        let properties =
+            BasicProperties::default().with_reply_to(REPLY_TO.into()).with_correlation_id(id.as_str().into());
         let (queue, body) = (self.queue.as_str().into(), request.to_bytes());
         let sent = self.channel.basic_publish("".into(), queue, BasicPublishOptions::default(), &body, properties);
         sent.await.expect("a request is sent");
         let answer = tokio::time::timeout(LIMIT, self.answers.next()).await.expect("an answer in time");
-        EmbedAnswer::parse(answer.expect("a channel").expect("an answer").data).expect("an answer that can be read")
+        let answer = answer.expect("a channel").expect("an answer");
+        assert_eq!(
+            answer.properties.correlation_id().as_ref().map(|id| id.as_str()),
+            Some(id.as_str()),
+            "of this request"
+        );
+        EmbedAnswer::parse(answer.data).expect("an answer that can be read")
     }
 }

@@ -115,6 +115,16 @@ impl Servers {
     /// # Panics
     /// When it can't be made.
     pub(crate) fn with_bucket(mut self, name: &str) -> Self {
+        self.make_bucket(name);
+        self.env.insert("VECMILL_S3_BUCKET".to_owned(), name.to_owned());
+        self
+    }
+
+    /// Makes a bucket, as an operator does.
+    ///
+    /// # Panics
+    /// When it can't be made.
+    pub(crate) fn make_bucket(&self, name: &str) {
         let mut curl = Command::new("curl");
         curl.args(["--silent", "--show-error", "--fail", "--noproxy", "*", "--max-time", "30", "--config", "-"]);
         curl.args(["--aws-sigv4", "aws:amz:us-east-1:s3", "--request", "PUT"]);
@@ -124,8 +134,6 @@ impl Servers {
         // By its standard input: others see arguments.
         child.stdin.take().expect("piped").write_all(keys.as_bytes()).expect("it listens");
         assert!(child.wait().expect("it ends").success(), "the bucket {name} can't be made");
-        self.env.insert("VECMILL_S3_BUCKET".to_owned(), name.to_owned());
-        self
     }
 
     /// Whether other tests use them, too.

@@ -170,15 +170,15 @@ impl AuditRecord {
     /// Writes the record of a chunk under its job, and as an event. Unaudited means unserved: an error here must
     /// keep the delivery from being acknowledged.
     /// `what` tells the records of one chunk apart: the part that was computed, or what was decided.
-    pub async fn write_for(&self, store: &Store, keys: &JobKeys, chunk: u32, what: &str) -> Result<(), StoreError> {
-        self.write(store, &keys.audit(chunk, what)).await
+    pub async fn write_for(&self, audit: &Store, keys: &JobKeys, chunk: u32, what: &str) -> Result<(), StoreError> {
+        self.write(audit, &keys.audit(chunk, what)).await
     }
 
     /// Writes the record of a refused message, under the day and the message's digest.
-    pub async fn write_refusal(&self, store: &Store) -> Result<(), StoreError> {
+    pub async fn write_refusal(&self, audit: &Store) -> Result<(), StoreError> {
         let day = self.time.strftime("%Y-%m-%d").to_string();
         let message = self.input_sha256.map(|digest| digest.to_string()).unwrap_or_default();
-        self.write(store, &refusal_key(&day, &message)).await
+        self.write(audit, &refusal_key(&day, &message)).await
     }
 
     /// The record as a line.
@@ -194,8 +194,9 @@ impl AuditRecord {
         tracing::info!(target: "vecmill::audit", %record, "audit");
     }
 
-    async fn write(&self, store: &Store, key: &str) -> Result<(), StoreError> {
+    /// What is there stays: a record of the same key is of the same decision, made before a crash.
+    async fn write(&self, audit: &Store, key: &str) -> Result<(), StoreError> {
         self.log();
-        store.put(key, self.line(), "application/x-ndjson").await
+        audit.put_new(key, self.line(), "application/x-ndjson").await.map(drop)
     }
 }

@@ -36,9 +36,9 @@ pub struct Place {
 
 impl RequestAudit {
     /// The audit of `worker`, and the task that writes it.
-    pub fn start(store: Store, worker: String) -> (Self, tokio::task::JoinHandle<()>) {
+    pub fn start(audit: Store, worker: String) -> (Self, tokio::task::JoinHandle<()>) {
         let (records, gathered) = mpsc::channel(PLACES);
-        let writing = tokio::spawn(write(store, worker, gathered));
+        let writing = tokio::spawn(write(audit, worker, gathered));
         (Self { places: Arc::new(Semaphore::new(PLACES)), records }, writing)
     }
 
@@ -58,7 +58,7 @@ impl Place {
     }
 }
 
-async fn write(store: Store, worker: String, mut gathered: mpsc::Receiver<(AuditRecord, OwnedSemaphorePermit)>) {
+async fn write(audit: Store, worker: String, mut gathered: mpsc::Receiver<(AuditRecord, OwnedSemaphorePermit)>) {
     let mut waiting: BTreeMap<String, Vec<(AuditRecord, OwnedSemaphorePermit)>> = BTreeMap::new();
     let mut open = true;
     let mut number = 0_u64;
@@ -97,9 +97,14 @@ async fn write(store: Store, worker: String, mut gathered: mpsc::Receiver<(Audit
                 now.as_millisecond()
             );
             let lines: Vec<u8> = records.iter().flat_map(|(record, _)| record.line()).collect();
-            if let Err(error) = store.put(&key, lines, "application/x-ndjson").await {
-                tracing::warn!(%error, records = records.len(), "the audit of requests can't be written; trying again");
-                kept.insert(tenant, records);
+            match audit.put_new(&key, lines, "application/x-ndjson").await {
+                Ok(true) => {}
+                // Another worker of this name, or what was lost on its way after all: nothing is overwritten, the next name is free.
+                Ok(false) => _ = kept.insert(tenant, records),
+                Err(error) => {
+                    tracing::warn!(%error, records = records.len(), "the audit of requests can't be written; trying again");
+                    kept.insert(tenant, records);
+                }
             }
         }
         failed = !kept.is_empty();

@@ -68,6 +68,9 @@ pub struct Settings {
     tls: ClientTlsArgs,
     #[command(flatten)]
     store: StoreSettings,
+    /// Bucket for audit records, for one with object lock or versions and readers of its own [default: --s3-bucket]
+    #[arg(long = "s3-audit-bucket", env = "VECMILL_S3_AUDIT_BUCKET", value_name = "NAME")]
+    audit_bucket: Option<String>,
     #[command(flatten)]
     broker: BrokerSettings,
 }
@@ -87,6 +90,7 @@ pub struct Config {
     /// Two: one for charges, one for asking whether it is there.
     pub(crate) quota: (RedisQuota, RedisQuota),
     pub(crate) store: StoreSettings,
+    pub(crate) audit_bucket: String,
     pub(crate) broker: BrokerSettings,
 }
 
@@ -95,6 +99,11 @@ impl Settings {
     pub fn check(mut self) -> Result<Config, Vec<String>> {
         let mut mistakes = self.model.mistakes();
         mistakes.extend(self.store.mistakes());
+        if self.audit_bucket.as_deref().is_some_and(str::is_empty) {
+            mistakes.push(
+                "--s3-audit-bucket (VECMILL_S3_AUDIT_BUCKET) is empty: name the bucket, or leave it out".to_owned(),
+            );
+        }
         mistakes.extend(self.broker.mistakes());
         let tls = keep(&mut mistakes, self.tls.load().map_err(|error| error.to_string())).unwrap_or_default();
         self.broker.tls = tls.clone();
@@ -156,6 +165,7 @@ impl Settings {
                 verifier: Verifier::new(self.issuer, Keys::Remote(keys))
                     .with_staleness_max(Duration::from_secs(self.revocations_max_age_s)),
                 quota,
+                audit_bucket: self.audit_bucket.unwrap_or_else(|| self.store.bucket.clone()),
                 store: self.store,
                 broker: self.broker,
             }),

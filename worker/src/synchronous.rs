@@ -109,27 +109,33 @@ async fn session(
     let opening = tokio::time::timeout(OPEN_WITHIN, open(settings));
     let Open { connection, channel, mut requests, mut abandoned } = opening.await.map_err(|_| SessionError::Late)??;
     let mut answering = JoinSet::new();
-    // Who may be told that nobody waits any more; as many as are answered at once.
-    let mut waiting: HashMap<String, oneshot::Sender<()>> = HashMap::new();
+    // Who may be told that nobody waits any more, as many as are answered at once. By delivery tag, for ids are others' to choose
+    // and may come twice.
+    let mut waiting: HashMap<u64, (Arc<str>, oneshot::Sender<()>)> = HashMap::new();
     loop {
         tokio::select! {
             message = requests.next() => {
                 let message = message.ok_or(SessionError::Cancelled)??;
-                let id = message.properties.correlation_id().as_ref().map(|id| id.as_str().to_owned()).unwrap_or_default();
+                let id: Arc<str> = message.properties.correlation_id().as_ref().map_or("", |id| id.as_str()).into();
                 let (leave, left) = oneshot::channel();
-                waiting.insert(id.clone(), leave);
-                answering.spawn(answer(channel.clone(), pipeline.clone(), metrics.clone(), message, left, id));
+                let tag = message.delivery_tag;
+                waiting.insert(tag, (Arc::clone(&id), leave));
+                let answer = answer(channel.clone(), pipeline.clone(), metrics.clone(), message, left, id);
+                answering.spawn(async move {
+                    answer.await;
+                    tag
+                });
             }
             message = abandoned.next() => {
                 let message = message.ok_or(SessionError::Cancelled)??;
-                if let Some(leave) = std::str::from_utf8(&message.data).ok().and_then(|id| waiting.remove(id)) {
+                for (_, (_, leave)) in waiting.extract_if(|_, (id, _)| id.as_bytes() == message.data) {
                     // Answered in this moment: as good.
                     let _ = leave.send(());
                 }
             }
             Some(answered) = answering.join_next() => {
-                if let Ok(id) = answered {
-                    waiting.remove(&id);
+                if let Ok(tag) = answered {
+                    waiting.remove(&tag);
                 }
             }
             () = stopped(&mut stop) => break,
@@ -147,14 +153,14 @@ async fn answer(
     metrics: Arc<Metrics>,
     mut message: Message,
     left: oneshot::Receiver<()>,
-    id: String,
-) -> String {
+    id: Arc<str>,
+) {
     let Some(reply_to) = message.properties.reply_to().clone().filter(|to| to.as_str().starts_with(REPLY_PREFIX))
     else {
         warn!(request = shown(&id), "a synchronous request that no gateway waits for is refused");
         metrics.answered(Answered::Refused);
         acknowledge(&message).await;
-        return id;
+        return;
     };
     let begun = std::time::Instant::now();
     let _in_flight = InFlight::begin(&metrics);
@@ -169,11 +175,11 @@ async fn answer(
     } else {
         tokio::select! {
             answer = pipeline.answer(std::mem::take(&mut message.data)) => answer,
-            // A sender that is dropped belongs to a session that is over: nobody can be answered.
-            _ = left => {
+            // A sender is dropped with its session, and this task with it.
+            Ok(()) = left => {
                 metrics.answered(Answered::Abandoned);
                 acknowledge(&message).await;
-                return id;
+                return;
             }
         }
     };
@@ -189,7 +195,7 @@ async fn answer(
         None => metrics.answered(Answered::Late),
     }
     if let Some(answer) = answer {
-        let properties = BasicProperties::default().with_correlation_id(id.as_str().into());
+        let properties = BasicProperties::default().with_correlation_id((&*id).into());
         let (options, bytes) = (BasicPublishOptions::default(), answer.to_bytes());
         // Both at once, the answer first: they leave in one write.
         let sending = channel.basic_publish("".into(), reply_to, options, &bytes, properties);
@@ -200,7 +206,6 @@ async fn answer(
     } else {
         acknowledge(&message).await;
     }
-    id
 }
 
 /// A request's id for the log: of a bounded length, and no commands to a terminal, for anybody may have written it.

@@ -3,6 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use anyhow::Context;
+use futures_util::TryFutureExt;
 use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{info, warn};
 use vecmill_producer::store::Store;
@@ -69,12 +70,14 @@ pub async fn run(config: Config, stop: watch::Receiver<bool>) -> anyhow::Result<
     metrics.computes(*path, passed_over);
     let embedder = Embedder::start(model, batch_tokens, metrics.clone())?;
     let store = Store::connect(&config.store).await;
+    let audit = store.of_bucket(&config.audit_bucket);
     let (charges, probe) = config.quota;
     let (quota, asks) = mpsc::channel(ASKS_MAX);
     tokio::spawn(quota::serve(charges, asks));
-    let probing = tokio::spawn(watch_needs(health.clone(), store.clone(), probe, config.verifier.clone()));
+    let probing =
+        tokio::spawn(watch_needs(health.clone(), [store.clone(), audit.clone()], probe, config.verifier.clone()));
 
-    let (request_audit, auditing) = RequestAudit::start(store.clone(), config.name.clone());
+    let (request_audit, auditing) = RequestAudit::start(audit.clone(), config.name.clone());
     let pipeline = Pipeline::new(Parts {
         store,
         verifier: config.verifier,
@@ -85,6 +88,7 @@ pub async fn run(config: Config, stop: watch::Receiver<bool>) -> anyhow::Result<
         worker: config.name.clone(),
         health: health.clone(),
         metrics: metrics.clone(),
+        audit,
         request_audit,
         tokenizers: std::thread::available_parallelism().map_or(1, usize::from),
         chunk_memory_bytes: config.chunk_memory_bytes,
@@ -148,9 +152,10 @@ async fn drain_on_stop(
 }
 
 /// Keeps `/readyz` true when no chunk comes by.
-async fn watch_needs(health: Arc<Health>, store: Store, quota: RedisQuota, verifier: Verifier) {
+async fn watch_needs(health: Arc<Health>, [store, audit]: [Store; 2], quota: RedisQuota, verifier: Verifier) {
     loop {
-        match store.ping().await {
+        // Nothing is served unaudited.
+        match store.ping().and_then(|()| audit.ping()).await {
             Ok(()) => health.has(Need::Store),
             Err(error) => health.lacks(Need::Store, &error.to_string()),
         }

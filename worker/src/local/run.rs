@@ -91,6 +91,7 @@ impl Local {
             tokenizer: tokenizer.clone(),
             model,
             worker,
+            audit: store.clone(),
             request_audit,
             health: Arc::new(Health::default()),
             metrics,

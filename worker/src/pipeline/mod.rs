@@ -69,6 +69,8 @@ pub struct Parts {
     pub health: Arc<Health>,
     /// What is counted.
     pub metrics: Arc<Metrics>,
+    /// The bucket of audit records.
+    pub audit: Store,
     /// Where synchronous requests leave their audit records.
     pub request_audit: RequestAudit,
     /// Pieces of text tokenized at once: the machine's cores.

@@ -114,7 +114,7 @@ impl Pipeline {
         if standing != Standing::Goes {
             // Cancelled, or over without this chunk.
             let audit = AuditRecord::of_chunk(&self.parts.worker, Decision::Cancelled, &claim.grant, claim.chunk);
-            audit.write_for(store, &claim.keys, claim.chunk, "cancelled").await?;
+            audit.write_for(&self.parts.audit, &claim.keys, claim.chunk, "cancelled").await?;
             self.stop(claim, manifest).await?;
             return Ok(Ended::Cancelled);
         }
@@ -220,7 +220,7 @@ impl Pipeline {
     async fn refuse(&self, delivery: &Incoming, code: &'static str, reason: String) -> (Settle, Outcome) {
         warn!(code, reason, "message refused");
         let record = AuditRecord::refused(&self.parts.worker, Digest::of(&delivery.body), code, &reason);
-        match self.patiently(Need::Store, || record.write_refusal(&self.parts.store)).await {
+        match self.patiently(Need::Store, || record.write_refusal(&self.parts.audit)).await {
             Ok(()) => (Settle::Dead { code: code.to_owned(), reason }, Outcome::Refused),
             Err(_) => (Settle::Later { wait: UNRECORDED_WAIT }, Outcome::Later),
         }
@@ -266,7 +266,7 @@ impl Pipeline {
         let mut audit = AuditRecord::of_chunk(&self.parts.worker, Decision::Dead, &claim.grant, chunk);
         audit.code = Some(code.to_owned());
         audit.reason = Some(reason.to_owned());
-        audit.write_for(store, keys, chunk, "dead").await?;
+        audit.write_for(&self.parts.audit, keys, chunk, "dead").await?;
         let dead = DeadChunk { chunk, code: code.to_owned(), reason: reason.to_owned(), at: jiff::Timestamp::now() };
         // First that it may be dead, for those who list; then that it is, unless another has done it.
         store.put_json(&keys.dead(chunk), &dead).await?;

@@ -93,7 +93,7 @@ impl Pipeline {
         audit.input_sha256 = Some(admitted.entry.sha256);
         audit.output_sha256 = Some(vectors_sha256);
         audit.latency_ms = begun.elapsed().as_millis() as u64;
-        audit.write_for(store, keys, chunk, &short(&encoded.part_sha256)).await?;
+        audit.write_for(&self.parts.audit, keys, chunk, &short(&encoded.part_sha256)).await?;
         kill_point("after-audit");
         let result = ChunkResult {
             version: CONTRACT_VERSION,
