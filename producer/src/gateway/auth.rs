@@ -14,7 +14,7 @@ use tokio::time::timeout;
 use vecmill_signer::claims::Scope;
 use vecmill_signer::client::{AccessToken, AddressError, ApiKey, ClientError, EmbedToken, SignerClient};
 use vecmill_signer::edge::{ClientTls, FailedLogins};
-use vecmill_signer::verify::{VerifiedAccess, Verifier};
+use vecmill_signer::verify::{Refusal, VerifiedAccess, Verifier};
 use zeroize::Zeroizing;
 
 use super::error::ApiError;
@@ -96,18 +96,14 @@ impl Auth {
         }
         let credential = credential.trim_matches(' ');
         let key = credential.parse::<ApiKey>().ok();
-        let token = match key.clone() {
-            Some(key) => self.exchanged(key, peer).await?,
-            None => Zeroizing::new(credential.to_owned()),
-        };
-        let access = self.verifier.access(&token).await.map_err(|refusal| {
-            if refusal.is_transient() {
-                return ApiError::unavailable("signer_unavailable", "credentials can't be verified at the moment");
+        let (token, access) = match &key {
+            Some(key) => self.verified_of(key, peer).await?,
+            None => {
+                let token = Zeroizing::new(credential.to_owned());
+                let access = self.verifier.access(&token).await.map_err(|refusal| refused(&refusal, peer))?;
+                (token, access)
             }
-            tracing::warn!(reason = refusal.code(), client_addr = %peer.ip(), "access token refused");
-            self.forget(credential);
-            ApiError::unauthorized()
-        })?;
+        };
         if !access.may_come_from(peer.ip()) {
             tracing::warn!(key_id = access.key_id(), client_addr = %peer.ip(), "address refused");
             return Err(ApiError::forbidden("address_denied", "this tenant's requests may not come from this address"));
@@ -121,11 +117,42 @@ impl Auth {
 
     /// Whether a caller who was let in once still would be.
     pub(super) async fn still_good(&self, caller: &Caller) -> Result<(), ApiError> {
-        let token = match &caller.key {
-            Some(key) => self.exchanged(key.clone(), caller.peer).await?,
-            None => caller.token.clone(),
-        };
-        self.verifier.access(&token).await.map(drop).map_err(|_| ApiError::unauthorized())
+        match &caller.key {
+            Some(key) => self.verified_of(key, caller.peer).await.map(drop),
+            None => self.verifier.access(&caller.token).await.map(drop).map_err(|_| ApiError::unauthorized()),
+        }
+    }
+
+    /// What to tell a caller that was let in here and refused behind: that its key is good no more, or that its token was taken
+    /// back while the key is good.
+    pub(super) async fn refused_elsewhere(&self, caller: &Caller) -> ApiError {
+        let Some(key) = &caller.key else { return ApiError::unauthorized() };
+        self.forget(key.expose(), &caller.token);
+        match self.exchanged(key.clone(), caller.peer).await {
+            Ok(_) => {
+                ApiError::unavailable("token_renewed", "the access token of this API key was taken back; ask again")
+            }
+            Err(refusal) => refusal,
+        }
+    }
+
+    /// A key's access token, verified. One that was taken back is exchanged anew: many revocations of a tenant are told as one,
+    /// which voids tokens of keys that are good.
+    async fn verified_of(
+        &self,
+        key: &ApiKey,
+        peer: SocketAddr,
+    ) -> Result<(Zeroizing<String>, VerifiedAccess), ApiError> {
+        let mut last = false;
+        loop {
+            let token = self.exchanged(key.clone(), peer).await?;
+            match self.verifier.access(&token).await {
+                Ok(access) => return Ok((token, access)),
+                Err(refusal) if last || refusal.is_transient() => return Err(refused(&refusal, peer)),
+                Err(_) => self.forget(key.expose(), &token),
+            }
+            last = true;
+        }
     }
 
     /// The signer, asked in the caller's name.
@@ -220,10 +247,22 @@ impl Auth {
         Ok(token.token)
     }
 
-    /// Drops what is kept for a credential whose token is not good any more: the next request asks the signer.
-    fn forget(&self, credential: &str) {
-        self.tokens.lock().unwrap_or_else(PoisonError::into_inner).remove(&digest(credential));
+    /// Drops what is kept for a key, where it is still this token, which is not good any more.
+    fn forget(&self, key: &str, token: &str) {
+        let digest = digest(key);
+        let mut tokens = self.tokens.lock().unwrap_or_else(PoisonError::into_inner);
+        if tokens.get(&digest).is_some_and(|kept| *kept.token == *token) {
+            tokens.remove(&digest);
+        }
     }
+}
+
+fn refused(refusal: &Refusal, peer: SocketAddr) -> ApiError {
+    if refusal.is_transient() {
+        return ApiError::unavailable("signer_unavailable", "credentials can't be verified at the moment");
+    }
+    tracing::warn!(reason = refusal.code(), client_addr = %peer.ip(), "access token refused");
+    ApiError::unauthorized()
 }
 
 fn signer_away(_: AddressError) -> ApiError {

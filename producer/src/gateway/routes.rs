@@ -92,11 +92,15 @@ async fn guard(
         Ok(standing) => standing,
         Err(refusal) => return refusal.into_response(),
     };
-    let mut response = match admitted(&app, caller, standing, request, body).await {
+    let mut response = match admitted(&app, caller.clone(), standing, request, body).await {
         // What is held for the request is held until it is answered.
         Ok((request, _held)) => next.run(request).await,
         Err(refusal) => refusal.into_response(),
     };
+    if response.status() == StatusCode::UNAUTHORIZED {
+        // The signer or a worker has heard of something before this gateway did.
+        response = app.auth.refused_elsewhere(&caller).await.into_response();
+    }
     standing.tell(response.headers_mut());
     response
 }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use serde_json::{Value, json};
 use vecmill_tests::{
-    Cluster, WorkerOptions,
+    Cluster, Tenant, WorkerOptions,
     cluster::{MODEL, Process},
     corpus, eventually,
     results::{check_completed, count_tokens, in_mid_job},
@@ -262,6 +262,37 @@ async fn what_is_revoked_is_served_no_longer() {
         (ask(&gateway, &by_tenant.api_key, &body("a text")).await.status == 200).then_some(())
     })
     .await;
+}
+
+/// Many revocations of a tenant are told as one, which voids the tokens of keys that are good: their users notice nothing but a
+/// request to be asked again.
+#[tokio::test]
+async fn who_withdraws_many_keys_is_still_served_by_the_others() {
+    let cluster = Cluster::shared().await;
+    let tenant = cluster.tenant("a", &[]);
+    let _worker = cluster.worker(WorkerOptions::default()).await;
+    let gateway = cluster.gateway(&[]).await;
+    let served = async || {
+        let answer = ask(&gateway, &tenant.api_key, &body("a text")).await;
+        let renewed = answer.status == 503 && answer.code() == "token_renewed";
+        assert!(answer.status == 200 || renewed, "{} {}", answer.status, answer.body);
+        !renewed
+    };
+    assert!(served().await);
+    for _ in 0..40 {
+        let key = cluster.api_key(&tenant.id, "writer");
+        let id = Tenant { api_key: key, id: tenant.id.clone() }.key_id().to_owned();
+        cluster.signer(&["key", "revoke", &id]);
+        served().await;
+    }
+    let begun = Instant::now();
+    while begun.elapsed() < Duration::from_secs(5) {
+        served().await;
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert!(served().await);
+    let events = cluster.signer(&["audit", "--tenant", tenant.id.as_str()]).to_string();
+    assert!(events.contains("tenant.void-access-tokens"), "they were taken together: {events}");
 }
 
 #[tokio::test]

@@ -2,8 +2,10 @@
 
 use std::time::Duration;
 
+use futures_util::{StreamExt as _, stream::FuturesUnordered};
 use serde_json::json;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
 use vecmill_tests::{Cluster, eventually, receivers::webhook_settings};
 
 use super::{LIMIT, ask, upload};
@@ -94,21 +96,19 @@ async fn a_tenant_s_stalled_uploads_leave_others_their_places() {
     for _ in 0..16 {
         stalled.push(Caller::new(&gateway, &a).begin_upload(LENGTH, begun).await);
     }
-    eventually("A has its share", LIMIT, || async {
-        let (status, refused) = upload(&gateway, &a, b"\"a\"\n").await;
-        if status == 503 && refused["error"]["code"] == "overloaded" {
-            return Some(());
+    // Half of them are refused. Only then is another tried: it would take a place itself for a moment.
+    let mut refused = 0;
+    let refusing = async {
+        let mut answers: FuturesUnordered<_> = stalled.iter_mut().map(first_answer).collect();
+        while refused < 8 {
+            let answer = answers.next().await.unwrap();
+            assert!(answer.contains("overloaded"), "those that don't hold a place are refused: {answer}");
+            refused += 1;
         }
-        // Those that don't hold a place are refused because others do, and for no other reason.
-        for stream in &stalled {
-            let mut answer = [0; 4096];
-            let read = stream.try_read(&mut answer).unwrap_or_default();
-            let answer = String::from_utf8_lossy(&answer[..read]);
-            assert!(read == 0 || answer.contains("overloaded"), "{answer}");
-        }
-        None
-    })
-    .await;
+    };
+    tokio::time::timeout(Duration::from_secs(20), refusing).await.expect("A has its share");
+    let (status, answer) = upload(&gateway, &a, b"\"a\"\n").await;
+    assert_eq!((status, &answer["error"]["code"]), (503, &json!("overloaded")), "{answer}");
     for _ in 0..10 {
         let (status, file) = upload(&gateway, &b, b"\"b\"\n").await;
         assert_eq!(status, 200, "{file}");
@@ -118,4 +118,10 @@ async fn a_tenant_s_stalled_uploads_leave_others_their_places() {
         (upload(&gateway, &a, b"\"a\"\n").await.0 == 200).then_some(())
     })
     .await;
+}
+
+async fn first_answer(stream: &mut TcpStream) -> String {
+    let mut answer = vec![0; 4096];
+    let read = stream.read(&mut answer).await.unwrap_or_default();
+    String::from_utf8_lossy(&answer[..read]).into_owned()
 }

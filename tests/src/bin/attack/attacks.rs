@@ -92,7 +92,7 @@ async fn unread(url: &str, path: &str, until: Instant) -> anyhow::Result<String>
 }
 
 async fn unread_signer(target: &Target, until: Instant) -> anyhow::Result<String> {
-    unread(target.signer_url(), "/v1/revocations", until).await
+    unread(target.signer_url(), "/v1/revocations/2", until).await
 }
 
 async fn unread_gateway(target: &Target, until: Instant) -> anyhow::Result<String> {
@@ -161,7 +161,7 @@ async fn too_many_tokens(target: &Target, until: Instant) -> anyhow::Result<Stri
 /// As fast as they go: each leaves something that every verifier has to know.
 async fn keys(target: &Target, until: Instant) -> anyhow::Result<String> {
     let client = client()?;
-    let (signer, attacker) = (target.signer_url(), &target.attacker);
+    let (signer, attacker) = (target.signer_url(), &target.turner);
     let form = [
         ("grant_type", "client_credentials"),
         ("client_id", attacker.key_id()),
@@ -181,7 +181,7 @@ async fn keys(target: &Target, until: Instant) -> anyhow::Result<String> {
         status
     })
     .await?;
-    let statement = client.get(format!("{signer}/v1/revocations")).send().await?.bytes().await?;
+    let statement = client.get(format!("{signer}/v1/revocations/2")).send().await?.bytes().await?;
     Ok(format!("{told}; the statement of revocations has {} bytes", statement.len()))
 }
 

@@ -39,6 +39,12 @@ impl Seen {
         &self.errors
     }
 
+    /// What was seen at another time as well.
+    pub(crate) fn add(&mut self, other: Self) {
+        self.took.extend(other.took);
+        self.errors.extend(other.errors);
+    }
+
     fn place(&self, share: f64) -> Duration {
         let mut took = self.took.clone();
         took.sort();
@@ -152,7 +158,7 @@ impl Bystander {
     }
 
     async fn revocations(&self) -> anyhow::Result<()> {
-        let answer = self.client.get(format!("{}/v1/revocations", self.signer)).send().await?;
+        let answer = self.client.get(format!("{}/v1/revocations/2", self.signer)).send().await?;
         anyhow::ensure!(answer.status() == 200, "{}", answer.status());
         Ok(())
     }

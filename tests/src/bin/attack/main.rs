@@ -29,6 +29,11 @@ use crate::{
 
 /// How much slower than in quiet the bystander may find the slowest of a hundred requests.
 const SLOWER_MAX: f64 = 3.0;
+/// Requests of which the slowest of a hundred says something: of fewer it is the slowest but one or two, which is chance. Attacks that
+/// are shorter are judged together.
+const JUDGED_ALONE: usize = 300;
+/// Errors that are named of each attack.
+const NAMED: usize = 5;
 /// A slowest that is below this is no news: two cores compute, attack and look on.
 const NOTICED: Duration = Duration::from_millis(250);
 
@@ -38,6 +43,8 @@ pub(crate) struct Target {
     pub(crate) gateway: Process,
     worker: Process,
     pub(crate) attacker: Tenant,
+    /// One that has its own tokens voided by what it revokes.
+    pub(crate) turner: Tenant,
     /// Where nobody ever answers.
     pub(crate) tarpit: String,
 }
@@ -61,10 +68,19 @@ async fn main() -> anyhow::Result<ExitCode> {
     // What is done first is slower: connections, tokens, pages.
     bystander.watch(async { tokio::time::sleep(Duration::from_secs(3)).await }).await?;
     let quiet = bystander.watch(async { tokio::time::sleep(seconds.max(Duration::from_secs(10))).await }).await?.0;
+    anyhow::ensure!(
+        quiet.errors().is_empty(),
+        "nothing is attacked, and the bystander saw {}",
+        quiet.errors().join(", ")
+    );
     let quiet_p99 = quiet.p99();
     println!("{:34} {:>7} {:>6} {:>8} {:>8} {:>7}  memory, MiB", "", "asked", "errors", "p50 ms", "p99 ms", "worst");
     println!("{}", line("in quiet", &quiet, &Memory::default()));
-    let mut wrong = Vec::new();
+    let bound = quiet_p99.mul_f64(SLOWER_MAX).max(NOTICED);
+    let slow = |name: &str, seen: &Seen| {
+        (seen.p99() > bound).then(|| format!("{name}: p99 {:?}, more than {bound:?}", seen.p99()))
+    };
+    let (mut wrong, mut short) = (Vec::new(), Seen::default());
     for Attack { name, run } in ATTACKS.iter().filter(|attack| attack.name.contains(&only)) {
         let memory = Memory::watch([
             ("signer", target.cluster.signer_process().context("the signer")?.id()),
@@ -75,15 +91,17 @@ async fn main() -> anyhow::Result<ExitCode> {
         let told = told.with_context(|| format!("the attack \"{name}\" could not be run"))?;
         let memory = memory.end().await;
         println!("{}\n{:34} {told}", line(name, &seen, &memory), "");
-        wrong.extend(seen.errors().iter().map(|error| format!("{name}: the bystander saw {error}")));
-        let bound = quiet_p99.mul_f64(SLOWER_MAX).max(NOTICED);
-        if seen.p99() > bound {
-            wrong.push(format!("{name}: p99 {:?}, more than {bound:?}", seen.p99()));
+        wrong.extend(seen.errors().iter().take(NAMED).map(|error| format!("{name}: the bystander saw {error}")));
+        if seen.asked() >= JUDGED_ALONE {
+            wrong.extend(slow(name, &seen));
+        } else {
+            short.add(seen);
         }
         wrong.extend(memory.over().map(|over| format!("{name}: {over}")));
         // What the attack has left behind is the next one's to meet, but not what it has under way.
         tokio::time::sleep(Duration::from_secs(1)).await;
     }
+    wrong.extend(slow("all the short ones", &short));
     for sentence in &wrong {
         println!("WRONG: {sentence}");
     }
@@ -107,7 +125,7 @@ async fn set_up() -> anyhow::Result<(Target, Bystander)> {
     let plenty = "60000000000";
     let limits = ["--requests-per-minute", "100000", "--tokens-per-minute", plenty, "--tokens-per-day", plenty];
     let limits = [&limits[..], &["--tokens-burst", plenty]].concat();
-    let attacker = cluster.admin("attacker", &limits);
+    let [attacker, turner] = ["attacker", "turner"].map(|name| cluster.admin(name, &limits));
     let bystander = cluster.tenant("bystander", &limits);
     let worker = cluster.worker(WorkerOptions::default()).await;
     let (receiver, tarpit) = (Receiver::start().await, tarpit().await);
@@ -115,5 +133,5 @@ async fn set_up() -> anyhow::Result<(Target, Bystander)> {
     settings.push(("VECMILL_GATEWAY_LOG", "warn".to_owned()));
     let gateway = cluster.gateway(&settings).await;
     let bystander = Bystander::new(&gateway.url, &cluster.env["VECMILL_SIGNER_URL"], bystander, receiver)?;
-    Ok((Target { cluster, gateway, worker, attacker, tarpit: format!("http://{tarpit}/") }, bystander))
+    Ok((Target { cluster, gateway, worker, attacker, turner, tarpit: format!("http://{tarpit}/") }, bystander))
 }
