@@ -97,14 +97,13 @@ async fn write(audit: Store, worker: String, mut gathered: mpsc::Receiver<(Audit
                 now.as_millisecond()
             );
             let lines: Vec<u8> = records.iter().flat_map(|(record, _)| record.line()).collect();
-            match audit.put_new(&key, lines, "application/x-ndjson").await {
-                Ok(true) => {}
-                // Another worker of this name, or what was lost on its way after all: nothing is overwritten, the next name is free.
-                Ok(false) => _ = kept.insert(tenant, records),
-                Err(error) => {
-                    tracing::warn!(%error, records = records.len(), "the audit of requests can't be written; trying again");
-                    kept.insert(tenant, records);
-                }
+            let written = audit.put_new(&key, lines, "application/x-ndjson").await;
+            if let Err(error) = &written {
+                tracing::warn!(%error, records = records.len(), "the audit of requests can't be written; trying again");
+            }
+            // Where the name is taken, by another worker of this one's, nothing is overwritten: the next name is free.
+            if !written.unwrap_or(false) {
+                kept.insert(tenant, records);
             }
         }
         failed = !kept.is_empty();

@@ -90,7 +90,8 @@ pub struct Config {
     /// Two: one for charges, one for asking whether it is there.
     pub(crate) quota: (RedisQuota, RedisQuota),
     pub(crate) store: StoreSettings,
-    pub(crate) audit_bucket: String,
+    /// Where it is not the other one.
+    pub(crate) audit_bucket: Option<String>,
     pub(crate) broker: BrokerSettings,
 }
 
@@ -165,7 +166,7 @@ impl Settings {
                 verifier: Verifier::new(self.issuer, Keys::Remote(keys))
                     .with_staleness_max(Duration::from_secs(self.revocations_max_age_s)),
                 quota,
-                audit_bucket: self.audit_bucket.unwrap_or_else(|| self.store.bucket.clone()),
+                audit_bucket: self.audit_bucket,
                 store: self.store,
                 broker: self.broker,
             }),

@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use anyhow::Context;
-use futures_util::TryFutureExt;
+use futures_util::future::try_join_all;
 use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{info, warn};
 use vecmill_producer::store::Store;
@@ -70,12 +70,13 @@ pub async fn run(config: Config, stop: watch::Receiver<bool>) -> anyhow::Result<
     metrics.computes(*path, passed_over);
     let embedder = Embedder::start(model, batch_tokens, metrics.clone())?;
     let store = Store::connect(&config.store).await;
-    let audit = store.of_bucket(&config.audit_bucket);
+    let own_audit = config.audit_bucket.as_deref().map(|bucket| store.of_bucket(bucket));
+    let audit = own_audit.clone().unwrap_or_else(|| store.clone());
+    let buckets: Vec<Store> = std::iter::once(store.clone()).chain(own_audit).collect();
     let (charges, probe) = config.quota;
     let (quota, asks) = mpsc::channel(ASKS_MAX);
     tokio::spawn(quota::serve(charges, asks));
-    let probing =
-        tokio::spawn(watch_needs(health.clone(), [store.clone(), audit.clone()], probe, config.verifier.clone()));
+    let probing = tokio::spawn(watch_needs(health.clone(), buckets, probe, config.verifier.clone()));
 
     let (request_audit, auditing) = RequestAudit::start(audit.clone(), config.name.clone());
     let pipeline = Pipeline::new(Parts {
@@ -152,11 +153,11 @@ async fn drain_on_stop(
 }
 
 /// Keeps `/readyz` true when no chunk comes by.
-async fn watch_needs(health: Arc<Health>, [store, audit]: [Store; 2], quota: RedisQuota, verifier: Verifier) {
+async fn watch_needs(health: Arc<Health>, buckets: Vec<Store>, quota: RedisQuota, verifier: Verifier) {
     loop {
         // Nothing is served unaudited.
-        match store.ping().and_then(|()| audit.ping()).await {
-            Ok(()) => health.has(Need::Store),
+        match try_join_all(buckets.iter().map(Store::ping)).await {
+            Ok(_) => health.has(Need::Store),
             Err(error) => health.lacks(Need::Store, &error.to_string()),
         }
         match quota.ping().await {

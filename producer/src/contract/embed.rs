@@ -14,8 +14,6 @@ pub const EMBED_TOKENS_MAX: u64 = 300_000;
 /// Most bytes of a request's message: 300,000 tokens are below 2 MiB of most texts; JSON escapes and long words get room.
 /// RabbitMQ takes 16 MiB.
 pub const EMBED_REQUEST_BYTES_MAX: usize = 8 << 20;
-/// Longest instruction, in bytes, as of a job's: it is put before every input, so that a long one would be tokenized 2,048 times.
-pub const EMBED_INSTRUCTION_BYTES_MAX: usize = INSTRUCTION_BYTES_MAX;
 /// Most bytes of a request's id: the gateway's have 32.
 const ID_BYTES_MAX: usize = 64;
 /// Most bytes of an answer's header; the vectors come behind it.
@@ -86,7 +84,7 @@ impl EmbedRequest {
         }
         let fits = request.id.len() <= ID_BYTES_MAX
             && request.model.len() <= MODEL_BYTES_MAX
-            && request.instruction.as_ref().is_none_or(|text| text.len() <= EMBED_INSTRUCTION_BYTES_MAX);
+            && request.instruction.as_ref().is_none_or(|text| text.len() <= INSTRUCTION_BYTES_MAX);
         if fits { Ok(request) } else { Err(EmbedError::Malformed) }
     }
 }

@@ -20,15 +20,15 @@ pub use chunk::{
     RowInput, TEXT_BYTES_MAX, read_chunk,
 };
 pub use embed::{
-    EMBED_INPUTS_MAX, EMBED_INSTRUCTION_BYTES_MAX, EMBED_REQUEST_BYTES_MAX, EMBED_TOKENS_MAX, EmbedAnswer, EmbedError,
-    EmbedRefusal, EmbedRequest, RefusalKind,
+    EMBED_INPUTS_MAX, EMBED_REQUEST_BYTES_MAX, EMBED_TOKENS_MAX, EmbedAnswer, EmbedError, EmbedRefusal, EmbedRequest,
+    RefusalKind,
 };
 pub use inputs::{EmbedInput, EmbedInputs, InputFault, embed_cost};
 pub use layout::{JobKeys, chunk_of_key, entry_of_key, job_of_key, refusal_key, short, tenant_jobs_prefix};
 pub use manifest::{CHUNKS_MAX, ChunkEntry, Input, MANIFEST_BYTES_MAX, Manifest, ManifestError, TEXT_PER_CHUNK_BYTE};
 pub use message::{ATTEMPT_HEADER, ChunkMessage, MESSAGE_BYTES_MAX, MessageError, REASON_HEADER, RUNG_HEADER};
 pub use outcome::{Cancelled, ChunkResult, DeadChunk, FinalManifest, Outcome, PartEntry, Paused, RowError, Submission};
-pub use spec::{Dtype, JobSpec, Precision, SpecError, Truncate};
+pub use spec::{Dtype, INSTRUCTION_BYTES_MAX, JobSpec, MODEL_BYTES_MAX, Precision, SpecError, Truncate};
 pub use usage::{USAGE_DAYS, usage_field, usage_key};
 pub use vecmill_signer::claims::RunId;
 

@@ -3,9 +3,10 @@
 use serde::{Deserialize, Serialize};
 
 /// Most bytes of a model's name.
-pub(super) const MODEL_BYTES_MAX: usize = 128;
-/// Most bytes of an instruction: it is put before every text, so that a long one would be tokenized as often.
-pub(super) const INSTRUCTION_BYTES_MAX: usize = 4096;
+pub const MODEL_BYTES_MAX: usize = 128;
+/// Most bytes of an instruction, of a job's and of a request's: it is put before every text, so that a long one would be tokenized as
+/// often.
+pub const INSTRUCTION_BYTES_MAX: usize = 4096;
 
 /// The element type of the stored vectors.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default, Serialize, Deserialize, clap::ValueEnum)]

@@ -14,7 +14,7 @@ use tokio::time::timeout;
 use vecmill_signer::claims::Scope;
 use vecmill_signer::client::{AccessToken, AddressError, ApiKey, ClientError, EmbedToken, SignerClient};
 use vecmill_signer::edge::{ClientTls, FailedLogins};
-use vecmill_signer::verify::{Refusal, VerifiedAccess, Verifier};
+use vecmill_signer::verify::{VerifiedAccess, Verifier};
 use zeroize::Zeroizing;
 
 use super::error::ApiError;
@@ -100,7 +100,7 @@ impl Auth {
             Some(key) => self.verified_of(key, peer).await?,
             None => {
                 let token = Zeroizing::new(credential.to_owned());
-                let access = self.verifier.access(&token).await.map_err(|refusal| refused(&refusal, peer))?;
+                let access = self.verified(&token, peer).await?;
                 (token, access)
             }
         };
@@ -119,7 +119,7 @@ impl Auth {
     pub(super) async fn still_good(&self, caller: &Caller) -> Result<(), ApiError> {
         match &caller.key {
             Some(key) => self.verified_of(key, caller.peer).await.map(drop),
-            None => self.verifier.access(&caller.token).await.map(drop).map_err(|_| ApiError::unauthorized()),
+            None => self.verified(&caller.token, caller.peer).await.map(drop),
         }
     }
 
@@ -127,7 +127,7 @@ impl Auth {
     /// back while the key is good.
     pub(super) async fn refused_elsewhere(&self, caller: &Caller) -> ApiError {
         let Some(key) = &caller.key else { return ApiError::unauthorized() };
-        self.forget(key.expose(), &caller.token);
+        self.forget(key, &caller.token);
         match self.exchanged(key.clone(), caller.peer).await {
             Ok(_) => {
                 ApiError::unavailable("token_renewed", "the access token of this API key was taken back; ask again")
@@ -143,16 +143,25 @@ impl Auth {
         key: &ApiKey,
         peer: SocketAddr,
     ) -> Result<(Zeroizing<String>, VerifiedAccess), ApiError> {
-        let mut last = false;
-        loop {
-            let token = self.exchanged(key.clone(), peer).await?;
-            match self.verifier.access(&token).await {
-                Ok(access) => return Ok((token, access)),
-                Err(refusal) if last || refusal.is_transient() => return Err(refused(&refusal, peer)),
-                Err(_) => self.forget(key.expose(), &token),
-            }
-            last = true;
+        let kept = self.exchanged(key.clone(), peer).await?;
+        match self.verified(&kept, peer).await {
+            Ok(access) => return Ok((kept, access)),
+            Err(refusal) if refusal.is_transient() => return Err(refusal),
+            Err(_) => self.forget(key, &kept),
         }
+        let token = self.exchanged(key.clone(), peer).await?;
+        let access = self.verified(&token, peer).await?;
+        Ok((token, access))
+    }
+
+    async fn verified(&self, token: &str, peer: SocketAddr) -> Result<VerifiedAccess, ApiError> {
+        self.verifier.access(token).await.map_err(|refusal| {
+            if refusal.is_transient() {
+                return ApiError::unavailable("signer_unavailable", "credentials can't be verified at the moment");
+            }
+            tracing::warn!(reason = refusal.code(), client_addr = %peer.ip(), "access token refused");
+            ApiError::unauthorized()
+        })
     }
 
     /// The signer, asked in the caller's name.
@@ -248,21 +257,13 @@ impl Auth {
     }
 
     /// Drops what is kept for a key, where it is still this token, which is not good any more.
-    fn forget(&self, key: &str, token: &str) {
-        let digest = digest(key);
+    fn forget(&self, key: &ApiKey, token: &str) {
+        let digest = digest(key.expose());
         let mut tokens = self.tokens.lock().unwrap_or_else(PoisonError::into_inner);
         if tokens.get(&digest).is_some_and(|kept| *kept.token == *token) {
             tokens.remove(&digest);
         }
     }
-}
-
-fn refused(refusal: &Refusal, peer: SocketAddr) -> ApiError {
-    if refusal.is_transient() {
-        return ApiError::unavailable("signer_unavailable", "credentials can't be verified at the moment");
-    }
-    tracing::warn!(reason = refusal.code(), client_addr = %peer.ip(), "access token refused");
-    ApiError::unauthorized()
 }
 
 fn signer_away(_: AddressError) -> ApiError {

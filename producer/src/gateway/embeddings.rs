@@ -23,7 +23,7 @@ use super::error::{ApiError, ErrorEnvelope};
 use super::workers::{AskError, Question, left};
 use super::{App, RequestId};
 use crate::contract::{
-    CONTRACT_VERSION, EMBED_INSTRUCTION_BYTES_MAX, EmbedAnswer, EmbedInput, EmbedInputs, EmbedRequest, embed_cost,
+    CONTRACT_VERSION, EmbedAnswer, EmbedInput, EmbedInputs, EmbedRequest, INSTRUCTION_BYTES_MAX, embed_cost,
 };
 use crate::shares::Share;
 
@@ -220,8 +220,8 @@ fn read(body: Result<Bytes, BytesRejection>) -> Result<Asked, ApiError> {
     let long = |param: &str, most: usize| {
         ApiError::invalid("invalid_body", Some(param), format!("{param} may have {most} bytes"))
     };
-    if instruction.as_ref().is_some_and(|text| text.len() > EMBED_INSTRUCTION_BYTES_MAX) {
-        return Err(long("instruction", EMBED_INSTRUCTION_BYTES_MAX));
+    if instruction.as_ref().is_some_and(|text| text.len() > INSTRUCTION_BYTES_MAX) {
+        return Err(long("instruction", INSTRUCTION_BYTES_MAX));
     }
     if user.is_some_and(|user| user.len() > USER_BYTES_MAX) {
         return Err(long("user", USER_BYTES_MAX));
@@ -392,7 +392,7 @@ mod tests {
         assert_eq!(with("user", json!("u".repeat(USER_BYTES_MAX))), None);
         for (name, value, told) in [
             ("user", json!("u".repeat(USER_BYTES_MAX + 1)), "user may have"),
-            ("instruction", json!("i".repeat(EMBED_INSTRUCTION_BYTES_MAX + 1)), "instruction may have"),
+            ("instruction", json!("i".repeat(INSTRUCTION_BYTES_MAX + 1)), "instruction may have"),
             ("input", json!(["a", 7]), "input.1"),
             (&"long".repeat(100_000), json!(1), "unknown field"),
         ] {

@@ -290,7 +290,7 @@ async fn named(ConnectInfo(peer): ConnectInfo<SocketAddr>, mut request: Request,
     response
 }
 
-/// 128 random bits. Not the caller's: what tenants are charged under must be nobody's to choose.
+/// 128 random bits. Not the caller's: what a request is found by in logs and audit must be nobody's to choose.
 fn request_id() -> String {
     let mut bytes = [0; 16];
     // The one source of randomness that TLS has too; without it there would be no connection.

@@ -23,16 +23,14 @@ use super::super::{App, ids, storage, webhooks};
 use super::record::{BatchRecord, InputOptions, Order, OutputOptions, PREFIX};
 use super::view::{self, Batch};
 use super::{ENDPOINT, pending};
-use crate::contract::{CONTRACT_VERSION, Truncate};
+use crate::contract::{CONTRACT_VERSION, INSTRUCTION_BYTES_MAX, MODEL_BYTES_MAX, Truncate};
 
 /// OpenAI's bounds of `metadata`.
 const METADATA_MAX: usize = 16;
 const METADATA_KEY_MAX: usize = 64;
 const METADATA_VALUE_MAX: usize = 512;
-/// Bytes of a model's name, of an instruction and of a field's name: as [`crate::contract::JobSpec`] has them, and as long as
-/// anybody calls a column. With metadata, a record that holds them is far shorter than its readers take.
-const MODEL_BYTES_MAX: usize = 128;
-const INSTRUCTION_BYTES_MAX: usize = 4_096;
+/// Bytes of a field's name: as long as anybody calls a column. With metadata and what else is bounded, a record that holds it is far
+/// shorter than its readers take.
 const FIELD_BYTES_MAX: usize = 256;
 /// Of the oldest batches, those that are looked at when a tenant has as many as it may: what nothing is left of is removed.
 const OLDEST_MAX: usize = 100;

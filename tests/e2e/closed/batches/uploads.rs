@@ -97,16 +97,10 @@ async fn a_tenant_s_stalled_uploads_leave_others_their_places() {
         stalled.push(Caller::new(&gateway, &a).begin_upload(LENGTH, begun).await);
     }
     // Half of them are refused. Only then is another tried: it would take a place itself for a moment.
-    let mut refused = 0;
-    let refusing = async {
-        let mut answers: FuturesUnordered<_> = stalled.iter_mut().map(first_answer).collect();
-        while refused < 8 {
-            let answer = answers.next().await.unwrap();
-            assert!(answer.contains("overloaded"), "those that don't hold a place are refused: {answer}");
-            refused += 1;
-        }
-    };
-    tokio::time::timeout(Duration::from_secs(20), refusing).await.expect("A has its share");
+    let answers = stalled.iter_mut().map(first_answer).collect::<FuturesUnordered<_>>().take(8).collect::<Vec<_>>();
+    for answer in tokio::time::timeout(Duration::from_secs(20), answers).await.expect("A has its share") {
+        assert!(answer.contains("overloaded"), "those that don't hold a place are refused: {answer}");
+    }
     let (status, answer) = upload(&gateway, &a, b"\"a\"\n").await;
     assert_eq!((status, &answer["error"]["code"]), (503, &json!("overloaded")), "{answer}");
     for _ in 0..10 {
