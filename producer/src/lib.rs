@@ -12,6 +12,8 @@ pub mod contract;
 pub mod control;
 pub mod digest;
 pub mod fetch;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 pub mod gateway;
 pub mod life;
 pub mod part;

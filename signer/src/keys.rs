@@ -250,15 +250,15 @@ mod fuzz {
         ) {
             let key = format!(r#"{{"kty":"{kty}","crv":"Ed25519","kid":"{kid}","x":"{x}"}}"#);
             let document = format!(r#"{{"keys":[{}]}}"#, vec![key; copies].join(","));
+            crate::fuzz::jwks(document.as_bytes());
             if let Ok(keys) = KeySet::from_jwks(document.as_bytes()) {
                 prop_assert!(keys.is_empty() || copies == 1);
-                prop_assert_eq!(KeySet::from_jwks(keys.to_jwks().to_string().as_bytes()), Ok(keys));
             }
         }
 
         #[test]
         fn any_bytes_are_a_key_set_or_refused(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
-            let _ = KeySet::from_jwks(&bytes);
+            crate::fuzz::jwks(&bytes);
         }
     }
 }

@@ -12,6 +12,8 @@ pub mod cli;
 pub mod client;
 pub mod config;
 pub mod edge;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 mod genuine;
 mod header;
 mod http;

@@ -6,6 +6,8 @@ mod authorization;
 mod current;
 mod embed_tokens;
 mod error;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 mod grants;
 mod oauth;
 mod open;

@@ -5,8 +5,8 @@
 
 mod chunk;
 mod embed;
-#[cfg(test)]
-mod fuzz;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 mod inputs;
 mod layout;
 mod manifest;

@@ -92,7 +92,7 @@ impl Bodies {
             let sentence = "too many bodies of this tenant are on their way at once; ask again";
             return Err(ApiError::unavailable("overloaded", sentence));
         };
-        let bytes = timeout(ARRIVES_WITHIN, whole(body, most)).await.map_err(|_| late())??;
+        let bytes = timeout(ARRIVES_WITHIN, whole(body, told.unwrap_or(0), most)).await.map_err(|_| late())??;
         Ok((Request::from_parts(parts, Body::from(bytes)), Some(memory)))
     }
 }
@@ -110,10 +110,11 @@ fn too_large(most: usize) -> ApiError {
     ApiError::too_large(format!("the body may have {most} bytes"))
 }
 
-/// The whole of a body, unless it is longer.
-async fn whole(body: Body, most: usize) -> Result<Bytes, ApiError> {
+/// The whole of a body, unless it is longer. Of a told length, it has its room at once: one that grew would lie in memory twice
+/// at each growth.
+async fn whole(body: Body, told: usize, most: usize) -> Result<Bytes, ApiError> {
     let mut pieces = body.into_data_stream();
-    let mut read = BytesMut::new();
+    let mut read = BytesMut::with_capacity(told);
     while let Some(piece) = pieces.next().await {
         let piece = piece.map_err(|error| match came_too_slowly(&error) {
             // The edge's patience ends no sooner than the time for a body; of one that stalls, in the same moment.

@@ -8,6 +8,8 @@ mod embed_tokens;
 mod embeddings;
 mod error;
 mod files;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 mod ids;
 mod jobs;
 mod limits;

@@ -7,6 +7,8 @@ mod budget;
 mod check;
 mod csv;
 mod error;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 mod json;
 mod json_value;
 mod lines;

@@ -31,9 +31,9 @@ const VOID_WAIT_S_MAX: u64 = 2;
 #[derive(Deserialize)]
 pub(super) struct TokenForm {
     grant_type: Option<String>,
-    scope: Option<String>,
-    client_id: Option<String>,
-    client_secret: Option<Zeroizing<String>>,
+    pub(super) scope: Option<String>,
+    pub(super) client_id: Option<String>,
+    pub(super) client_secret: Option<Zeroizing<String>>,
 }
 
 pub(super) async fn token(
@@ -105,7 +105,7 @@ pub(super) fn filled(parameter: Option<&str>) -> Option<&str> {
 }
 
 /// The scopes asked for, if the role has them all; all of the role's if none are named.
-fn narrowed(role: &[Scope], asked: Option<&str>) -> Result<Vec<Scope>, ApiError> {
+pub(super) fn narrowed(role: &[Scope], asked: Option<&str>) -> Result<Vec<Scope>, ApiError> {
     let Some(asked) = asked else { return Ok(role.to_vec()) };
     if asked.len() > SCOPE_LEN_MAX {
         return Err(ApiError::bad_request("invalid_scope", format!("scope may have {SCOPE_LEN_MAX} characters")));
@@ -126,20 +126,9 @@ fn narrowed(role: &[Scope], asked: Option<&str>) -> Result<Vec<Scope>, ApiError>
 
 #[cfg(test)]
 mod fuzz {
-    use axum::body::Body;
-    use axum::extract::FromRequest as _;
-    use axum::http::Request;
     use proptest::prelude::*;
 
-    use super::*;
-
-    /// Reads a body as the handler gets it.
-    fn read(body: Vec<u8>) -> Option<TokenForm> {
-        let request = Request::post("/").header("content-type", "application/x-www-form-urlencoded");
-        let request = request.body(Body::from(body)).expect("a request");
-        let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
-        runtime.block_on(Form::from_request(request, &())).ok().map(|Form(form)| form)
-    }
+    use super::super::fuzz;
 
     proptest! {
         #[test]
@@ -147,17 +136,14 @@ mod fuzz {
             prop::collection::vec(any::<u8>(), 0..200),
             "((grant_type|scope|client_id|client_secret|x)(=|%3D|&|\\+|%|%0|%00|%ff|a){0,3}&?){0,8}".prop_map(String::into_bytes),
         ]) {
-            if let Some(form) = read(body) {
-                let _ = auth::credentials(&HeaderMap::new(), form.client_id, form.client_secret).map(|shown| auth::shown_key(&shown));
-                let _ = narrowed(&Scope::ALL, filled(form.scope.as_deref()));
-            }
+            fuzz::form(&body);
         }
 
         #[test]
         fn a_parameter_stands_once(name in "grant_type|scope|client_id|client_secret", one in "[a-z]{0,4}", other in "[a-z]{0,4}") {
             let (once, twice) = (format!("{name}={one}"), format!("{name}={one}&{name}={other}"));
-            prop_assert!(read(once.into_bytes()).is_some());
-            prop_assert!(read(twice.into_bytes()).is_none());
+            prop_assert!(fuzz::token_form(once.into_bytes()).is_some());
+            prop_assert!(fuzz::token_form(twice.into_bytes()).is_none());
         }
     }
 }

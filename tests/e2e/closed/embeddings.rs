@@ -208,8 +208,9 @@ async fn a_body_takes_a_small_multiple_of_its_length() {
     }
     let grown = gateway.peak_memory_mib().unwrap() - before;
     println!("28 bodies of 7 MiB, four at once: {before} MiB and {grown} more");
-    // What a body is read into, and what the allocator keeps of it.
-    assert!(grown < 4 * 7 * 4, "{grown} MiB");
+    // Three times what is reserved for them, as the gateway states, and what the allocator keeps in the places where it has had
+    // such blocks before.
+    assert!(grown < 3 * 4 * 7 + 64, "{grown} MiB");
 }
 
 #[tokio::test]

@@ -1,6 +1,8 @@
 //! `/v1/files`: what tenants upload for batches, and what batches come to, streamed from and to S3.
 
 mod form;
+#[cfg(any(test, fuzzing))]
+pub(in super::super) mod fuzz;
 pub(super) mod upload;
 
 use std::sync::Arc;

@@ -2,31 +2,24 @@
 
 use std::sync::Arc;
 
-use axum::extract::multipart::{Field, MultipartError};
+use axum::extract::multipart::Field;
 use axum::extract::{FromRequest as _, Multipart, Request, State};
 use axum::{Extension, Json};
 use utoipa::ToSchema;
 use vecmill_signer::claims::{Digest, TenantId};
 
 use super::super::auth::Caller;
-use super::super::embeddings::printable;
-use super::super::error::{ApiError, ErrorEnvelope, cause};
+use super::super::error::{ApiError, ErrorEnvelope};
 use super::super::shared::{Over, refusal};
 use super::super::stored::of_upload;
 use super::super::{App, ids, storage};
-use super::form::{self, FormError, Reading};
+use super::form::{self, Form, Part, Reading, not_read_on};
 use super::{BATCH, FileObject, FileRecord, PREFIX, sweep};
 use crate::contract::CONTRACT_VERSION;
 use crate::store::Upload;
 
-/// Longest field of a form that is not the file.
-const FIELD_BYTES_MAX: usize = 1024;
-/// Most parts of a form: it may have four, each once.
-const PARTS_MAX: usize = 4;
 /// Bytes for which room is taken at once, before they are stored: a part's to S3.
 const ROOM_BYTES: u64 = 8 << 20;
-/// Seconds that a file may be kept: an hour to thirty days, as OpenAI has it.
-const KEPT_S: std::ops::RangeInclusive<u64> = 3600..=2_592_000;
 
 /// A file to upload; for the description only.
 #[derive(ToSchema)]
@@ -69,7 +62,7 @@ pub(in super::super) async fn upload(
     // Before a byte is taken: whoever has no room hears of it at once.
     to.take(0).await.map_err(refusal)?;
     let mut given = Form::default();
-    let read = given.read(&to, &mut form, &reading).await;
+    let read = read(&to, &mut given, &mut form, &reading).await;
     let checked = read.and_then(|()| given.check());
     let (expires_after_s, (filename, bytes, sha256)) = match checked {
         Ok(checked) => checked,
@@ -98,9 +91,6 @@ pub(in super::super) async fn upload(
     Ok(Json(record.object()))
 }
 
-/// A file's name, length and digest.
-type Received = (String, u64, Digest);
-
 /// Where an upload goes, and on whose account.
 struct To<'a> {
     app: &'a App,
@@ -128,77 +118,12 @@ impl To<'_> {
     }
 }
 
-/// What a form has brought so far.
-#[derive(Default)]
-struct Form {
-    purpose: Option<String>,
-    anchor: Option<String>,
-    seconds: Option<String>,
-    file: Option<Received>,
-}
-
-impl Form {
-    async fn read(&mut self, to: &To<'_>, form: &mut Multipart, reading: &Reading) -> Result<(), ApiError> {
-        let mut parts = 0;
-        loop {
-            reading.looks_for_a_part();
-            let Some(field) = form.next_field().await.map_err(not_read_on)? else { return Ok(()) };
-            reading.has_found_one();
-            parts += 1;
-            if parts > PARTS_MAX {
-                let sentence = format!("the form has more than {PARTS_MAX} parts");
-                return Err(ApiError::invalid("invalid_body", None, sentence));
-            }
-            let name = field.name().unwrap_or_default().to_owned();
-            match name.as_str() {
-                "purpose" => self.purpose = Some(text(field).await?),
-                "expires_after[anchor]" => self.anchor = Some(text(field).await?),
-                "expires_after[seconds]" => self.seconds = Some(text(field).await?),
-                "file" if self.file.is_some() => {
-                    return Err(ApiError::invalid("invalid_body", Some("file"), "the form has two fields named file"));
-                }
-                "file" => {
-                    let filename: String =
-                        field.file_name().unwrap_or("file").chars().filter(|c| !c.is_control()).take(255).collect();
-                    let (bytes, sha256) = received(to, field).await?;
-                    self.file = Some((filename, bytes, sha256));
-                }
-                other => {
-                    let name = printable(other);
-                    let sentence =
-                        format!("the form has a field {name:?}; it may have purpose, expires_after and file");
-                    return Err(ApiError::invalid("invalid_body", None, sentence));
-                }
-            }
-        }
-    }
-
-    /// The seconds to keep the file, if it is not for ever; and its name, length and digest.
-    fn check(&mut self) -> Result<(Option<u64>, Received), ApiError> {
-        let wrong = |param: &str, sentence: String| Err(ApiError::invalid("invalid_body", Some(param), sentence));
-        match self.purpose.as_deref() {
-            Some(BATCH) => {}
-            Some(_) => return wrong("purpose", "purpose must be \"batch\": files are for batches here".to_owned()),
-            None => return wrong("purpose", "the form lacks the field purpose: it must be \"batch\"".to_owned()),
-        }
-        let expires_after_s = match (self.anchor.as_deref(), self.seconds.as_deref()) {
-            (None, None) => None,
-            (Some("created_at"), Some(seconds)) => match seconds.parse() {
-                Ok(seconds) if KEPT_S.contains(&seconds) => Some(seconds),
-                _ => {
-                    let (from, to) = (KEPT_S.start(), KEPT_S.end());
-                    return wrong("expires_after", format!("expires_after[seconds] must be {from} to {to}"));
-                }
-            },
-            _ => {
-                let sentence = "expires_after must have both anchor, \"created_at\", and seconds".to_owned();
-                return wrong("expires_after", sentence);
-            }
-        };
-        match self.file.take() {
-            None => wrong("file", "the form lacks the field file".to_owned()),
-            Some((_, 0, _)) => wrong("file", "the file is empty".to_owned()),
-            Some(file) => Ok((expires_after_s, file)),
+async fn read(to: &To<'_>, given: &mut Form, form: &mut Multipart, reading: &Reading) -> Result<(), ApiError> {
+    loop {
+        match given.next(form, reading).await? {
+            Part::File(name, content) => given.received(name, received(to, content).await?),
+            Part::Field => {}
+            Part::End => return Ok(()),
         }
     }
 }
@@ -232,26 +157,4 @@ async fn pieces(to: &To<'_>, field: &mut Field<'_>, upload: &mut Upload) -> Resu
         upload.push(&piece).await?;
     }
     Ok(())
-}
-
-async fn text(mut field: Field<'_>) -> Result<String, ApiError> {
-    let mut text = Vec::new();
-    while let Some(piece) = field.chunk().await.map_err(not_read_on)? {
-        text.extend_from_slice(&piece);
-        if text.len() > FIELD_BYTES_MAX {
-            return Err(ApiError::too_large(format!("a field of the form may have {FIELD_BYTES_MAX} bytes")));
-        }
-    }
-    String::from_utf8(text).map_err(|_| ApiError::invalid("invalid_body", None, "a field of the form is not UTF-8"))
-}
-
-/// Why a form is not read on, for its sender. Our own refusal is among the causes of the parser's.
-fn not_read_on(error: MultipartError) -> ApiError {
-    match cause::<FormError>(&error) {
-        Some(FormError::Header) => ApiError::too_large(format!("{}: give it fewer headers", FormError::Header)),
-        Some(FormError::Slow) => ApiError::invalid("upload_stalled", None, FormError::Slow.to_string()),
-        Some(FormError::Broken) | None => {
-            ApiError::invalid("invalid_body", None, "the form ends too early or is not multipart/form-data")
-        }
-    }
 }
