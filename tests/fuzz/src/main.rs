@@ -2,17 +2,32 @@
 //! arguments.
 #![no_main]
 
-use std::sync::LazyLock;
+use std::panic;
+use std::sync::{LazyLock, Mutex};
+
+use vecmill_producer::fuzz as producer;
+use vecmill_signer::fuzz as signer;
 
 static TARGET: LazyLock<fn(&[u8])> = LazyLock::new(|| {
-    let targets = || vecmill_signer::fuzz::TARGETS.iter().chain(vecmill_producer::fuzz::TARGETS);
+    let targets = || signer::TARGETS.iter().chain(producer::TARGETS);
     let name = std::env::var("VECMILL_FUZZ_TARGET").unwrap_or_default();
     let Some((_, target)) = targets().find(|(known, _)| *known == name) else {
         let known: Vec<_> = targets().map(|(name, _)| *name).collect();
         eprintln!("VECMILL_FUZZ_TARGET is {name:?}; it must be one of {}", known.join(", "));
         std::process::exit(2)
     };
+    // libFuzzer's own hook would end the program at a panic that the reader catches, as that of Parquet does.
+    panic::set_hook(Box::new(|panic| {
+        *LAST_PANIC.lock().expect("no panic here") = panic.to_string();
+    }));
     *target
 });
 
-libfuzzer_sys::fuzz_target!(init: { LazyLock::force(&TARGET); }, |input: &[u8]| TARGET(input));
+static LAST_PANIC: Mutex<String> = Mutex::new(String::new());
+
+libfuzzer_sys::fuzz_target!(init: { LazyLock::force(&TARGET); }, |input: &[u8]| {
+    if panic::catch_unwind(|| TARGET(input)).is_err() {
+        eprintln!("{}", LAST_PANIC.lock().expect("no panic here"));
+        std::process::abort();
+    }
+});

@@ -20,9 +20,9 @@ pub(crate) fn multipart(bytes: &[u8]) {
     }
     RUNTIME.with(|runtime| {
         let whole = runtime.block_on(read(bytes, bytes.len().max(1)));
-        for piece in [1, 7] {
-            assert_eq!(runtime.block_on(read(bytes, piece)), whole, "in pieces of {piece}");
-        }
+        // The length itself is as good as chance for how long the pieces are.
+        let piece = 1 + bytes.len() % 32;
+        assert_eq!(runtime.block_on(read(bytes, piece)), whole, "in pieces of {piece}");
         if let Ok((_, (name, length, _))) = whole {
             assert!(name.chars().count() <= 255 && (1..=bytes.len() as u64).contains(&length));
         }
