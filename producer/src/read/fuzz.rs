@@ -10,6 +10,8 @@ use super::{InputFormat, ReadOptions, Stop, open_within};
 /// Little that is free, so that what is out of bounds shows.
 const LITTLE: Allowance = Allowance { bytes_free: 64 << 10, bytes_times: 100, rows_free: 1000, rows_times: 2 };
 
+const OF_LINES: [InputFormat; 3] = [InputFormat::Jsonl, InputFormat::Lines, InputFormat::Csv];
+
 /// A Parquet file, whatever its footer and pages say.
 pub(crate) fn parquet(bytes: &[u8]) {
     keeps_to_its_budget(bytes, InputFormat::Parquet);
@@ -23,17 +25,19 @@ pub(crate) fn parquet_footer(metadata: &[u8]) {
     keeps_to_its_budget(&[&pages[..], metadata, &length, b"PAR1"].concat(), InputFormat::Parquet);
 }
 
-/// A stream of gzip or zstd, members and frames one after the other.
+/// A stream of gzip or zstd, members and frames one after the other, of lines in one of the formats.
 pub(crate) fn compressed(bytes: &[u8]) {
-    for magic in [&b"\x1f\x8b\x08"[..], b"\x28\xb5\x2f\xfd"] {
-        let bytes = if bytes.starts_with(magic) { bytes.to_vec() } else { [magic, bytes].concat() };
-        rows(&bytes);
-    }
+    const MAGICS: [&[u8]; 2] = [b"\x1f\x8b\x08", b"\x28\xb5\x2f\xfd"];
+    let named = MAGICS.iter().any(|magic| bytes.starts_with(magic));
+    // The length is as good as chance for what the input is taken for.
+    let magic = if named { b"" } else { MAGICS[bytes.len() % 2] };
+    let format = OF_LINES[bytes.len() % OF_LINES.len()];
+    keeps_to_its_budget(&[magic, bytes].concat(), format);
 }
 
 /// Lines of JSON, CSV and plain lines.
 pub(crate) fn rows(bytes: &[u8]) {
-    for format in [InputFormat::Jsonl, InputFormat::Lines, InputFormat::Csv] {
+    for format in OF_LINES {
         keeps_to_its_budget(bytes, format);
     }
 }
