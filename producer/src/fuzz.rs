@@ -27,7 +27,7 @@ pub const TARGETS: &[(&str, Target)] = &[
 mod tests {
     use std::path::Path;
 
-    /// Good inputs to begin from, and such as have shown a fault.
+    /// Good inputs to begin from, and such as have shown a fault, here or in a library.
     #[test]
     fn every_input_that_is_kept_is_read_or_refused() {
         for (name, target) in super::TARGETS {
